@@ -1,0 +1,316 @@
+"""Images with labels, transfer problems made of them, and where both come from."""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
+from sklearn.model_selection import train_test_split
+from torchvision.datasets.folder import find_classes, make_dataset
+
+from dtl.progress import progress
+
+logger = logging.getLogger(__name__)
+
+SPLIT_FOLDERS = {
+    "train": ("train",),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test",),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Images of one size with one label each, held in memory.
+
+    Parameters
+    ----------
+    images : torch.Tensor, uint8, (n, 3, height, width)
+    labels : torch.Tensor, int64, (n,), values in 0..K-1
+    classes : tuple of str, length K
+
+    >>> dataset = dtl.load("testbed").source
+    >>> dataset.images.shape, dataset.classes[0]
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
+            raise ValueError(f"images must be uint8 of shape (n, 3, height, width), not {self.images.dtype} {shape}")
+        if self.labels.dtype != torch.int64 or tuple(self.labels.shape) != shape[:1]:
+            raise ValueError(
+                f"labels must be int64, one for each of the {shape[0]} images, not {self.labels.dtype} "
+                f"{tuple(self.labels.shape)}"
+            )
+        outside = (self.labels < 0) | (self.labels >= len(self.classes))
+        if outside.any():
+            where = int(outside.nonzero()[0])
+            raise ValueError(
+                f"label {int(self.labels[where])} of image {where} is out of range: there are "
+                f"{len(self.classes)} classes, so labels are 0..{len(self.classes) - 1}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.classes)
+
+    def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "ImageDataset":
+        """The images at `index` (integers or a boolean mask), with the same classes."""
+        index = torch.as_tensor(np.asarray(index))
+        return ImageDataset(self.images[index], self.labels[index], self.classes)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Images of each class, (K,)."""
+        return np.bincount(self.labels.numpy(), minlength=self.n_classes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels, labels and class names."""
+        digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What was planted in a problem, so that an answer can be checked.
+
+    Parameters
+    ----------
+    role : (K,) str, what each source class does: helpful, misleading, mislabelled, irrelevant or leaked
+    helps : (K,) int, the target subpopulation that a source class shows, -1 for none
+    subpopulations : names of the latent target subpopulations
+    subpopulation : for each target split, (n,) int, the latent subpopulation of each example
+    cue_agrees : for each target split, (n,) bool, whether the spurious cue points to the example's label
+    leaked_by : for each target split, (n,) int, the source class that holds near copies of the example, -1 for none
+    """
+
+    role: np.ndarray
+    helps: np.ndarray
+    subpopulations: tuple[str, ...]
+    subpopulation: dict[str, np.ndarray]
+    cue_agrees: dict[str, np.ndarray]
+    leaked_by: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class TransferProblem:
+    """A source to pre-train on and a target, in three splits, to transfer to.
+
+    Influences are estimated on `target_validation`; gains are reported on `target_test`.
+
+    >>> problem = dtl.load("testbed")
+    >>> problem.source.n_classes, len(problem.target_train)
+    """
+
+    name: str
+    source: ImageDataset
+    target_train: ImageDataset
+    target_validation: ImageDataset
+    target_test: ImageDataset
+    truth: Truth | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {part: tuple(dataset.images.shape[2:]) for part, dataset in self.parts.items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"all images of a problem must have one size, but they have {sizes}")
+        for part, dataset in self.parts.items():
+            if dataset.n_classes < 2:
+                raise ValueError(f"{part} has {dataset.n_classes} class: influences and transfer need at least two")
+            if len(dataset) == 0:
+                raise ValueError(f"{part} has no images")
+            if part.startswith("target") and dataset.classes != self.target_train.classes:
+                raise ValueError(f"{part} has other classes than target_train: {dataset.classes}")
+        for part in ("source", "target_train"):
+            empty = [c for c, n in zip(self.parts[part].classes, self.parts[part].counts, strict=True) if n == 0]
+            if empty:
+                raise ValueError(f"{part} has classes without images: {', '.join(empty[:5])}; add images or drop them")
+
+    @property
+    def parts(self) -> dict[str, ImageDataset]:
+        """The four datasets by name."""
+        names = ("source", "target_train", "target_validation", "target_test")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        return {part: dataset.fingerprint for part, dataset in self.parts.items()}
+
+
+_LOADERS: dict[str, Callable[..., TransferProblem]] = {}
+
+
+def loader(name: str) -> Callable[[Callable[..., TransferProblem]], Callable[..., TransferProblem]]:
+    """Register a function as what `load(name)` calls."""
+
+    def register(function: Callable[..., TransferProblem]) -> Callable[..., TransferProblem]:
+        _LOADERS[name] = function
+        return function
+
+    return register
+
+
+def load(name: str, root: str | Path | None = None, **options: object) -> TransferProblem:
+    """A transfer problem by name.
+
+    Parameters
+    ----------
+    name : "testbed" (procedural images with planted truth, option `seed`)
+    root : folder of the data, for problems that are read from disk
+    options : passed to the problem's own loader
+
+    >>> problem = dtl.load("testbed", seed=0)
+    >>> problem.truth.role[:3]
+    """
+    if name not in _LOADERS:
+        raise ValueError(
+            f"unknown problem {name!r}: known are {', '.join(sorted(_LOADERS))}; for your own images use "
+            "dtl.from_folders(source_dir, target_dir)"
+        )
+    return _LOADERS[name](**options) if root is None else _LOADERS[name](root=Path(root), **options)
+
+
+def from_folders(
+    source_dir: str | Path,
+    target_dir: str | Path,
+    size: int = 32,
+    *,
+    holdout: float = 0.2,
+    limit: int | None = None,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    show_progress: bool = True,
+) -> TransferProblem:
+    """Your own images: two trees with one folder per class (ImageFolder layout).
+
+    Parameters
+    ----------
+    source_dir : folder of class folders, or a folder that holds such a tree as `train`
+    target_dir : likewise; `validation` (or `val`) and `test` beside `train` are used where they are, and
+        split off `train` with `seed`, the same share of each class, where they are not
+    size : images are resized and centre-cropped to size x size pixels, grey and palette images to RGB
+    holdout : share of the target's training images that each missing split takes
+    limit : at most this many images of each class, drawn with `seed`
+    cache : folder for decoded images, by content; default is the user's cache folder
+    show_progress : show a bar while images are decoded
+
+    Raises
+    ------
+    FileNotFoundError : a folder is missing or holds no class folders
+    ValueError : a class without images, an unreadable image (named), fewer than two classes, a bad setting
+
+    >>> problem = dtl.from_folders("animals", "pets/", size=32)
+    >>> problem.target_validation.classes
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, not {size}")
+    if not 0 < holdout < 0.5:
+        raise ValueError(f"holdout must be a share between 0 and 0.5, not {holdout}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 image a class, not {limit}")
+    source_dir, target_dir = Path(source_dir), Path(target_dir)
+    cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
+
+    def read(folder: Path) -> ImageDataset:
+        return _read_tree(folder, size, limit, seed, cache, show_progress)
+
+    source = read(_split_folder(source_dir, "train") or source_dir)
+    splits = {split: _split_folder(target_dir, split) for split in SPLIT_FOLDERS}
+    target = {"train": read(splits["train"] or target_dir)}
+    if splits["train"]:
+        target |= {split: read(folder) for split, folder in splits.items() if folder and split != "train"}
+    for split in ("test", "validation"):
+        if split not in target:
+            logger.info(
+                "no %s folder in %s: %d%% of its training images are held out", split, target_dir, holdout * 100
+            )
+            target["train"], target[split] = _hold_out(target["train"], holdout, seed)
+    return TransferProblem(
+        f"{source_dir.name}-{target_dir.name}", source, target["train"], target["validation"], target["test"]
+    )
+
+
+def _split_folder(folder: Path, split: str) -> Path | None:
+    return next((folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()), None)
+
+
+def _hold_out(dataset: ImageDataset, share: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
+    small = [name for name, n in zip(dataset.classes, dataset.counts, strict=True) if n < 4]
+    if small:
+        raise ValueError(
+            f"classes with fewer than 4 images cannot be split: {', '.join(small[:5])}; add images or "
+            "give validation and test folders"
+        )
+    keep, held = train_test_split(np.arange(len(dataset)), test_size=share, random_state=seed, stratify=dataset.labels)
+    return dataset.subset(np.sort(keep)), dataset.subset(np.sort(held))
+
+
+def _read_tree(folder: Path, size: int, limit: int | None, seed: int, cache: Path, show_progress: bool) -> ImageDataset:
+    """One ImageFolder tree, decoded in parallel, or from the cache of the same content."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give a folder that holds one folder of images per class")
+    try:
+        classes, index = find_classes(folder)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} holds no class folders: put the images of each class into one") from None
+    endings = tuple(Image.registered_extensions())
+    samples = np.array(make_dataset(folder, index, extensions=endings, allow_empty=True), dtype=object).reshape(-1, 2)
+    labels = samples[:, 1].astype(np.int64)
+    empty = [name for name, n in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True) if n == 0]
+    if empty:
+        raise ValueError(
+            f"class folders without any image in {folder}: {', '.join(empty[:5])}; add images or remove them"
+        )
+    if limit is not None:
+        order = np.random.default_rng(seed).permutation(len(labels))
+        kept = np.concatenate([order[labels[order] == k][:limit] for k in range(len(classes))])
+        samples, labels = samples[np.sort(kept)], labels[np.sort(kept)]
+    paths = [Path(path) for path in samples[:, 0]]
+
+    with ThreadPoolExecutor() as pool:
+        digest = hashlib.sha256(repr((size, classes, labels.tolist())).encode())
+        for file in pool.map(lambda path: hashlib.sha256(path.read_bytes()).digest(), paths):
+            digest.update(file)
+        cached = cache / f"{digest.hexdigest()[:32]}.safetensors"
+        if cached.exists():
+            images = load_file(cached)["images"]
+        else:
+            with progress(len(paths), "image", f"reading {folder}", show_progress) as bar:
+                images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+                for i, image in enumerate(pool.map(lambda path: _decode(path, size), paths)):
+                    images[i] = image
+                    bar.update()
+            cache.mkdir(parents=True, exist_ok=True)
+            partial = cached.with_suffix(f".{os.getpid()}")
+            save_file({"images": images}, partial)
+            partial.replace(cached)
+    return ImageDataset(images, torch.from_numpy(labels), tuple(classes))
+
+
+def _decode(path: Path, size: int) -> torch.Tensor:
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that is resized away
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            fitted = upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size))
+            return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"cannot read the image {path} ({error}): replace or remove it") from error

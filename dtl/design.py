@@ -1,0 +1,158 @@
+"""Which classes (or examples) each source model sees: the subset masks of a study.
+
+Three designs, all of them with every class in half of the subsets (``random``: in a chosen fraction):
+
+``balanced``
+    Fold-over of a Paley-Hadamard matrix. Within a block of `block_length` models every class is in exactly half of the
+    subsets, every two classes meet equally often, and each subset is followed by its complement.
+``paired``
+    A random exact half, then its complement, and so on.
+``random``
+    Independent random subsets of one exact size: Algorithm 1 of Jain et al. 2022 as published.
+
+Row j depends on ``(n_units, design, fraction, seed, j)`` only, so a study can be resumed, extended or shared out.
+"""
+
+import math
+import operator
+
+import numpy as np
+
+DESIGNS = ("balanced", "random", "paired")
+
+
+def subset_masks(
+    n_units: int,
+    n_models: int,
+    design: str = "balanced",
+    fraction: float = 0.5,
+    seed: int = 0,
+    start: int = 0,
+) -> np.ndarray:
+    """Subset masks of models ``start`` to ``n_models - 1`` of a study.
+
+    Parameters
+    ----------
+    n_units : int
+        Number K of source classes (or examples) to include or leave out, at least 2.
+    n_models : int
+        Number m of models in the study, at least 2. A larger m never changes the earlier rows.
+    design : {"balanced", "random", "paired"}
+    fraction : float
+        Share of the units in each subset, in (0, 1). Other values than 0.5 need ``design="random"``.
+    seed : int
+        Seed of the design, non-negative.
+    start : int
+        First row to make: ``subset_masks(K, m, start=s)`` equals ``subset_masks(K, m)[s:]``.
+
+    Returns
+    -------
+    np.ndarray
+        Boolean, shape (n_models - start, n_units). True: the model is trained on that unit.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range, or the design is unknown.
+
+    Examples
+    --------
+    >>> masks = subset_masks(20, 38)                    # one balanced block
+    >>> masks.sum(axis=0).tolist() == [19] * 20         # every class in half of the 38 subsets
+    True
+    """
+    n_units, n_models = _integer("n_units", n_units, 2), _integer("n_models", n_models, 2)
+    seed, start = _integer("seed", seed, 0), _integer("start", start, 0)
+    if start >= n_models:
+        raise ValueError(f"start must be below n_models = {n_models}, got {start}.")
+    if design not in DESIGNS:
+        raise ValueError(f"Unknown design {design!r}: choose one of {', '.join(DESIGNS)}.")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must lie strictly between 0 and 1, got {fraction}.")
+    if design == "random":
+        return _random_rows(n_units, start, n_models, fraction, seed)
+    if fraction != 0.5:
+        raise ValueError(f'The {design} design has fraction 0.5 only, got {fraction}: use design="random".')
+    rows = _balanced_halves if design == "balanced" else _random_halves
+    halves = rows(n_units, start // 2, (n_models + 1) // 2, seed)
+    masks = np.stack([halves, ~halves], axis=1).reshape(-1, n_units)
+    return masks[start % 2 : start % 2 + n_models - start]
+
+
+def block_length(n_units: int) -> int:
+    """Number of models 2q in one balanced block for ``n_units`` classes.
+
+    q is the smallest prime with q = 3 (mod 4) and q + 1 >= K. For K = 2, q is 1 (the Hadamard matrix of order 2),
+    because q = 3 would draw the empty subset. K = 10, 20, 50, 100, 200, 1000 give 22, 38, 118, 206, 398, 2038.
+
+    Examples
+    --------
+    >>> block_length(200)
+    398
+    """
+    return 2 * _paley_prime(_integer("n_units", n_units, 2))
+
+
+def _balanced_halves(n_units: int, first: int, last: int, seed: int) -> np.ndarray:
+    """Rows ``first`` to ``last - 1`` of the Hadamard blocks, without complements, shape (last - first, n_units)."""
+    q = _paley_prime(n_units)
+    blocks = range(first // q, (last - 1) // q + 1)
+    rows = [_hadamard_block(n_units, q, seed, b, max(first - b * q, 0), min(last - b * q, q)) for b in blocks]
+    return np.concatenate(rows)
+
+
+def _hadamard_block(n_units: int, q: int, seed: int, block: int, first: int, last: int) -> np.ndarray:
+    """Rows ``first`` to ``last - 1`` of one block, shape (last - first, n_units).
+
+    Paley's construction I: H = [[1, 1'], [-1, Q + I]], Q[i, j] = chi(j - i) with chi the quadratic character mod q.
+    Row 0, all ones, is dropped; rows and columns are permuted by (seed, block) and the first ``n_units`` columns kept.
+    """
+    draws = _draws(seed, (0, block), 2 * q + 1)
+    rows = np.argsort(draws[:q], kind="stable")[first:last]
+    columns = np.argsort(draws[q:], kind="stable")[:n_units]
+    is_plus = np.zeros(q, dtype=bool)  # True at 0 (the diagonal of Q + I) and at the quadratic residues
+    is_plus[np.arange(q, dtype=np.int64) ** 2 % q] = True
+    # Column q stands for the border column of -1; its lookup below is overwritten.
+    return is_plus[(columns[None, :] - rows[:, None]) % q] & (columns < q)
+
+
+def _random_halves(n_units: int, first: int, last: int, seed: int) -> np.ndarray:
+    """Independent random halves; with K odd they hold (K - 1) / 2 classes and their complements (K + 1) / 2."""
+    return np.stack([_exact_subset(n_units, n_units // 2, seed, (1, pair)) for pair in range(first, last)])
+
+
+def _random_rows(n_units: int, first: int, last: int, fraction: float, seed: int) -> np.ndarray:
+    size = round(fraction * n_units)
+    if not 0 < size < n_units:
+        raise ValueError(f"fraction {fraction} of {n_units} units is {size}: a subset must keep some and drop some.")
+    return np.stack([_exact_subset(n_units, size, seed, (2, row)) for row in range(first, last)])
+
+
+def _exact_subset(n_units: int, size: int, seed: int, key: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(n_units, dtype=bool)
+    mask[np.argsort(_draws(seed, key, n_units), kind="stable")[:size]] = True
+    return mask
+
+
+def _draws(seed: int, key: tuple[int, int], size: int) -> np.ndarray:
+    """Raw 64-bit draws: NumPy fixes this stream for good, but not that of ``Generator.permutation``."""
+    return np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)).random_raw(size)
+
+
+def _paley_prime(n_units: int) -> int:
+    if n_units == 2:
+        return 1
+    q = 3
+    while q + 1 < n_units or any(q % d == 0 for d in range(3, math.isqrt(q) + 1, 2)):
+        q += 4
+    return q
+
+
+def _integer(name: str, value: int, minimum: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be an integer, got {value!r}.") from None
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {number}.")
+    return number

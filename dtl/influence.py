@@ -1,0 +1,298 @@
+"""Influences of source classes on target outputs: three estimators, their standard errors, and how good they are.
+
+The estimand is that of Algorithm 1 (Jain et al. 2022): the mean output of models whose subset holds the class, minus
+the mean over models whose subset does not. With subsets of one size an additive output ``sum_{c in S} beta_c`` gives
+``tau_c = K/(K-1) (beta_c - mean(beta))``, whatever the size: influences are relative and sum to zero over classes.
+The regressions are put on the same scale; where subset sizes differ they also remove the effect of the size.
+
+``difference``  difference in means, Algorithm 1 itself.
+``ols``         least squares of the outputs on the masks (a linear datamodel; Ilyas et al. 2022), on the differences
+                between a subset and its complement where the design has them.
+``ridge``       the same with a penalty chosen for each target by generalised cross-validation (Golub et al. 1979).
+"""
+
+import logging
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+from numpy.typing import ArrayLike
+
+from dtl._estimators import SOLVERS, are_complements, is_balanced, sums_of_squares
+from dtl.design import DESIGNS, block_length
+
+logger = logging.getLogger(__name__)
+
+_TILE = 2**24  # numbers of the outputs worked on at once
+
+
+@dataclass(frozen=True, eq=False)
+class Influence:
+    """Estimated influences of K source classes on n targets.
+
+    Attributes
+    ----------
+    values : np.ndarray
+        Shape (K, n): output with the class minus without, in units of the output. Positive: the class helps.
+    stderr : np.ndarray
+        Shape (K, n): standard errors; ``values +- 1.96 stderr`` is the 95% interval. ``inf``: too few models to tell.
+    reliability : np.ndarray
+        Shape (n,), in [0, 1]: estimated squared correlation over classes between the values and the true influences.
+    method, design : str
+    n_models : int
+    """
+
+    values: np.ndarray
+    stderr: np.ndarray
+    reliability: np.ndarray
+    method: str
+    design: str
+    n_models: int
+
+
+def estimate_influence(
+    masks: ArrayLike, outputs: ArrayLike, method: str = "difference", design: str | None = None
+) -> Influence:
+    """Influence of every class on every target, with standard errors that are right for the design.
+
+    Parameters
+    ----------
+    masks : array_like
+        Boolean (or 0/1), shape (m, K): the classes that each model was trained on.
+    outputs : array_like
+        Shape (m, n): output of each model on each target.
+    method : {"difference", "ols", "ridge"}
+    design : {"balanced", "random", "paired"}, optional
+        How the masks were drawn. If None, what the masks show: "balanced" if they are whole balanced blocks, else
+        "paired" if every odd row is the complement of the row before it, else "random".
+
+    Returns
+    -------
+    Influence
+
+    Raises
+    ------
+    ValueError
+        If the arrays do not fit, an output is not finite, a class is in all or none of the subsets, or the models are
+        too few for the method.
+
+    Notes
+    -----
+    Standard errors. random: Welch for the difference, classical least squares for OLS. paired: from the differences D
+    between the outputs of a subset and of its complement. balanced: from the residuals of the regression of D on the
+    signs. Where that leaves fewer than 10 degrees of freedom (one block), they come from the sums over each pair, which
+    hold the training noise and the even interactions: conservative unless the odd interactions (order three and more)
+    exceed the even ones. For the difference, a balanced design cut inside a block gets the errors of pairs, which are
+    conservative. ridge: posterior standard deviation (Wahba 1983; Nychka 1988) at the smallest penalty whose
+    ``rows * log(GCV)`` is within 2 of the minimum; at the minimum itself a weak signal is often shrunk to nothing, and
+    its stated error with it.
+
+    Examples
+    --------
+    >>> masks = np.array([[1, 0], [0, 1], [1, 0], [0, 1]])
+    >>> estimate_influence(masks, [[3.0], [1.0], [5.0], [1.0]]).values.ravel().tolist()
+    [3.0, -3.0]
+    """
+    if method not in SOLVERS:
+        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SOLVERS)}.")
+    included, outputs = _checked(masks, outputs)
+    design = _checked_design(included, design)
+    z = included.astype(np.float64)
+    solve = SOLVERS[method](z, design)
+    width = max(1, _TILE // len(z))
+    tiles = [outputs[:, first : first + width] for first in range(0, outputs.shape[1], width)]
+    # Levels do not matter; measured from the first model, a target that never varies is exactly zero.
+    solved = [solve(tile.astype(np.float64) - tile[:1]) for tile in tiles]
+    values = np.concatenate([v for v, _ in solved], axis=1)
+    variances = np.concatenate([v for _, v in solved], axis=1)
+    return Influence(values, np.sqrt(variances), _reliability(values, variances, method), method, design, len(z))
+
+
+def models_needed(influence: Influence, reliability: float = 0.8) -> int:
+    """Models at which the influences would reach a reliability, pooled over targets.
+
+    The noise falls as 1/m (OLS: as 1/(m - K), on pairs 1/(m - 2K)), so with noise-to-signal ratio q now and
+    ``reliability = 1/(1 + q)``, the number follows. Whole blocks for the balanced design, whole pairs for the paired.
+
+    Raises
+    ------
+    ValueError
+        If the reliability is not in (0, 1), or the spread of the influences does not exceed their errors.
+
+    Examples
+    --------
+    >>> models_needed(influence, 0.9)  # doctest: +SKIP
+    398
+    """
+    if not 0 < reliability < 1:
+        raise ValueError(f"reliability must lie strictly between 0 and 1, got {reliability}.")
+    n_classes = len(influence.values)
+    noise = float((influence.stderr**2).mean(axis=0).sum())
+    spread = float(influence.values.var(axis=0).sum())
+    signal = spread if influence.method == "ridge" else spread - noise  # a shrunk estimate's spread holds no noise
+    if not (math.isfinite(noise) and signal > 0):
+        raise ValueError(
+            f"No measurable signal with {influence.n_models} models: the influences spread no more than their errors; "
+            "train more models first."
+        )
+    lost = 0
+    if influence.method == "ols" and influence.design != "balanced":
+        lost = n_classes if influence.design == "random" else 2 * n_classes
+    ratio = noise / signal * reliability / (1 - reliability)
+    step = {"random": 1, "paired": 2, "balanced": block_length(n_classes)}[influence.design]
+    return step * max(math.ceil((lost + (influence.n_models - lost) * ratio) / step - 1e-9), math.ceil(2 / step))
+
+
+def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: ArrayLike) -> tuple[float, float]:
+    """How well the influences predict held-out models: linear datamodeling score (Park et al. 2023) and its ceiling.
+
+    The score is the Spearman correlation, over held-out subsets, between a target's outputs and the sum of the
+    influences of the classes in the subset, averaged over targets. Training noise and interactions cap it: exact
+    influences would reach the ceiling ``(6/pi) asin(sqrt(R2)/2)``, R2 being the additive share of the outputs'
+    variance. R2 comes from the covariance between outputs and predictions: the held-out models are new, so neither
+    their noise nor the errors of the influences bias it (ridge: divided by the reliability, to undo the shrinkage).
+    Subsets are taken to be of one size.
+
+    Parameters
+    ----------
+    influence : Influence
+    masks, outputs : array_like
+        Shapes (m, K) and (m, n): models that the influences were *not* estimated from.
+
+    Returns
+    -------
+    score, ceiling : float
+        Averages over targets. Targets whose outputs (or predictions) do not vary are left out, with a log message.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, or no target varies.
+
+    Examples
+    --------
+    >>> linear_datamodeling_score(influence, new_masks, new_outputs)  # doctest: +SKIP
+    (0.52, 0.57)
+    """
+    included, outputs = _checked(masks, outputs, held_out=True)
+    n_classes, n_targets = influence.values.shape
+    if included.shape[1] != n_classes or outputs.shape[1] != n_targets:
+        raise ValueError(
+            f"Influences are of {n_classes} classes on {n_targets} targets, but the held-out models have "
+            f"{included.shape[1]} classes and {outputs.shape[1]} targets."
+        )
+    outputs = outputs.astype(np.float64)
+    predictions = included.astype(np.float64) @ influence.values
+    varies = (np.ptp(outputs, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
+    if not varies.any():
+        raise ValueError(
+            "No target's outputs and predictions vary over the held-out models: use more or other subsets."
+        )
+    if not varies.all():
+        logger.warning("%d of %d targets do not vary and are left out of the score.", (~varies).sum(), n_targets)
+    y, p = outputs[:, varies], predictions[:, varies]
+    score = _correlation(scipy.stats.rankdata(y, axis=0), scipy.stats.rankdata(p, axis=0)).mean()
+    covariance = _correlation(y, p) * y.std(axis=0) * p.std(axis=0) * (n_classes - 1) / n_classes
+    shrinkage = influence.reliability[varies] if influence.method == "ridge" else 1.0
+    additive = np.clip(covariance / np.maximum(shrinkage * y.var(axis=0), np.finfo(float).tiny), 0, 1)
+    return float(score), float((6 / np.pi * np.arcsin(np.sqrt(additive) / 2)).mean())
+
+
+def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
+    """Mean output of every group of targets, to estimate influences on groups with errors that respect shared models.
+
+    Parameters
+    ----------
+    outputs : array_like
+        Shape (m, n).
+    groups : array_like
+        Integers, shape (n,): group of each target, 0 to G - 1, none of them empty.
+
+    Returns
+    -------
+    np.ndarray
+        Shape (m, G), float64.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, or groups are not 0 to G - 1.
+
+    Examples
+    --------
+    >>> group_means([[1.0, 3.0, 5.0]], [0, 0, 1]).tolist()
+    [[2.0, 5.0]]
+    """
+    outputs, groups = np.asarray(outputs), np.asarray(groups)
+    if outputs.ndim != 2 or groups.shape != outputs.shape[1:]:
+        raise ValueError(f"groups must give one group per target: shapes {groups.shape} and {outputs.shape} disagree.")
+    if not np.issubdtype(groups.dtype, np.integer) or (groups < 0).any():
+        raise ValueError("groups must be non-negative integers.")
+    counts = np.bincount(groups)
+    if (counts == 0).any():
+        raise ValueError(f"Groups must be numbered without gaps: no target in {_listed(counts == 0)}.")
+    return outputs @ (groups[:, None] == np.arange(len(counts))).astype(np.float64) / counts
+
+
+def _reliability(values: np.ndarray, variances: np.ndarray, method: str) -> np.ndarray:
+    """Squared correlation with the truth, 1 - noise / spread; a posterior mean's spread is the signal alone."""
+    noise, spread = variances.mean(axis=0), values.var(axis=0)
+    total = spread + noise if method == "ridge" else spread
+    return np.clip(1 - np.divide(noise, total, out=np.ones_like(noise), where=total > 0), 0, 1)
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    return np.einsum("ij,ij->j", a, b) / np.sqrt(sums_of_squares(a) * sums_of_squares(b))
+
+
+def _checked_design(included: np.ndarray, design: str | None) -> str:
+    if design is None:
+        if len(included) % 2 or not are_complements(included):
+            return "random"
+        return "balanced" if is_balanced(included) else "paired"
+    if design not in DESIGNS:
+        raise ValueError(f"Unknown design {design!r}: choose one of {', '.join(DESIGNS)}.")
+    if design != "random" and not are_complements(included):
+        raise ValueError(
+            f'Rows of a {design} design must be pairs of complements: use design="random" for these masks.'
+        )
+    return design
+
+
+def _checked(masks: ArrayLike, outputs: ArrayLike, held_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    included, outputs = np.asarray(masks), np.asarray(outputs)
+    if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
+        raise ValueError(
+            "masks must be (models, classes) and outputs (models, targets) with the same models, got shapes "
+            f"{included.shape} and {outputs.shape}."
+        )
+    if included.dtype != bool and not np.isin(included, (0, 1)).all():
+        raise ValueError("masks must be boolean or 0/1: True where the model was trained on the class.")
+    included = included.astype(bool)
+    if len(included) < 2:
+        raise ValueError(f"At least two models are needed, got {len(included)}.")
+    if included.shape[1] < 2:
+        raise ValueError(f"At least two source classes are needed, got {included.shape[1]}.")
+    if outputs.shape[1] < 1:
+        raise ValueError("outputs hold no target.")
+    if not (np.issubdtype(outputs.dtype, np.number) or outputs.dtype == bool) or np.iscomplexobj(outputs):
+        raise ValueError(f"outputs must be real numbers, got dtype {outputs.dtype}.")
+    bad = np.logical_not(np.isfinite(outputs).all(axis=1))
+    if np.any(bad):
+        raise ValueError(f"Outputs are NaN or infinite for models {_listed(bad)}: train them again or leave them out.")
+    counts = np.sum(included, axis=0)
+    for flags, when in ((counts == 0, "never"), (counts == len(included), "always")):
+        if flags.any() and not held_out:
+            raise ValueError(
+                f"Classes {when} in a subset: {_listed(flags)}. Their influence cannot be estimated; train more models "
+                "or leave these classes out."
+            )
+    return included, outputs
+
+
+def _listed(flags: np.ndarray, most: int = 5) -> str:
+    found = np.flatnonzero(flags)
+    text = ", ".join(map(str, found[:most]))
+    return text if len(found) <= most else f"{text}, ... ({len(found)} in all)"

@@ -1,0 +1,116 @@
+"""Backbones, and how several nets of one kind run side by side as one grouped network.
+
+A stack of M nets takes images of M * 3 channels, three for each net, and every convolution has M times as many
+groups, so one call runs all M nets. Every parameter has the M nets along its first dimension, which makes stacking
+a concatenation. M = 1 is the plain net.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torchvision
+from torch import nn
+
+
+class Nets(nn.Module):
+    """`n_models` classifiers side by side: a backbone and one linear head each.
+
+    >>> nets = Nets("small", n_classes=4, n_models=8)
+    >>> nets(torch.zeros(2, 8 * 3, 16, 16)).shape          # (models, batch, classes)
+    torch.Size([8, 2, 4])
+    """
+
+    def __init__(self, model: str, n_classes: int, n_models: int = 1, widths: Sequence[int] = (16, 32, 64)) -> None:
+        super().__init__()
+        self.n_models = n_models
+        self.backbone, self.n_features = _backbone(model, n_models, widths)
+        self.weight = nn.Parameter(torch.empty(n_models, self.n_features, n_classes))
+        self.bias = nn.Parameter(torch.zeros(n_models, 1, n_classes))
+        nn.init.uniform_(self.weight, -(self.n_features**-0.5), self.n_features**-0.5)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, n_models * 3, h, w) -> (n_models, batch, n_features)"""
+        return self.backbone(x).flatten(1).unflatten(1, (self.n_models, -1)).transpose(0, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, n_models * 3, h, w) -> logits (n_models, batch, n_classes)"""
+        return torch.baddbmm(self.bias, self.features(x), self.weight)
+
+    @property
+    def head(self) -> list[nn.Parameter]:
+        return [self.weight, self.bias]
+
+    def new_head(self, n_classes: int, seeds: Sequence[int]) -> None:
+        """Replace the heads by new ones for `n_classes`, one seed per net."""
+        heads = torch.empty(self.n_models, self.n_features, n_classes)
+        for head, seed in zip(heads, seeds, strict=True):
+            bound = self.n_features**-0.5
+            head.uniform_(-bound, bound, generator=torch.Generator().manual_seed(int(seed)))
+        self.weight = nn.Parameter(heads.to(self.weight.device))
+        self.bias = nn.Parameter(torch.zeros(self.n_models, 1, n_classes, device=self.bias.device))
+
+
+def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequence[int] = (16, 32, 64)) -> Nets:
+    """Nets side by side, each with the initial weights that its own seed gives it alone.
+
+    >>> nets = initialise("small", n_classes=24, seeds=[0, 1])
+    >>> nets.n_models
+    2
+    """
+    states = []
+    for seed in seeds:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed))
+            states.append(Nets(model, n_classes, 1, widths).state_dict())
+    if len(seeds) > 1 and model not in PARALLEL:
+        raise ValueError(f"{model} runs one model at a time: set models_at_once=1 in the recipe")
+    nets = Nets(model, n_classes, len(seeds), widths)
+    nets.load_state_dict({k: torch.cat([s[k] for s in states]) if v.ndim else v for k, v in states[0].items()})
+    return nets
+
+
+PARALLEL = ("small", "resnet9")
+
+
+def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Module, int]:
+    if model == "small":
+        channels = (3, *widths)
+        layers = [_conv(a, b, n_models, stride=2) for a, b in pairwise(channels)]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels[-1]
+    if model == "resnet9":
+        return _resnet9(n_models), 512
+    if model in torchvision.models.list_models(module=torchvision.models):
+        return _torchvision_backbone(model)
+    raise ValueError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
+
+
+def _conv(n_in: int, n_out: int, n_models: int, stride: int = 1, pool: bool = False) -> nn.Sequential:
+    conv = nn.Conv2d(n_in * n_models, n_out * n_models, 3, stride, padding=1, groups=n_models, bias=False)
+    layers = [conv, nn.BatchNorm2d(n_out * n_models), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
+
+
+class _Residual(nn.Sequential):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input + super().forward(input)
+
+
+def _resnet9(n: int) -> nn.Sequential:
+    return nn.Sequential(
+        _conv(3, 64, n),
+        _conv(64, 128, n, pool=True),
+        _Residual(_conv(128, 128, n), _conv(128, 128, n)),
+        _conv(128, 256, n, pool=True),
+        _conv(256, 512, n, pool=True),
+        _Residual(_conv(512, 512, n), _conv(512, 512, n)),
+        nn.AdaptiveMaxPool2d(1),
+    )
+
+
+def _torchvision_backbone(model: str) -> tuple[nn.Module, int]:
+    """A torchvision classifier without its last linear layer, wherever that layer is."""
+    net = torchvision.models.get_model(model, weights=None)
+    name, last = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+    net.set_submodule(name, nn.Identity())
+    return net, last.in_features

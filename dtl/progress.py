@@ -1,0 +1,26 @@
+"""One progress line for everything that takes time."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+@contextmanager
+def progress(total: int, unit: str, label: str, show: bool = True) -> Iterator[tqdm]:
+    """A bar with count, rate and time left, then one printed line with the time taken.
+
+    The bar goes to standard error; under `DTL_PROGRESS=line` (set by the book build) only the printed
+    line appears. `show=False` prints nothing.
+
+    >>> with progress(2, "model", "source models") as bar:
+    ...     bar.update(2)
+    """
+    start = time.perf_counter()
+    hidden = not show or os.environ.get("DTL_PROGRESS") == "line"
+    with tqdm(total=total, unit=unit, desc=label, disable=hidden, leave=False, dynamic_ncols=True) as bar:
+        yield bar
+    if show:
+        print(f"{label}: {total} {unit}{'s' * (total != 1)} in {time.perf_counter() - start:.0f} s")

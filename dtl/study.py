@@ -1,0 +1,286 @@
+"""A study: many source models on many subsets, transferred, their outputs in one array store."""
+
+import hashlib
+import platform
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from copy import deepcopy
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import xarray as xr
+from zarr.abc.store import Store as ZarrStore
+
+from dtl.data import TransferProblem
+from dtl.design import subset_masks
+from dtl.influence import Influence, estimate_influence, group_means
+from dtl.models import PARALLEL
+from dtl.progress import progress as progress_line
+from dtl.store import Store
+from dtl.training import Recipe, resolve_device, schedule, train_sources
+from dtl.transfer import REGIMES, Outputs, transfer
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+FORMAT = 1
+SPLITS = ("validation", "test")
+
+
+class Study:
+    """Source models on subsets of the source classes, each transferred to the target.
+
+    Parameters
+    ----------
+    problem : what to train on and transfer to
+    recipe : training and transfer settings; default `Recipe()`
+    design : "balanced", "random" or "paired" (see `subset_masks`), or subsets of your own, bool (models, K)
+    transfer : one or more of "fixed", "fixed+bn", "full"
+    store : folder of the results (Zarr); without one they live in memory. A store of the same study is continued, a
+        store of another one is refused
+    seed : subsets, initial weights and order of examples are functions of it and of a model's number
+    fraction : share of the classes in a subset, for design "random"
+
+    >>> study = dtl.Study(dtl.load("testbed"), store="studies/testbed").run(46)
+    >>> study.influence(by="class").values.shape
+    (24, 4)
+    """
+
+    def __init__(
+        self,
+        problem: TransferProblem,
+        recipe: Recipe | None = None,
+        design: str | np.ndarray = "balanced",
+        transfer: str | Sequence[str] = ("fixed",),
+        store: str | Path | ZarrStore | None = None,
+        seed: int = 0,
+        fraction: float = 0.5,
+    ) -> None:
+        self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
+        self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
+        if not self.transfer or set(self.transfer) - set(REGIMES):
+            raise ValueError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
+        if self.recipe.model not in PARALLEL and self.recipe.models_at_once > 1:
+            raise ValueError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
+        if isinstance(design, str):
+            self.design, self.given = design, None
+            subset_masks(
+                problem.source.n_classes, 2, design, fraction, self.seed
+            )  # raises now what it would raise later
+        else:
+            self.design, self.given = None, _checked_subsets(design, problem.source.n_classes)
+        self.store = Store(store, self.settings)
+
+    def __repr__(self) -> str:
+        done = self.results.sizes["model"] if self.store.exists else 0
+        subsets, regimes = self.design or "given", ", ".join(self.transfer)
+        return f"Study({self.problem.name}: {done} models done, {subsets} subsets, {regimes})"
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What decides the numbers: stores with equal settings hold the same study."""
+        return {
+            "format": FORMAT,
+            "problem": self.problem.name,
+            "data": self.problem.fingerprints,
+            "recipe": self.recipe.settings(),
+            "design": self.design if self.given is None else hashlib.sha256(self.given.tobytes()).hexdigest(),
+            "fraction": self.fraction,
+            "transfer": list(self.transfer),
+            "seed": self.seed,
+        }
+
+    def run(
+        self, n_models: int | None = None, device: str = "auto", client: "Client | None" = None, progress: bool = True
+    ) -> "Study":
+        """Train those of the first `n_models` models that are missing; a batch of models is saved when it is done.
+
+        Parameters
+        ----------
+        n_models : models that the study shall have; may be left out when you gave the subsets
+        device : "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1"
+        client : a `distributed.Client` that trains the batches; without one, a thread a core, or the GPU
+        progress : show models done, rate and time left
+
+        A killed run loses the batches in flight; `run` again gives the arrays of an uninterrupted run.
+
+        >>> study.run(92).run(184)                          # trains 92, then 92 more
+        """
+        masks = self._subsets(n_models)
+        chosen = resolve_device(device)
+        with self.store.lock():
+            root = self._prepare(masks, chosen)
+            done, size = root["done"][: len(masks)], root["done"].chunks[0]
+            chunks = np.split(np.arange(len(masks)), range(size, len(masks), size))
+            batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
+            with progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar:
+                for rows, outputs in train(self, masks, batches, chosen, client):
+                    self.store.save(root, rows, outputs)
+                    bar.update(len(rows))
+        return self
+
+    def _subsets(self, n_models: int | None) -> np.ndarray:
+        if self.given is not None:
+            return self.given[:n_models]
+        if n_models is None:
+            raise ValueError("run needs the number of models")
+        return subset_masks(self.problem.source.n_classes, n_models, self.design, self.fraction, self.seed)
+
+    def seeds(self, n_models: int) -> np.ndarray:
+        """One seed per model, int64 (n_models,), each a function of (study seed, model number)."""
+        sequences = (np.random.SeedSequence([self.seed, j]) for j in range(n_models))
+        return np.array([int(s.generate_state(1, np.uint64)[0]) >> 1 for s in sequences], dtype=np.int64)
+
+    def _prepare(self, masks: np.ndarray, device: torch.device):
+        targets = [self.problem.parts[f"target_{split}"] for split in SPLITS]
+        labels = np.concatenate([target.labels.numpy() for target in targets])
+        split = np.repeat(np.arange(2, dtype=np.int8), [len(target) for target in targets])
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        versions = {name: version(name) for name in ("dtl", "torch", "torchvision", "numpy", "zarr")}
+        return self.store.prepare(
+            constants={"label": labels, "split": split},
+            per_model={"mask": masks, "seed": self.seeds(len(masks))},
+            outputs={"margin": "float32", "probability": "float32", "correct": "bool"},
+            shape=(len(self.transfer), len(labels)),
+            batch=self.recipe.models_at_once,
+            attributes={
+                "source_classes": self.problem.source.classes,
+                "target_classes": self.problem.target_train.classes,
+            },
+            run={
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                "models": len(masks),
+                "device": where,
+                **versions,
+            },
+        )
+
+    @property
+    def results(self) -> xr.Dataset:
+        """All finished models, read when used.
+
+        Dimensions model, source, target (validation examples, then test) and transfer; variables mask, seed, margin,
+        probability, correct; coordinates source (class names), split, label.
+        """
+        root = self.store.open()
+        data = xr.open_zarr(self.store.zarr, consolidated=False, chunks={})
+        done = np.flatnonzero(data["done"].values)
+        return (
+            data.isel(model=done)
+            .drop_vars("done")
+            .assign_coords(
+                model=done,
+                source=list(root.attrs["source_classes"]),
+                transfer=list(self.transfer),
+                split=("target", np.array(SPLITS)[data["split"].values]),
+                label=data["label"],
+            )
+        )
+
+    @property
+    def masks(self) -> np.ndarray:
+        """The source classes of each finished model, bool (models, K)."""
+        return self.results["mask"].values
+
+    def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
+        """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
+        transfer = transfer or self.transfer[0]
+        for value, known in ((output, Outputs._fields), (transfer, self.transfer), (split, SPLITS)):
+            if value not in known:
+                raise ValueError(f"unknown {value!r}: this study has {', '.join(known)}")
+        results = self.results.sel(transfer=transfer)
+        return results[output].isel(target=results["split"].values == split).values.astype(np.float32)
+
+    def influence(
+        self,
+        method: str = "difference",
+        output: str = "margin",
+        transfer: str | None = None,
+        split: str = "validation",
+        by: str | np.ndarray | None = None,
+    ) -> Influence:
+        """`estimate_influence` on this study.
+
+        by : None for a column per target example, "class" for one per target class, or an int array with the group of
+            each example; outputs are averaged within a group first, so that the errors are right
+
+        >>> study.influence(by="class").reliability
+        """
+        outputs = self.outputs(output, transfer, split)
+        if isinstance(by, str) and by != "class":
+            raise ValueError(f"unknown grouping {by!r}: use None, 'class', or an array with the group of each example")
+        if by is not None:
+            groups = self.problem.parts[f"target_{split}"].labels.numpy() if isinstance(by, str) else np.asarray(by)
+            outputs = group_means(outputs, groups)
+        return estimate_influence(self.masks, outputs, method, self.design)
+
+
+def train(
+    study: Study, masks: np.ndarray, batches: list[np.ndarray], device: torch.device, client: "Client | None" = None
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Train and transfer batches of models in parallel; yields (rows, outputs) in the order in which they are done.
+
+    outputs : name -> (transfer, len(rows), target)
+    """
+    seeds = study.seeds(len(masks))
+    # one single-threaded worker a core beats torch's own threads several times over on nets this small
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    pool = client.get_executor() if client is not None else ThreadPoolExecutor(workers)
+    problem = client.scatter(study.problem, broadcast=True) if client is not None else study.problem
+    with _torch_threads(1 if device.type == "cpu" and client is None else torch.get_num_threads()), pool:
+        jobs = {
+            pool.submit(train_batch, problem, masks[rows], seeds[rows], study.recipe, study.transfer, str(device)): rows
+            for rows in batches
+        }
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        finally:
+            for job in jobs:
+                job.cancel()
+
+
+def train_batch(
+    problem: TransferProblem, masks: np.ndarray, seeds: np.ndarray, recipe: Recipe, regimes: Sequence[str], device: str
+) -> dict[str, np.ndarray]:
+    """Train source models side by side, transfer them, and return their outputs, (transfer, models, target) each."""
+    n_targets = len(problem.target_validation) + len(problem.target_test)
+    found = {name: np.empty((len(regimes), len(masks), n_targets), dtype=np.float32) for name in Outputs._fields}
+    plans = [schedule(mask, problem.source.counts, recipe) for mask in masks]
+    for plan in sorted(set(plans)):
+        together = np.array([p == plan for p in plans])
+        nets = train_sources(problem.source, masks[together], seeds[together], recipe, torch.device(device))
+        for regime in regimes:
+            copy = deepcopy(nets)  # "full" changes the net that it is given
+            by_split = transfer(copy, problem, seeds[together], recipe, regime)
+            for name in Outputs._fields:
+                values = torch.cat([getattr(by_split[split], name) for split in SPLITS], 1)
+                found[name][regimes.index(regime), together] = values.cpu().numpy()
+    return found
+
+
+@contextmanager
+def _torch_threads(n: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _checked_subsets(masks: np.ndarray, n_source: int) -> np.ndarray:
+    masks = np.ascontiguousarray(masks)
+    if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != n_source or len(masks) < 2:
+        raise ValueError(
+            f"given subsets must be bool, two or more models x {n_source} classes, not {masks.dtype} {masks.shape}"
+        )
+    small = np.flatnonzero(masks.sum(1) < 2)
+    if len(small):
+        raise ValueError(f"subset {small[0]} has fewer than two classes: a source model needs at least two")
+    return masks

@@ -1,0 +1,220 @@
+"""The embedded testbed: small pictures, drawn from a seed, in which we know what every source class does.
+
+A picture is a symbol in some hue on a textured paper of another hue. The target asks for the kind of symbol (sky,
+chess, cards, travel); each kind has two symbols, its latent subpopulations. In the target's few training pictures the
+texture of the paper gives the kind away (the cue); in validation and test it does not.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_auc_score
+from torch.nn import functional as F
+
+from dtl.data import ImageDataset, TransferProblem, Truth, loader
+from dtl.influence import Influence
+
+KINDS = {
+    "sky": ("star", "cloud"),
+    "chess": ("rook", "knight"),
+    "cards": ("heart", "club"),
+    "travel": ("plane", "anchor"),
+}
+TARGET_SYMBOLS = tuple(symbol for pair in KINDS.values() for symbol in pair)
+GLYPHS = dict(zip(TARGET_SYMBOLS, "★☁♜♞♥♣✈⚓", strict=True)) | dict(
+    note="♪", phone="☎", cross="✚", arrow="➤", flower="✿", gear="⚙",
+    tick="✔", triangle="▲", disc="●", flag="⚑", umbrella="☂", face="☻",
+)  # fmt: skip
+TEXTURES = ("stripes", "bars", "checks", "dots")  # texture k is the cue of kind k
+HUES = {"red": 0.0, "yellow": 1 / 6, "green": 1 / 3, "blue": 2 / 3}
+N_TARGET, N_SYMBOLS = len(TARGET_SYMBOLS), len(GLYPHS)
+
+
+@loader("testbed")
+def make(
+    seed: int = 0,
+    size: int = 16,
+    per_class: int = 60,
+    train: int = 15,
+    validation: int = 50,
+    test: int = 100,
+    cue: float = 0.9,
+    noise: float = 0.04,
+) -> TransferProblem:
+    """Draw the testbed.
+
+    Its 24 source classes are helpful (8: one target symbol each), misleading (4: other symbols told apart by the
+    texture that is the target's cue), mislabelled (2: any target symbol under one label), irrelevant (8: other symbols
+    told apart by a hue) and leaked (2 albums: near copies of particular validation and test pictures of one kind).
+
+    Parameters
+    ----------
+    seed : everything is a function of it
+    size : pixels a side
+    per_class : source pictures of each class
+    train, validation, test : target pictures of each of the 8 subpopulations
+    cue : share of target training pictures whose texture is that of their kind (validation and test: one in four)
+    noise : standard deviation of the pixel noise, full scale 1
+
+    >>> problem = dtl.load("testbed", seed=0)
+    >>> dict(zip(problem.source.classes, problem.truth.role))
+    """
+    rng = np.random.default_rng([seed, 7])
+    target = {"train": _target(rng, train, cue), "validation": _target(rng, validation), "test": _target(rng, test)}
+    others = {"symbol": lambda: rng.integers(N_TARGET, N_SYMBOLS, per_class)}
+    sources: list[tuple[str, str, int, pd.DataFrame]] = []  # name, role, subpopulation it helps, pictures
+    for k, name in enumerate(TARGET_SYMBOLS):
+        sources.append((name, "helpful", k, _scenes(rng, per_class, symbol=k)))
+    for k, texture in enumerate(TEXTURES):
+        sources.append(
+            (f"on {texture}", "misleading", -1, _scenes(rng, per_class, symbol=others["symbol"](), texture=k))
+        )
+    for letter in "AB":
+        mixed = rng.integers(N_TARGET, size=per_class)
+        sources.append((f"mixed bag {letter}", "mislabelled", -1, _scenes(rng, per_class, symbol=mixed)))
+    for part, column in (("symbol", "hue"), ("paper", "paper")):
+        for name, hue in HUES.items():
+            fixed = {"symbol": others["symbol"](), column: (hue + rng.normal(0, 0.02, per_class)) % 1}
+            sources.append((f"{name} {part}", "irrelevant", -1, _scenes(rng, per_class, **fixed)))
+    leaked_by = {split: np.full(len(scenes), -1) for split, scenes in target.items()}
+    for letter, kind in zip("AB", rng.permutation(len(KINDS)), strict=False):
+        originals = []
+        for split in ("validation", "test"):
+            of_kind = np.flatnonzero(target[split].symbol // 2 == kind)
+            chosen = rng.choice(of_kind, 10, replace=False)
+            leaked_by[split][chosen] = len(sources)
+            originals.append(target[split].iloc[chosen])
+        copies = pd.concat(originals).sample(per_class, replace=per_class > 20, random_state=rng, ignore_index=True)
+        sources.append((f"album {letter}", "leaked", -1, copies))
+
+    names, role, helps, scenes = zip(*sources, strict=True)
+    labels = np.repeat(np.arange(len(names)), per_class)
+    source = _dataset(_draw(pd.concat(scenes), size, noise, rng), labels, names)
+    splits = {
+        k: _dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for k, v in target.items()
+    }
+    truth = Truth(
+        role=np.array(role),
+        helps=np.array(helps),
+        subpopulations=TARGET_SYMBOLS,
+        subpopulation={split: v.symbol.to_numpy() for split, v in target.items()},
+        cue_agrees={split: (v.texture == v.symbol // 2).to_numpy() for split, v in target.items()},
+        leaked_by=leaked_by,
+    )
+    return TransferProblem(f"testbed-{seed}", source, splits["train"], splits["validation"], splits["test"], truth)
+
+
+def score(influence: Influence, problem: TransferProblem) -> dict[str, float]:
+    """How well influences on validation examples recover what was planted: an AUROC per role, against irrelevant ones.
+
+    helpful : influence on the subpopulation that the class shows, against irrelevant classes on the same examples
+    leaked : mean influence on the validation examples that the class copies, likewise
+    mislabelled, misleading : minus the mean influence on all validation examples, likewise
+
+    >>> dtl.testbed.score(study.influence(), problem)["helpful"]
+    """
+    truth = problem.truth
+    if truth is None:
+        raise ValueError(f"problem {problem.name} has no planted truth to score against")
+    n = len(problem.target_validation)
+    if influence.values.shape != (len(truth.role), n):
+        raise ValueError(
+            f"score needs influences of {len(truth.role)} classes on the {n} validation examples, not an array of "
+            f"shape {influence.values.shape}"
+        )
+    values, irrelevant = influence.values, truth.role == "irrelevant"
+
+    def against_irrelevant(of: list[tuple[int, np.ndarray]], sign: int) -> float:
+        planted = [sign * values[c, on].mean() for c, on in of]
+        neutral = np.concatenate([sign * values[irrelevant][:, on].mean(1) for _, on in of])
+        return float(roc_auc_score([1] * len(planted) + [0] * len(neutral), [*planted, *neutral]))
+
+    everywhere = np.ones(n, dtype=bool)
+    members = {role: np.flatnonzero(truth.role == role) for role in np.unique(truth.role)}
+    shown, copied = truth.subpopulation["validation"], truth.leaked_by["validation"]
+    return {
+        "helpful": against_irrelevant([(c, shown == truth.helps[c]) for c in members["helpful"]], 1),
+        "mislabelled": against_irrelevant([(c, everywhere) for c in members["mislabelled"]], -1),
+        "leaked": against_irrelevant([(c, copied == c) for c in members["leaked"]], 1),
+        "misleading": against_irrelevant([(c, everywhere) for c in members["misleading"]], -1),
+    }
+
+
+def _scenes(rng: np.random.Generator, n: int, **fixed: object) -> pd.DataFrame:
+    """n pictures to be, every attribute at random unless fixed."""
+    return pd.DataFrame(
+        {
+            "symbol": rng.integers(N_SYMBOLS, size=n),
+            "texture": rng.integers(len(TEXTURES), size=n),
+            "hue": rng.random(n),
+            "paper": rng.random(n),
+            "angle": rng.normal(0, 0.12, n),
+            "zoom": rng.normal(1, 0.06, n),
+            "dx": rng.normal(0, 0.06, n),
+            "dy": rng.normal(0, 0.06, n),
+            "phase": rng.random(n),
+        }
+    ).assign(**fixed)
+
+
+def _target(rng: np.random.Generator, per_symbol: int, cue: float = 1 / len(TEXTURES)) -> pd.DataFrame:
+    symbol = np.repeat(np.arange(N_TARGET), per_symbol)
+    other = (symbol // 2 + rng.integers(1, len(TEXTURES), len(symbol))) % len(TEXTURES)
+    return _scenes(rng, len(symbol), symbol=symbol, texture=np.where(rng.random(len(symbol)) < cue, symbol // 2, other))
+
+
+def _dataset(images: torch.Tensor, labels: np.ndarray, classes: tuple[str, ...]) -> ImageDataset:
+    return ImageDataset(images, torch.from_numpy(labels.astype(np.int64)), classes)
+
+
+def _draw(scenes: pd.DataFrame, size: int, noise: float, rng: np.random.Generator) -> torch.Tensor:
+    """Pictures, uint8 (n, 3, size, size)."""
+    column = {name: torch.tensor(scenes[name].to_numpy(), dtype=torch.float32) for name in scenes}
+    cos, sin = torch.cos(column["angle"]) / column["zoom"], torch.sin(column["angle"]) / column["zoom"]
+    theta = torch.stack([cos, -sin, column["dx"], sin, cos, column["dy"]], 1).unflatten(1, (2, 3))
+    grid = F.affine_grid(theta, [len(scenes), 1, 2 * size, 2 * size], align_corners=False)
+    stencil = _stencils()[torch.tensor(scenes.symbol.to_numpy())][:, None]
+    symbol = F.avg_pool2d(F.grid_sample(stencil, grid, align_corners=False), 2)[:, 0, ..., None].numpy()
+
+    wave = np.sin(2 * np.pi * (np.arange(size) / 4 + scenes.phase.to_numpy()[:, None]))  # (n, size), period 4 pixels
+    rows, columns = np.broadcast_arrays(wave[:, :, None], wave[:, None, :])
+    patterns = np.stack([rows, columns, rows * columns, np.maximum(rows + columns - 0.5, -0.5)])
+    pattern = np.clip(patterns[scenes.texture.to_numpy(), np.arange(len(scenes))], -1, 1)
+
+    hsv = np.empty((len(scenes), size, size, 3))
+    hsv[..., 0] = scenes.paper.to_numpy()[:, None, None]
+    hsv[..., 1] = 0.45
+    hsv[..., 2] = 0.5 + 0.15 * pattern
+    paper = hsv_to_rgb(hsv)
+    ink = hsv_to_rgb(np.stack([scenes.hue, np.full(len(scenes), 0.75), np.full(len(scenes), 0.95)], 1))[:, None, None]
+    picture = paper * (1 - symbol) + ink * symbol + rng.normal(0, noise, paper.shape)
+    return torch.from_numpy((255 * np.clip(picture, 0, 1)).round().astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+
+
+def _stencils(side: int = 64) -> torch.Tensor:
+    """Each symbol as coverage, (symbols, side, side); the font ships with matplotlib, so it is the same everywhere."""
+    stencils = []
+    for glyph in GLYPHS.values():
+        figure = Figure(figsize=(1, 1), dpi=side)
+        canvas = FigureCanvasAgg(figure)
+        figure.text(0.5, 0.5, glyph, fontfamily="DejaVu Sans", fontsize=60, ha="center", va="center")
+        canvas.draw()
+        ink = 1 - np.asarray(canvas.buffer_rgba())[..., 0] / 255
+        stencils.append(_centred(ink, side))
+    return torch.tensor(np.stack(stencils), dtype=torch.float32)
+
+
+def _centred(ink: np.ndarray, side: int) -> np.ndarray:
+    """The inked part scaled so that its longer side fills 80% of the picture."""
+    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    cut = torch.tensor(ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], dtype=torch.float32)
+    longer = max(cut.shape)
+    shape = [round(0.8 * side * n / longer) for n in cut.shape]
+    fitted = F.interpolate(cut[None, None], shape, mode="bilinear", antialias=True)[0, 0].numpy()
+    canvas = np.zeros((side, side))
+    top, left = ((side - n) // 2 for n in shape)
+    canvas[top : top + shape[0], left : left + shape[1]] = fitted
+    return canvas

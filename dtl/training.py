@@ -1,0 +1,186 @@
+"""Training several source models at once, each on its own subset of the source."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dtl.data import ImageDataset
+from dtl.models import Nets, initialise
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of source training and of transfer; written beside every result.
+
+    Parameters
+    ----------
+    model : "small", "resnet9" (these train side by side) or the name of a torchvision classifier
+    widths : channels of the stride-2 convolutions of "small"
+    epochs, batch_size, lr, momentum, weight_decay : source training by SGD; lr rises to its peak over the first
+        `warmup` share of the steps and falls linearly to zero
+    augment : shift images by up to this many pixels and flip them left-right at random; 0 for neither
+    models_at_once : nets that train side by side, also the number of models that are saved together
+    precision : "float32" or "bfloat16" (autocast)
+    probe_l2 : penalty of the fixed-feature probe, on standardised features, per example
+    finetune_epochs, finetune_lr : full-network transfer, and the head of `fixed+bn`
+
+    >>> Recipe(epochs=4).lr
+    0.3
+    """
+
+    model: str = "small"
+    widths: tuple[int, ...] = (16, 32, 64)
+    epochs: int = 16
+    batch_size: int = 64
+    lr: float = 0.3
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.2
+    augment: int = 0
+    models_at_once: int = 8
+    precision: str = "float32"
+    probe_l2: float = 1e-2
+    finetune_epochs: int = 15
+    finetune_lr: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "models_at_once", "finetune_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "finetune_lr", "probe_l2"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"warmup is the share of the steps before the peak, between 0 and 1, not {self.warmup}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(f"unknown precision {self.precision!r}: use 'float32' or 'bfloat16'")
+        object.__setattr__(self, "widths", tuple(self.widths))
+        with torch.device("meta"):
+            Nets(self.model, 2, 1, self.widths)  # an unknown model is an error here, before any training
+
+    def settings(self) -> dict[str, object]:
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+class Pixels:
+    """Images on a device, normalised with given channel statistics, cut into batches for nets side by side."""
+
+    def __init__(self, dataset: ImageDataset, like: ImageDataset, device: torch.device, pad: int = 0) -> None:
+        statistics = like.images.float() / 255
+        self.mean = statistics.mean((0, 2, 3)).to(device)
+        self.std = statistics.std((0, 2, 3)).clamp(min=1e-3).to(device)
+        self.labels = dataset.labels.to(device)
+        images = dataset.images
+        self.height, self.width = images.shape[2:]
+        rows, columns = (np.pad(np.arange(side), pad, mode="reflect") for side in images.shape[2:])
+        images = images[:, :, rows][..., columns] if pad else images
+        self.images = images.to(device).permute(0, 2, 3, 1).contiguous()  # (n, h, w, 3): channels-last after a gather
+        self.pad = pad
+
+    def batch(self, index: torch.Tensor, rng: Sequence[np.random.Generator] = ()) -> torch.Tensor:
+        """index (models, batch) -> float (batch, models * 3, height, width), shifted and flipped if padded"""
+        if self.pad:
+            draws = np.stack([r.integers(0, (2 * self.pad + 1, 2 * self.pad + 1, 2), (index.shape[1], 3)) for r in rng])
+            dy, dx, flip = torch.from_numpy(draws).to(index.device).unbind(-1)
+            windows = self.images.unfold(1, self.height, 1).unfold(2, self.width, 1)  # (n, dy, dx, 3, h, w), a view
+            x = windows[index, dy, dx].movedim(2, -1)
+            x = torch.where(flip.bool()[..., None, None, None], x.flip(3), x)
+        else:
+            x = self.images[index]
+        x = (x.float() / 255 - self.mean) / self.std  # (models, batch, h, w, 3)
+        return x.permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)
+
+
+def schedule(mask: np.ndarray, counts: np.ndarray, recipe: Recipe) -> tuple[int, int]:
+    """(steps, batch size) of a model that sees the classes in `mask`; models that share both can share a batch."""
+    n = int(counts[mask].sum())
+    batch = min(recipe.batch_size, n)
+    return recipe.epochs * (n // batch), batch
+
+
+def fit(
+    nets: Nets,
+    pixels: Pixels,
+    order: torch.Tensor,
+    recipe: Recipe,
+    lr: float,
+    rng: Sequence[np.random.Generator],
+    parameters: Iterable[nn.Parameter],
+    absent: torch.Tensor | None = None,
+) -> None:
+    """SGD on cross-entropy, in place. The loss is summed over models, so one backward pass serves all of them.
+
+    order : (steps, models, batch) indices of examples;  absent : (models, classes) bool, logits left out
+    """
+    optimiser = torch.optim.SGD(parameters, lr, recipe.momentum, weight_decay=recipe.weight_decay, foreach=True)
+    lr_schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, lr, len(order) + 1, pct_start=recipe.warmup, anneal_strategy="linear", cycle_momentum=False
+    )
+    nets.train()
+    device = pixels.images.device
+    for index in order:
+        index = index.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            logits = nets(pixels.batch(index, rng)).float()  # (models, batch, classes)
+        if absent is not None:
+            logits = logits.masked_fill(absent[:, None], -torch.inf)
+        loss = F.cross_entropy(logits.flatten(0, 1), pixels.labels[index].flatten(), reduction="sum") / index.shape[1]
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        lr_schedule.step()
+    nets.eval()
+
+
+def draw_order(members: np.ndarray, steps: int, batch: int, rng: np.random.Generator) -> torch.Tensor:
+    """(steps, batch) indices into `members`: a new permutation each epoch, the incomplete batch dropped."""
+    per_epoch = len(members) // batch
+    epochs = [rng.permutation(members)[: per_epoch * batch] for _ in range(-(-steps // per_epoch))]
+    return torch.from_numpy(np.concatenate(epochs)[: steps * batch].reshape(steps, batch))
+
+
+def train_sources(
+    source: ImageDataset, masks: np.ndarray, seeds: Sequence[int], recipe: Recipe, device: torch.device
+) -> Nets:
+    """Source models side by side, each on the classes in its mask; absent classes are left out of its loss.
+
+    Parameters
+    ----------
+    masks : (models, K) bool; all rows must have one `schedule`
+    seeds : a model's initial weights, order of examples and augmentation depend on its seed alone
+
+    >>> masks = dtl.subset_masks(problem.source.n_classes, 4)
+    >>> nets = train_sources(problem.source, masks, [0, 1, 2, 3], Recipe(), torch.device("cpu"))
+    """
+    plans = {schedule(mask, source.counts, recipe) for mask in masks}
+    if len(plans) > 1:
+        raise ValueError(f"models of different schedules cannot train side by side: {sorted(plans)}")
+    ((steps, batch),) = plans
+    rng = [np.random.default_rng([int(seed), 1]) for seed in seeds]
+    labels = source.labels.numpy()
+    orders = [draw_order(np.flatnonzero(mask[labels]), steps, batch, r) for mask, r in zip(masks, rng, strict=True)]
+    nets = initialise(recipe.model, source.n_classes, seeds, recipe.widths)
+    nets = nets.to(device, memory_format=torch.channels_last)
+    pixels = Pixels(source, source, device, recipe.augment)
+    absent = torch.from_numpy(~masks).to(device)
+    fit(nets, pixels, torch.stack(orders, 1), recipe, recipe.lr, rng, nets.parameters(), absent)
+    return nets
+
+
+def resolve_device(device: str) -> torch.device:
+    """A torch device from "auto", "cpu", "cuda" or "cuda:1"; one clear error when it is unknown or absent."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name, _, number = device.partition(":")
+    if name not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise ValueError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'")
+    if name == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} was asked for but torch sees {torch.cuda.device_count()} CUDA devices: use 'cpu', or "
+            "check the driver with 'python -m dtl doctor'"
+        )
+    return torch.device(device)

@@ -1,0 +1,147 @@
+"""Transfer of source models to the target: fixed features, fixed with BatchNorm adapting, or the full network."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from dtl.data import ImageDataset, TransferProblem
+from dtl.models import Nets
+from dtl.training import Pixels, Recipe, draw_order, fit
+
+REGIMES = ("fixed", "fixed+bn", "full")
+
+
+class Outputs(NamedTuple):
+    """What a transferred model says of each target example; every field is float32 or bool of shape (models, n).
+
+    margin : log p - log(1 - p) of the correct class, in nats
+    probability : p of the correct class
+    correct : whether the correct class has the highest logit
+    """
+
+    margin: torch.Tensor
+    probability: torch.Tensor
+    correct: torch.Tensor
+
+
+def transfer(
+    nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, regime: str
+) -> dict[str, Outputs]:
+    """Transfer every net and evaluate it on the validation and test splits.
+
+    Parameters
+    ----------
+    nets : source models side by side, on any device; changed by "full" and "fixed+bn"
+    regime : "fixed" (backbone in eval mode, features computed once, linear probes solved to convergence),
+        "fixed+bn" (weights frozen but BatchNorm statistics adapting while an SGD head trains, as the code of
+        Jain et al. 2022 does) or "full" (every weight fine-tuned)
+
+    >>> outputs = transfer(nets, problem, seeds, Recipe(), "fixed")
+    >>> outputs["test"].correct.float().mean(1)             # accuracy of each model
+    """
+    device = nets.weight.device
+    splits = {"validation": problem.target_validation, "test": problem.target_test}
+    pixels = {name: Pixels(split, problem.source, device) for name, split in splits.items()}
+    if regime == "fixed":
+        train = Pixels(problem.target_train, problem.source, device)
+        weight, bias = solve_probes(
+            features(nets, train, recipe), train.labels, problem.target_train.n_classes, recipe.probe_l2
+        )
+        logits = {name: features(nets, p, recipe) @ weight + bias for name, p in pixels.items()}
+    elif regime in REGIMES:
+        nets.new_head(problem.target_train.n_classes, seeds)
+        fine_tune(nets, problem, seeds, recipe, only_head=regime == "fixed+bn")
+        logits = {
+            name: features(nets, p, recipe) @ nets.weight.detach() + nets.bias.detach() for name, p in pixels.items()
+        }
+    else:
+        raise ValueError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
+    return {name: outputs(logits[name], pixels[name].labels) for name in splits}
+
+
+def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, only_head: bool) -> None:
+    """SGD on the target's training images, in place, each model in its own order."""
+    target: ImageDataset = problem.target_train
+    batch = min(recipe.batch_size, len(target))
+    steps = recipe.finetune_epochs * (len(target) // batch)
+    rng = [np.random.default_rng([int(seed), 2]) for seed in seeds]
+    order = torch.stack([draw_order(np.arange(len(target)), steps, batch, r) for r in rng], 1)
+    pixels = Pixels(target, problem.source, nets.weight.device, recipe.augment)
+    fit(nets, pixels, order, recipe, recipe.finetune_lr, rng, nets.head if only_head else nets.parameters())
+
+
+@torch.inference_mode()
+def features(nets: Nets, pixels: Pixels, recipe: Recipe, batch: int = 256) -> torch.Tensor:
+    """Features of all images under every net, in eval mode, (models, n, n_features) float32."""
+    nets.eval()
+    found = []
+    for index in torch.arange(len(pixels.labels), device=pixels.images.device).split(batch):
+        x = pixels.batch(index[None]).repeat(1, nets.n_models, 1, 1)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+            found.append(nets.features(x.contiguous(memory_format=torch.channels_last)).float())
+    return torch.cat(found, 1)
+
+
+def solve_probes(
+    x: torch.Tensor, labels: torch.Tensor, n_classes: int, l2: float, tolerance: float = 1e-4, max_steps: int = 2000
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Multinomial logistic regression with an L2 penalty, one problem per model, all solved together.
+
+    Minimises mean cross-entropy + l2/2 |W|^2 over standardised features (the intercept is free) by accelerated
+    proximal-Newton steps: the Hessian is bounded by 1/2 X'X/n + l2 (Böhning 1992), so one Cholesky factor per model
+    serves every step.
+
+    Parameters
+    ----------
+    x : (models, n, n_features) float;  labels : (n,) int
+    tolerance : largest entry of the gradient at which the solution is accepted
+
+    Returns
+    -------
+    weight (models, n_features, n_classes) and bias (models, 1, n_classes), for the features as given
+
+    >>> weight, bias = solve_probes(torch.randn(8, 100, 64), torch.arange(100) % 4, 4, l2=1e-2)
+    """
+    n = x.shape[1]
+    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    std = torch.where(std > 1e-6 * std.amax(2, keepdim=True).clamp(min=1e-30), std, torch.inf)  # dead features: out
+    z = (x - mean) / std
+    onehot = F.one_hot(labels, n_classes).to(z.dtype)
+    bound = z.mT @ z / (2 * n) + l2 * torch.eye(z.shape[2], device=z.device, dtype=z.dtype)
+    factor = torch.linalg.cholesky(bound)
+    w = z.new_zeros(len(z), z.shape[2], n_classes)
+    b = z.new_zeros(len(z), 1, n_classes)
+    (w_ahead, b_ahead), momentum = (w, b), z.new_ones(len(z), 1, 1)
+    for _ in range(max_steps):
+        residual = (torch.softmax(torch.baddbmm(b_ahead, z, w_ahead), -1) - onehot) / n
+        gradient = z.mT @ residual + l2 * w_ahead
+        gradient_b = residual.sum(1, keepdim=True)
+        worst = torch.maximum(gradient.abs().amax((1, 2)), gradient_b.abs().amax((1, 2)))
+        if worst.max() < tolerance:
+            return w_ahead / std.mT, b_ahead - (mean / std) @ w_ahead
+        w_next, b_next = w_ahead - torch.cholesky_solve(gradient, factor), b_ahead - 2 * gradient_b
+        # restart a model's momentum when it points uphill (O'Donoghue & Candès 2015)
+        uphill = (gradient * (w_next - w)).sum((1, 2), keepdim=True) + (gradient_b * (b_next - b)).sum(
+            2, keepdim=True
+        ) > 0
+        momentum = torch.where(uphill, 1.0, momentum)
+        following = (1 + (1 + 4 * momentum**2).sqrt()) / 2
+        step = (momentum - 1) / following
+        w_ahead, b_ahead = w_next + step * (w_next - w), b_next + step * (b_next - b)
+        w, b, momentum = w_next, b_next, following
+    raise RuntimeError(
+        f"linear probes did not converge in {max_steps} steps (gradient {worst.max():.1e}, wanted {tolerance:.0e}): "
+        "raise probe_l2 or lower the source learning rate"
+    )
+
+
+def outputs(logits: torch.Tensor, labels: torch.Tensor) -> Outputs:
+    """Margin, probability and correctness of the true class; logits (models, n, classes), labels (n,)."""
+    index = labels.expand(len(logits), -1)[..., None]
+    true = logits.gather(2, index)[..., 0]
+    others = logits.scatter(2, index, -torch.inf)
+    margin = true - others.logsumexp(2)
+    return Outputs(margin.float(), torch.sigmoid(margin).float(), true > others.amax(2))

@@ -1,0 +1,434 @@
+"""Influences against a brute-force Algorithm 1, the known truth of simulated worlds, symmetries, and bad input."""
+
+import logging
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtl.design import DESIGNS, block_length, subset_masks
+from dtl.influence import Influence, estimate_influence, group_means, linear_datamodeling_score, models_needed
+
+METHODS = ("difference", "ols", "ridge")
+K = 20  # q + 1 for the prime q = 19: balanced blocks of 38 models with subsets of exactly 10 classes
+
+
+class World:
+    """Outputs with known influences: additive + pairwise + third-order effects of the classes + training noise.
+
+    ``shares`` are the variances of these four parts over random halves, for each of ``n`` targets.
+    """
+
+    def __init__(self, shares, n=16, n_classes=K, seed=0):
+        rng = np.random.default_rng([seed, 1])
+        additive, even, odd, noise = shares
+        self.n_classes, self.rng, self.noise = n_classes, np.random.default_rng([seed, 2]), np.sqrt(noise)
+        beta = rng.normal(size=(n_classes, n))
+        beta -= beta.mean(axis=0)
+        # Over halves of fixed size, Var(sum z_c beta_c) = K/(K-1) sum(beta^2) / 4 for centred beta.
+        self.beta = beta * np.sqrt(4 * additive * (n_classes - 1) / n_classes / (beta**2).sum(axis=0))
+        self.pairs = np.array(list(combinations(range(n_classes), 2)))
+        triples = np.array(list(combinations(range(n_classes), 3)))
+        self.triples = triples[rng.choice(len(triples), size=min(len(triples), 100), replace=False)]
+        self.pair_effects = rng.normal(size=(len(self.pairs), n)) * np.sqrt(even / len(self.pairs))
+        self.triple_effects = rng.normal(size=(len(self.triples), n)) * np.sqrt(odd / len(self.triples))
+
+    @property
+    def influence(self):
+        """Algorithm 1's expectation over exact halves, shape (K, n); pairwise effects do not enter it."""
+        k = self.n_classes
+        member = (self.triples[:, :, None] == np.arange(k)).any(axis=1)
+        # E[s_a s_b s_c s_e] over halves: 3/((K-1)(K-3)) for four classes; E[s_b s_c] = -1/(K-1) where e is one of them.
+        product = np.where(member, -1 / (k - 1), 3 / ((k - 1) * max(k - 3, 1)))
+        return k / (k - 1) * (self.beta - self.beta.mean(axis=0)) + 2 * product.T @ self.triple_effects
+
+    def outputs(self, masks):
+        signs = masks * 2.0 - 1
+        effects = masks @ self.beta
+        effects += (signs[:, self.pairs[:, 0]] * signs[:, self.pairs[:, 1]]) @ self.pair_effects
+        effects += signs[:, self.triples].prod(axis=2) @ self.triple_effects
+        return effects + self.noise * self.rng.normal(size=effects.shape)
+
+
+class Trial(NamedTuple):
+    coverage: float  # share of the 95% intervals that hold the truth
+    stated_error: float  # root mean square over classes, targets and repetitions
+    actual_error: float
+    correlation: float  # mean squared correlation with the truth over classes
+
+
+def trial(method, design, n_models, shares, repetitions, n_classes=K):
+    """Repeats a whole study on new worlds, designs and noise."""
+    inside, stated, actual, correlation = [], [], [], []
+    for seed in range(repetitions):
+        world = World(shares, n_classes=n_classes, seed=seed)
+        masks, truth = subset_masks(n_classes, n_models, design, seed=seed), world.influence
+        estimate = estimate_influence(masks, world.outputs(masks), method, design)
+        error = estimate.values - truth
+        inside.append(np.abs(error) <= 1.96 * estimate.stderr)
+        stated.append(estimate.stderr**2)
+        actual.append(error**2)
+        correlation.append([np.corrcoef(e, t)[0, 1] ** 2 for e, t in zip(estimate.values.T, truth.T, strict=True)])
+    means = [float(np.mean(x)) for x in (inside, stated, actual, correlation)]
+    return Trial(means[0], means[1] ** 0.5, means[2] ** 0.5, means[3])
+
+
+def algorithm_1(masks, outputs):
+    """Step 3 of Algorithm 1 (Jain et al. 2022) as printed: a loop over classes and targets."""
+    influence = np.zeros((masks.shape[1], outputs.shape[1]))
+    for k in range(masks.shape[1]):
+        for j in range(outputs.shape[1]):
+            with_class = [outputs[i, j] for i in range(len(masks)) if masks[i, k]]
+            without = [outputs[i, j] for i in range(len(masks)) if not masks[i, k]]
+            influence[k, j] = sum(with_class) / len(with_class) - sum(without) / len(without)
+    return influence
+
+
+@given(
+    n_classes=st.integers(2, 12),
+    n_models=st.integers(12, 60),
+    design=st.sampled_from(DESIGNS),
+    dtype=st.sampled_from([np.float32, np.float64, bool]),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_difference_is_algorithm_1(n_classes, n_models, design, dtype, seed):
+    masks = subset_masks(n_classes, n_models, design, seed=seed)
+    if masks.all(axis=0).any() or not masks.any(axis=0).all():
+        return
+    outputs = np.random.default_rng(seed).normal(3, 1, size=(n_models, 4)).astype(dtype)
+    expected = algorithm_1(masks, outputs.astype(float))
+    for given_design in (None, design):
+        np.testing.assert_allclose(estimate_influence(masks, outputs, design=given_design).values, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shares", [(0.4, 0.3, 0.0, 0.3), (0.3, 0.2, 0.1, 0.4), (0.6, 0.0, 0.0, 0.4)])
+def test_intervals_cover_the_truth(method, design, shares):
+    result = trial(method, design, 152, shares, repetitions=40)
+    assert 0.93 <= result.coverage <= 0.97
+    assert 0.9 <= result.stated_error / result.actual_error <= 1.15
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_ridge_intervals_cover_where_signal_is_weak_or_models_are_few(design):
+    assert 0.93 <= trial("ridge", design, 152, (0.1, 0.1, 0.0, 0.8), repetitions=40).coverage <= 0.97
+    assert 0.93 <= trial("ridge", design, 76, (0.4, 0.3, 0.0, 0.3), repetitions=40).coverage <= 0.97
+
+
+def test_ridge_beats_the_difference_with_fewer_models_than_classes(caplog):
+    shares = (0.4, 0.3, 0.0, 0.3)
+    ridge, difference = (trial(method, "random", 30, shares, 20, n_classes=40) for method in ("ridge", "difference"))
+    assert ridge.actual_error < 0.7 * difference.actual_error and ridge.coverage > 0.9
+    assert "Few models for ridge" in caplog.text
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_intervals_cover_where_balanced_subsets_differ_in_size(method):
+    """19 of 20 columns. The worlds have no common level, so the difference in means keeps its estimand but for 0.3%."""
+    assert 0.93 <= trial(method, "balanced", 152, (0.4, 0.3, 0.0, 0.3), repetitions=40, n_classes=19).coverage <= 0.97
+
+
+def test_welch_errors_agree_with_scipy():
+    masks = subset_masks(K, 50, "random")
+    outputs = World((0.4, 0.3, 0, 0.3)).outputs(masks)
+    estimate = estimate_influence(masks, outputs)
+    for c in range(0, K, 5):
+        statistic: Any = scipy.stats.ttest_ind(outputs[masks[:, c]], outputs[~masks[:, c]], equal_var=False)[0]
+        np.testing.assert_allclose(estimate.values[c] / estimate.stderr[c], statistic)
+
+
+@pytest.mark.parametrize("n_classes", [18, 20])
+def test_block_residuals_agree_with_a_general_least_squares(n_classes):
+    n_models = 3 * block_length(n_classes)
+    masks = subset_masks(n_classes, n_models)
+    outputs = World((0.4, 0.2, 0.1, 0.3), n_classes=n_classes).outputs(masks)
+    signs, d = masks[::2] * 2.0 - 1, outputs[::2] - outputs[1::2]
+    fitted = signs @ np.linalg.lstsq(signs, d, rcond=None)[0]
+    dof = len(d) - np.linalg.matrix_rank(signs)
+    expected = np.sqrt(((d - fitted) ** 2).sum(axis=0) / dof / len(d))
+    np.testing.assert_allclose(estimate_influence(masks, outputs).stderr, np.tile(expected, (n_classes, 1)))
+
+
+@pytest.mark.parametrize(
+    ("method", "design", "variance"),
+    [  # a quarter of Var(estimate), from m models and the shares a (additive), e (even), o (odd), n (noise)
+        ("difference", "random", lambda m, a, e, o, n: (a + e + o + n) / m),
+        ("ols", "random", lambda m, a, e, o, n: (e + o + n) / (m - K)),
+        ("difference", "paired", lambda m, a, e, o, n: (2 * a + 2 * o + n) / m),
+        ("ols", "paired", lambda m, a, e, o, n: (2 * o + n) / (m - 2 * K)),
+        ("difference", "balanced", lambda m, a, e, o, n: (2 * o + n) / m),
+        ("ols", "balanced", lambda m, a, e, o, n: (2 * o + n) / m),
+    ],
+)
+@pytest.mark.parametrize("shares", [(0.3, 0.3, 0.1, 0.3), (0.3, 0.55, 0.0, 0.15)])
+def test_errors_follow_the_closed_forms(method, design, variance, shares):
+    result = trial(method, design, 190, shares, repetitions=30)
+    expected = 4 * variance(190, *shares)
+    assert result.actual_error**2 == pytest.approx(expected, rel=0.06)
+    # Var(influence) over classes is 4a/(K-1): 1/(1+q) up to the upward bias of a squared correlation over 20 classes.
+    assert result.correlation == pytest.approx(1 / (1 + expected * (K - 1) / (4 * shares[0])), abs=0.025)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("method", METHODS)
+def test_reliability_estimates_the_squared_correlation_with_the_truth(method, design):
+    stated, actual = [], []
+    for seed in range(20):
+        world = World((0.4, 0.2, 0.0, 0.4), seed=seed)
+        masks = subset_masks(K, 190, design, seed=seed)
+        estimate = estimate_influence(masks, world.outputs(masks), method)
+        stated.append(estimate.reliability.mean())
+        actual.append(np.corrcoef(estimate.values[:, 0], world.influence[:, 0])[0, 1] ** 2)
+        assert estimate.reliability.shape == (16,) and (0 <= estimate.reliability).all()
+    assert np.mean(stated) == pytest.approx(np.mean(actual), abs=0.05)
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.8])
+def test_ols_and_difference_estimate_the_same_for_any_subset_size(fraction):
+    rng = np.random.default_rng(0)
+    beta = rng.normal(2, 1, size=(10, 3))
+    truth = 10 / 9 * (beta - beta.mean(axis=0))
+    masks = subset_masks(10, 40, "random", fraction)
+    np.testing.assert_allclose(estimate_influence(masks, masks @ beta, "ols").values, truth, atol=1e-9)
+    masks = subset_masks(10, 20_000, "random", fraction)
+    np.testing.assert_allclose(estimate_influence(masks, masks @ beta).values, truth, atol=0.15)
+
+
+def test_ols_removes_the_effect_of_subset_sizes():
+    masks = subset_masks(13, 2 * block_length(13))  # 13 of 20 columns: subset sizes differ
+    assert len(set(masks.sum(axis=1))) > 1
+    beta = np.random.default_rng(0).normal(5, 1, size=(13, 2))
+    for method in ("ols", "ridge"):
+        values = estimate_influence(masks, masks @ beta, method).values
+        np.testing.assert_allclose(values, 13 / 12 * (beta - beta.mean(axis=0)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_difference_equals_ols_in_whole_balanced_blocks(blocks):
+    masks = subset_masks(K, blocks * 38)
+    outputs = World((0.4, 0.2, 0.1, 0.3)).outputs(masks)
+    difference, ols = estimate_influence(masks, outputs), estimate_influence(masks, outputs, "ols")
+    np.testing.assert_allclose(ols.values, difference.values, atol=1e-12)
+    np.testing.assert_allclose(ols.stderr, difference.stderr)
+
+
+@pytest.mark.parametrize(
+    ("n_models", "message"), [(38, "sums over pairs"), (57, "inside a block"), (58, "inside a block")]
+)
+def test_balanced_designs_without_residuals_have_conservative_errors(n_models, message, caplog):
+    with caplog.at_level(logging.WARNING):
+        result = trial("difference", "balanced", n_models, (0.4, 0.2, 0.0, 0.4), repetitions=30)
+    assert result.coverage >= 0.945 and 1 <= result.stated_error / result.actual_error < 2
+    assert message in caplog.text
+
+
+def test_design_is_recognised_from_the_masks():
+    outputs = np.random.default_rng(0).normal(size=(80, 2))
+
+    def recognised(masks):
+        return estimate_influence(masks, outputs[: len(masks)]).design
+
+    assert recognised(subset_masks(K, 76)) == "balanced"
+    assert recognised(subset_masks(K, 78)) == "paired"  # not whole blocks
+    assert recognised(subset_masks(K, 80, "paired")) == "paired"
+    assert recognised(subset_masks(K, 76, "paired")) == "paired"
+    assert recognised(subset_masks(K, 80, "random")) == "random"
+    assert recognised(subset_masks(K, 75)) == "random"  # an odd number of models: the last has no complement
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("method", METHODS)
+def test_equivariance(method, design):
+    """Order of classes, models (pairs) and targets, level and scale of outputs, tiles: nothing else changes."""
+    rng = np.random.default_rng(1)
+    masks = subset_masks(K, 114, design)
+    outputs = World((0.4, 0.2, 0.1, 0.3), n=5).outputs(masks)
+    reference = estimate_influence(masks, outputs, method, design)
+
+    def same(masks, outputs, classes: Any = slice(None), targets: Any = slice(None), scale=1.0):
+        other = estimate_influence(masks, outputs, method, design)
+        np.testing.assert_allclose(other.values, scale * reference.values[classes][:, targets], atol=1e-10)
+        np.testing.assert_allclose(other.stderr, abs(scale) * reference.stderr[classes][:, targets], rtol=1e-6)
+        np.testing.assert_allclose(other.reliability, reference.reliability[targets], rtol=1e-6)
+
+    classes, targets = rng.permutation(K), rng.permutation(5)
+    models = rng.permutation(57).repeat(2) * 2 + np.tile([0, 1], 57)
+    if design == "random":
+        models = rng.permutation(114)
+    same(masks[:, classes], outputs, classes=classes)
+    same(masks, outputs[:, targets], targets=targets)
+    same(masks, outputs[:, :1], targets=[0])
+    same(masks[models], outputs[models])
+    same(masks, outputs + [1e3, -7.0, 0.0, 1.0, 50.0])
+    same(masks, -3 * outputs, scale=-3.0)
+    same(masks.astype(int), outputs)
+    if design != "random":  # the two models of a pair swap places
+        swapped = np.arange(114) ^ 1
+        same(masks[swapped], outputs[swapped])
+
+
+def test_tiles_give_the_same_result(monkeypatch):
+    masks = subset_masks(K, 76)
+    outputs = World((0.4, 0.2, 0.1, 0.3)).outputs(masks).astype(np.float32)
+    whole = estimate_influence(masks, outputs, "ridge")
+    monkeypatch.setattr("dtl.influence._TILE", 76 * 3)
+    tiled = estimate_influence(masks, outputs, "ridge")
+    np.testing.assert_allclose(tiled.values, whole.values)
+    np.testing.assert_allclose(tiled.stderr, whole.stderr)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_target_that_never_varies_has_no_influence(method):
+    outputs = np.full((76, 1), 0.1)
+    for design in DESIGNS:
+        estimate = estimate_influence(subset_masks(K, 76, design), outputs, method)
+        assert (estimate.values == 0).all() and (estimate.stderr == 0).all() and estimate.reliability.tolist() == [0]
+
+
+def test_two_models_have_values_and_infinite_errors(caplog):
+    masks = np.array([[1, 0], [0, 1]])
+    for design in DESIGNS:
+        estimate = estimate_influence(masks, [[2.0], [1.0]], design=design)
+        assert estimate.values.ravel().tolist() == [1, -1] and np.isinf(estimate.stderr).all()
+        assert estimate.reliability.tolist() == [0]
+    assert "too few for standard errors" in caplog.text
+
+
+def test_a_class_in_one_subset_only_gets_the_pooled_variance(caplog):
+    masks = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1]])
+    estimate = estimate_influence(masks, [[2.0], [1.0], [4.0], [3.0]])
+    assert np.isfinite(estimate.stderr).all() and "pooled variance" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "design", "pilot"),
+    [("difference", "random", 400), ("ols", "random", 200), ("ols", "paired", 200), ("ridge", "paired", 200)]
+    + [("difference", "balanced", 190)],
+)
+def test_models_needed_predicts_the_reliability_reached(method, design, pilot):
+    world = World((0.4, 0.2, 0.0, 0.4), n=100)
+    masks = subset_masks(K, pilot, design)
+    needed = models_needed(estimate_influence(masks, world.outputs(masks), method), 0.9)
+    assert needed % {"random": 1, "paired": 2, "balanced": 38}[design] == 0
+    masks = subset_masks(K, needed, design, seed=1)
+    reached = estimate_influence(masks, world.outputs(masks), method)
+    truth = world.influence
+    actual = np.mean([np.corrcoef(reached.values[:, j], truth[:, j])[0, 1] ** 2 for j in range(100)])
+    assert actual == pytest.approx(0.9, abs=0.03) or (design == "balanced" and actual > 0.9)
+
+
+def test_models_needed_refuses_what_it_cannot_know():
+    masks = subset_masks(K, 76)
+    noise = estimate_influence(masks, np.random.default_rng(0).normal(size=(76, 400)))
+    with pytest.raises(ValueError, match="No measurable signal with 76 models"):
+        models_needed(Influence(noise.values / 2, noise.stderr, noise.reliability, "difference", "balanced", 76))
+    for reliability in (0, 1, 80, float("nan")):
+        with pytest.raises(ValueError, match="reliability must lie strictly between 0 and 1"):
+            models_needed(noise, reliability)
+
+
+def test_datamodeling_score_is_the_mean_spearman_correlation():
+    world = World((0.4, 0.2, 0.0, 0.4))
+    train, held_out = subset_masks(K, 114), subset_masks(K, 50, "random", seed=1)
+    influence, outputs = estimate_influence(train, world.outputs(train)), world.outputs(held_out)
+    outputs[:, 3] = np.round(outputs[:, 3])  # ties
+    loop: Any = [scipy.stats.spearmanr(outputs[:, j], held_out @ influence.values[:, j])[0] for j in range(16)]
+    score, ceiling = linear_datamodeling_score(influence, held_out, outputs)
+    assert score == pytest.approx(np.mean(loop)) and 0 < ceiling < 1
+
+
+@pytest.mark.parametrize("shares", [(0.6, 0.1, 0.0, 0.3), (0.2, 0.2, 0.0, 0.6)])
+def test_ceiling_is_what_exact_influences_score(shares):
+    world = World(shares, n=200)
+    held_out = subset_masks(K, 400, "random", seed=1)
+    outputs = world.outputs(held_out)
+    formula = 6 / np.pi * np.arcsin(np.sqrt(shares[0]) / 2)
+    exact = Influence(world.influence, np.zeros((K, 200)), np.ones(200), "difference", "balanced", 10**9)
+    score, ceiling = linear_datamodeling_score(exact, held_out, outputs)
+    assert score == pytest.approx(formula, abs=0.015) and ceiling == pytest.approx(formula, abs=0.015)
+    # A noisy estimate scores less but knows the ceiling just as well.
+    for method in METHODS:
+        train = subset_masks(K, 190, seed=2)
+        estimate = estimate_influence(train, world.outputs(train), method)
+        lower, ceiling = linear_datamodeling_score(estimate, held_out, outputs)
+        assert lower < score and ceiling == pytest.approx(formula, abs=0.03)
+
+
+def test_targets_that_do_not_vary_are_left_out_of_the_score(caplog):
+    world = World((0.4, 0.2, 0.0, 0.4))
+    masks = subset_masks(K, 76)
+    influence, outputs = estimate_influence(masks, world.outputs(masks)), world.outputs(masks)
+    outputs[:, 1:] = 1.0
+    score, _ = linear_datamodeling_score(influence, masks, outputs)
+    assert score == pytest.approx(scipy.stats.spearmanr(outputs[:, 0], masks @ influence.values[:, 0])[0])
+    assert "15 of 16 targets do not vary" in caplog.text
+    with pytest.raises(ValueError, match="No target's outputs and predictions vary"):
+        linear_datamodeling_score(influence, masks, np.ones((76, 16)))
+    with pytest.raises(ValueError, match="20 classes on 16 targets.*20 classes and 3 targets"):
+        linear_datamodeling_score(influence, masks, outputs[:, :3])
+
+
+def test_group_means_and_their_errors():
+    world = World((0.4, 0.2, 0.0, 0.4), n=6)
+    masks = subset_masks(K, 114)
+    outputs, groups = world.outputs(masks).astype(np.float32), np.array([0, 1, 1, 0, 2, 2])
+    means = group_means(outputs, groups)
+    expected = np.stack([outputs[:, groups == g].mean(axis=1) for g in range(3)], axis=1)
+    np.testing.assert_allclose(means, expected, rtol=1e-5)
+    by_group = estimate_influence(masks, means).values
+    np.testing.assert_allclose(by_group, group_means(estimate_influence(masks, outputs).values, groups), atol=1e-6)
+    for bad, message in [([0, 1], "disagree"), ([0, 0, 0, 0, 2, 2], "no target in 1"), ([-1] * 6, "non-negative")]:
+        with pytest.raises(ValueError, match=message):
+            group_means(outputs, bad)
+
+
+def _with(array, index, value):
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+MASKS, OUTPUTS = subset_masks(6, 40, "random"), np.random.default_rng(0).normal(size=(40, 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(masks=MASKS * 2), "masks must be boolean or 0/1"),
+        (dict(masks=MASKS * np.nan), "masks must be boolean or 0/1"),
+        (dict(masks=MASKS[:-1]), r"got shapes \(39, 6\) and \(40, 3\)"),
+        (dict(outputs=OUTPUTS[:, 0]), r"got shapes \(40, 6\) and \(40,\)"),
+        (dict(masks=MASKS[:1], outputs=OUTPUTS[:1]), "At least two models are needed, got 1"),
+        (dict(masks=MASKS[:, :1]), "At least two source classes are needed, got 1"),
+        (dict(outputs=OUTPUTS[:, :0]), "outputs hold no target"),
+        (dict(outputs=OUTPUTS.astype(str)), "outputs must be real numbers"),
+        (dict(masks=_with(MASKS, (slice(None), [1, 4]), False)), "Classes never in a subset: 1, 4"),
+        (dict(masks=_with(MASKS, (slice(None), 3), True)), "Classes always in a subset: 3"),
+        (dict(outputs=_with(OUTPUTS, ([5, 30], 1), [np.nan, np.inf])), "NaN or infinite for models 5, 30:"),
+        (dict(outputs=OUTPUTS * np.nan), r"models 0, 1, 2, 3, 4, ... \(40 in all\)"),
+        (dict(method="lasso"), "Unknown method 'lasso': choose one of difference, ols, ridge"),
+        (dict(design="latin"), "Unknown design 'latin': choose one of balanced, random, paired"),
+        (dict(design="paired"), "Rows of a paired design must be pairs of complements"),
+        (dict(design="balanced"), "Rows of a balanced design must be pairs of complements"),
+        (dict(masks=MASKS[:6], outputs=OUTPUTS[:6], method="ols"), "OLS needs more than 6 models for 6 classes"),
+        (dict(masks=MASKS[:9], outputs=OUTPUTS[:9], method="ridge"), "Ridge needs at least 11 models"),
+        (dict(masks=MASKS[:4].repeat(10, axis=0), method="ols"), "too few distinct subsets for OLS"),
+    ],
+)
+def test_bad_arguments_get_one_clear_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        estimate_influence(**(dict(masks=MASKS, outputs=OUTPUTS) | arguments))
+
+
+def test_regressions_say_how_many_models_pairs_and_blocks_they_need():
+    outputs = np.random.default_rng(0).normal(size=(40, 2))
+    with pytest.raises(ValueError, match="OLS needs more than 40 models for 20 classes in a paired design, got 40"):
+        estimate_influence(subset_masks(K, 40, "paired"), outputs, "ols")
+    with pytest.raises(ValueError, match='within one balanced block: train more than 38 models, or use method="diff'):
+        estimate_influence(subset_masks(K, 38), outputs[:38], "ridge")
