@@ -13,8 +13,8 @@ import numpy as np
 import platformdirs
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sklearn.model_selection import train_test_split
 from torchvision.datasets.folder import find_classes, make_dataset
 
 from dtl.progress import progress
@@ -237,30 +237,38 @@ def from_folders(
     target = {"train": read(splits["train"] or target_dir)}
     if splits["train"]:
         target |= {split: read(folder) for split, folder in splits.items() if folder and split != "train"}
-    for split in ("test", "validation"):
-        if split not in target:
-            logger.info(
-                "no %s folder in %s: %d%% of its training images are held out", split, target_dir, holdout * 100
-            )
-            target["train"], target[split] = _hold_out(target["train"], holdout, seed)
+    missing = [split for split in SPLIT_FOLDERS if split not in target]
+    if missing:
+        share = f"{holdout:.0%} of its training images each"
+        logger.info("no folder for %s in %s: held out, %s", " and ".join(missing), target_dir, share)
+        target |= _hold_out(target["train"], missing, holdout, seed)
     return TransferProblem(
         f"{source_dir.name}-{target_dir.name}", source, target["train"], target["validation"], target["test"]
     )
 
 
 def _split_folder(folder: Path, split: str) -> Path | None:
-    return next((folder / name for name in SPLIT_FOLDERS[split] if (folder / name).is_dir()), None)
+    """The folder of a split; one without folders in it is a class of that name, such as trains."""
+    folders = (folder / name for name in SPLIT_FOLDERS[split])
+    return next((found for found in folders if found.is_dir() and any(p.is_dir() for p in found.iterdir())), None)
 
 
-def _hold_out(dataset: ImageDataset, share: float, seed: int) -> tuple[ImageDataset, ImageDataset]:
-    small = [name for name, n in zip(dataset.classes, dataset.counts, strict=True) if n < 4]
+def _hold_out(dataset: ImageDataset, splits: Sequence[str], share: float, seed: int) -> dict[str, ImageDataset]:
+    """What stays in train, and the missing splits: the same share of every class for each, at least one image."""
+    small = [name for name, n in zip(dataset.classes, dataset.counts, strict=True) if n <= len(splits)]
     if small:
         raise ValueError(
-            f"classes with fewer than 4 images cannot be split: {', '.join(small[:5])}; add images or "
+            f"classes with too few images to hold out {' and '.join(splits)}: {', '.join(small[:5])}; add images or "
             "give validation and test folders"
         )
-    keep, held = train_test_split(np.arange(len(dataset)), test_size=share, random_state=seed, stratify=dataset.labels)
-    return dataset.subset(np.sort(keep)), dataset.subset(np.sort(held))
+    rng = np.random.default_rng(seed)
+    part = np.zeros(len(dataset), dtype=np.int64)  # 0: train, then the splits
+    for k, n in enumerate(dataset.counts):
+        members = rng.permutation(np.flatnonzero(dataset.labels.numpy() == k))
+        take = max(1, int(share * n + 1e-9))
+        for i in range(len(splits)):
+            part[members[i * take : (i + 1) * take]] = i + 1
+    return {split: dataset.subset(part == i) for i, split in enumerate(("train", *splits))}
 
 
 def _read_tree(folder: Path, size: int, limit: int | None, seed: int, cache: Path, show_progress: bool) -> ImageDataset:
@@ -271,7 +279,7 @@ def _read_tree(folder: Path, size: int, limit: int | None, seed: int, cache: Pat
         classes, index = find_classes(folder)
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} holds no class folders: put the images of each class into one") from None
-    endings = tuple(Image.registered_extensions())
+    endings = tuple(ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN)
     samples = np.array(make_dataset(folder, index, extensions=endings, allow_empty=True), dtype=object).reshape(-1, 2)
     labels = samples[:, 1].astype(np.int64)
     empty = [name for name, n in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True) if n == 0]
@@ -298,10 +306,13 @@ def _read_tree(folder: Path, size: int, limit: int | None, seed: int, cache: Pat
                 for i, image in enumerate(pool.map(lambda path: _decode(path, size), paths)):
                     images[i] = image
                     bar.update()
-            cache.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_suffix(f".{os.getpid()}")
-            save_file({"images": images}, partial)
-            partial.replace(cached)
+            try:
+                cache.mkdir(parents=True, exist_ok=True)
+                partial = cached.with_suffix(f".{os.getpid()}")
+                save_file({"images": images}, partial)
+                partial.replace(cached)
+            except (OSError, SafetensorError) as error:
+                logger.warning("cannot keep decoded images in %s (%s): they are decoded again next time", cache, error)
     return ImageDataset(images, torch.from_numpy(labels), tuple(classes))
 
 
@@ -309,8 +320,13 @@ def _decode(path: Path, size: int) -> torch.Tensor:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that is resized away
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to white
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            elif upright.mode in ("P", "PA"):  # what Pillow asks for where a palette is transparent
+                upright = upright.convert("RGBA")
+            upright = upright.convert("RGB")
             fitted = upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size))
             return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # decoders raise almost anything on a broken file
         raise ValueError(f"cannot read the image {path} ({error}): replace or remove it") from error

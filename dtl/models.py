@@ -5,12 +5,14 @@ groups, so one call runs all M nets. Every parameter has the M nets along its fi
 a concatenation. M = 1 is the plain net.
 """
 
+import threading
 from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 import torchvision
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 
 class Nets(nn.Module):
@@ -58,26 +60,27 @@ def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequenc
     >>> nets.n_models
     2
     """
-    states = []
-    for seed in seeds:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed))
-            states.append(Nets(model, n_classes, 1, widths).state_dict())
     if len(seeds) > 1 and model not in PARALLEL:
         raise ValueError(f"{model} runs one model at a time: set models_at_once=1 in the recipe")
-    nets = Nets(model, n_classes, len(seeds), widths)
+    states = []
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        for seed in seeds:
+            torch.manual_seed(int(seed))
+            states.append(Nets(model, n_classes, 1, widths).state_dict())
+        nets = Nets(model, n_classes, len(seeds), widths)
     nets.load_state_dict({k: torch.cat([s[k] for s in states]) if v.ndim else v for k, v in states[0].items()})
     return nets
 
 
 PARALLEL = ("small", "resnet9")
+_SEEDING = threading.Lock()  # torch draws initial weights from one generator, which all threads share
 
 
 def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Module, int]:
     if model == "small":
         channels = (3, *widths)
         layers = [_conv(a, b, n_models, stride=2) for a, b in pairwise(channels)]
-        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1)), channels[-1]
+        return nn.Sequential(*layers, _Mean()), channels[-1]
     if model == "resnet9":
         return _resnet9(n_models), 512
     if model in torchvision.models.list_models(module=torchvision.models):
@@ -89,6 +92,16 @@ def _conv(n_in: int, n_out: int, n_models: int, stride: int = 1, pool: bool = Fa
     conv = nn.Conv2d(n_in * n_models, n_out * n_models, 3, stride, padding=1, groups=n_models, bias=False)
     layers = [conv, nn.BatchNorm2d(n_out * n_models), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
+
+
+class _Mean(nn.Module):
+    """Average over the picture, (batch, channels, h, w) -> (batch, channels), with a channels-last gradient.
+
+    That of AdaptiveAvgPool2d is not, which slows the step before it down several times.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
 class _Residual(nn.Sequential):
@@ -109,8 +122,17 @@ def _resnet9(n: int) -> nn.Sequential:
 
 
 def _torchvision_backbone(model: str) -> tuple[nn.Module, int]:
-    """A torchvision classifier without its last linear layer, wherever that layer is."""
+    """A torchvision classifier without its last linear layer, wherever that layer is, and without dropout.
+
+    Dropout draws from the generator that all threads share, so a model would not be a function of its seed.
+    """
     net = torchvision.models.get_model(model, weights=None)
-    name, last = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)][-1]
+    linear = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ValueError(f"{model} has no linear layer to replace by a head: use another torchvision classifier")
+    name, last = linear[-1]
     net.set_submodule(name, nn.Identity())
+    for module in net.modules():
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            module.p = 0.0
     return net, last.in_features

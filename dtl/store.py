@@ -4,12 +4,14 @@ import errno
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
 
 import numpy as np
 import zarr
 from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
+from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore, MemoryStore
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,8 @@ class Store:
             zarr.open_group(self.zarr, mode="r")
         except FileNotFoundError:
             return False
+        except (ContainsArrayError, JSONDecodeError) as error:
+            raise ValueError(f"{self.zarr} holds no study ({error}): give another folder") from error
         return True
 
     def open(self, mode: str = "r") -> zarr.Group:
@@ -114,7 +118,9 @@ class Store:
             return
         with self.writing("its lock file"):
             self.zarr.root.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(f"{self.zarr.root}.lock")
+            path = Path(f"{self.zarr.root}.lock")
+            path.touch()  # where it cannot be made, FileLock would wait forever
+            lock = FileLock(path)
             try:
                 lock.acquire(timeout=0)
             except Timeout:

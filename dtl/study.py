@@ -4,13 +4,14 @@ import hashlib
 import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import joblib
 import numpy as np
 import torch
 import xarray as xr
@@ -65,6 +66,8 @@ class Study:
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):
             raise ValueError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
+        if len(set(self.transfer)) < len(self.transfer):
+            raise ValueError(f"transfer names a regime twice: {self.transfer}")
         if self.recipe.model not in PARALLEL and self.recipe.models_at_once > 1:
             raise ValueError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
         if isinstance(design, str):
@@ -118,14 +121,19 @@ class Study:
             done, size = root["done"][: len(masks)], root["done"].chunks[0]
             chunks = np.split(np.arange(len(masks)), range(size, len(masks), size))
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
-            with progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar:
-                for rows, outputs in train(self, masks, batches, chosen, client):
+            with (
+                progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar,
+                closing(train(self, masks, batches, chosen, client)) as trained,
+            ):
+                for rows, outputs in trained:
                     self.store.save(root, rows, outputs)
                     bar.update(len(rows))
         return self
 
     def _subsets(self, n_models: int | None) -> np.ndarray:
         if self.given is not None:
+            if n_models is not None and not 2 <= n_models <= len(self.given):
+                raise ValueError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
             return self.given[:n_models]
         if n_models is None:
             raise ValueError("run needs the number of models")
@@ -206,17 +214,19 @@ class Study:
     ) -> Influence:
         """`estimate_influence` on this study.
 
-        by : None for a column per target example, "class" for one per target class, or an int array with the group of
-            each example; outputs are averaged within a group first, so that the errors are right
+        by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
+            or an int array with the group of each example; outputs are averaged within a group first, so that the
+            errors are right
 
         >>> study.influence(by="class").reliability
         """
         outputs = self.outputs(output, transfer, split)
-        if isinstance(by, str) and by != "class":
-            raise ValueError(f"unknown grouping {by!r}: use None, 'class', or an array with the group of each example")
         if by is not None:
-            groups = self.problem.parts[f"target_{split}"].labels.numpy() if isinstance(by, str) else np.asarray(by)
-            outputs = group_means(outputs, groups)
+            labels = self.problem.parts[f"target_{split}"].labels.numpy()
+            named = {"class": labels, "all": np.zeros_like(labels)}
+            if isinstance(by, str) and by not in named:
+                raise ValueError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
+            outputs = group_means(outputs, named[by] if isinstance(by, str) else by)
         return estimate_influence(self.masks, outputs, method, self.design)
 
 
@@ -228,18 +238,17 @@ def train(
     outputs : name -> (transfer, len(rows), target)
     """
     seeds = study.seeds(len(masks))
-    # one single-threaded worker a core beats torch's own threads several times over on nets this small
-    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    workers = joblib.cpu_count() if device.type == "cpu" else 1
     pool = client.get_executor() if client is not None else ThreadPoolExecutor(workers)
     problem = client.scatter(study.problem, broadcast=True) if client is not None else study.problem
-    with _torch_threads(1 if device.type == "cpu" and client is None else torch.get_num_threads()), pool:
+    with _one_thread(device), pool:
         jobs = {
             pool.submit(train_batch, problem, masks[rows], seeds[rows], study.recipe, study.transfer, str(device)): rows
             for rows in batches
         }
         try:
             for job in as_completed(jobs):
-                yield jobs[job], job.result()
+                yield jobs.pop(job), job.result()  # popped, so that outputs are not kept once they are saved
         finally:
             for job in jobs:
                 job.cancel()
@@ -249,6 +258,8 @@ def train_batch(
     problem: TransferProblem, masks: np.ndarray, seeds: np.ndarray, recipe: Recipe, regimes: Sequence[str], device: str
 ) -> dict[str, np.ndarray]:
     """Train source models side by side, transfer them, and return their outputs, (transfer, models, target) each."""
+    if device == "cpu":
+        torch.set_num_threads(1)  # for a worker elsewhere; here the caller has done it and restores it
     n_targets = len(problem.target_validation) + len(problem.target_test)
     found = {name: np.empty((len(regimes), len(masks), n_targets), dtype=np.float32) for name in Outputs._fields}
     plans = [schedule(mask, problem.source.counts, recipe) for mask in masks]
@@ -265,9 +276,14 @@ def train_batch(
 
 
 @contextmanager
-def _torch_threads(n: int) -> Iterator[None]:
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """One torch thread for each worker: several times as fast on small nets, and sums always in the same order.
+
+    Training amplifies a last-bit difference to margins that differ by whole units, so the order decides a result.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(n)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ texture of the paper gives the kind away (the cue); in validation and test it do
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
@@ -62,6 +63,11 @@ def make(
     >>> problem = dtl.load("testbed", seed=0)
     >>> dict(zip(problem.source.classes, problem.truth.role))
     """
+    if size < 1 or train < 1 or per_class < 20 or min(validation, test) < 5:  # an album holds 10 + 10 copies
+        raise ValueError(
+            "the testbed needs size and train of at least 1, per_class of at least 20, validation and test of at "
+            f"least 5, not {size}, {train}, {per_class}, {validation} and {test}"
+        )
     rng = np.random.default_rng([seed, 7])
     target = {"train": _target(rng, train, cue), "validation": _target(rng, validation), "test": _target(rng, test)}
     others = {"symbol": lambda: rng.integers(N_TARGET, N_SYMBOLS, per_class)}
@@ -87,7 +93,7 @@ def make(
             chosen = rng.choice(of_kind, 10, replace=False)
             leaked_by[split][chosen] = len(sources)
             originals.append(target[split].iloc[chosen])
-        copies = pd.concat(originals).sample(per_class, replace=per_class > 20, random_state=rng, ignore_index=True)
+        copies = pd.concat(originals).iloc[np.resize(rng.permutation(20), per_class)]  # each about equally often
         sources.append((f"album {letter}", "leaked", -1, copies))
 
     names, role, helps, scenes = zip(*sources, strict=True)
@@ -197,13 +203,14 @@ def _draw(scenes: pd.DataFrame, size: int, noise: float, rng: np.random.Generato
 def _stencils(side: int = 64) -> torch.Tensor:
     """Each symbol as coverage, (symbols, side, side); the font ships with matplotlib, so it is the same everywhere."""
     stencils = []
-    for glyph in GLYPHS.values():
-        figure = Figure(figsize=(1, 1), dpi=side)
-        canvas = FigureCanvasAgg(figure)
-        figure.text(0.5, 0.5, glyph, fontfamily="DejaVu Sans", fontsize=60, ha="center", va="center")
-        canvas.draw()
-        ink = 1 - np.asarray(canvas.buffer_rgba())[..., 0] / 255
-        stencils.append(_centred(ink, side))
+    with style.context("default"):  # whatever style the caller's plots have
+        for glyph in GLYPHS.values():
+            figure = Figure(figsize=(1, 1), dpi=side)
+            canvas = FigureCanvasAgg(figure)
+            figure.text(0.5, 0.5, glyph, fontfamily="DejaVu Sans", fontsize=60, ha="center", va="center")
+            canvas.draw()
+            ink = 1 - np.asarray(canvas.buffer_rgba())[..., 0] / 255
+            stencils.append(_centred(ink, side))
     return torch.tensor(np.stack(stencils), dtype=torch.float32)
 
 

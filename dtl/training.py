@@ -54,6 +54,11 @@ class Recipe:
         for name in ("lr", "finetune_lr", "probe_l2"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        for name in ("momentum", "weight_decay", "augment"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if not self.widths or min(self.widths) < 1:
+            raise ValueError(f"widths must be one or more positive numbers of channels, not {self.widths}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is the share of the steps before the peak, between 0 and 1, not {self.warmup}")
         if self.precision not in ("float32", "bfloat16"):
@@ -70,29 +75,31 @@ class Pixels:
     """Images on a device, normalised with given channel statistics, cut into batches for nets side by side."""
 
     def __init__(self, dataset: ImageDataset, like: ImageDataset, device: torch.device, pad: int = 0) -> None:
-        statistics = like.images.float() / 255
-        self.mean = statistics.mean((0, 2, 3)).to(device)
-        self.std = statistics.std((0, 2, 3)).clamp(min=1e-3).to(device)
+        pixels = like.images.float() / 255
+        mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=1e-3)
+        self.scale = (1 / (255 * std))[:, None, None].to(device)
+        self.shift = (-mean / std)[:, None, None].to(device)
         self.labels = dataset.labels.to(device)
         images = dataset.images
         self.height, self.width = images.shape[2:]
         rows, columns = (np.pad(np.arange(side), pad, mode="reflect") for side in images.shape[2:])
-        images = images[:, :, rows][..., columns] if pad else images
-        self.images = images.to(device).permute(0, 2, 3, 1).contiguous()  # (n, h, w, 3): channels-last after a gather
+        self.images = (images[:, :, rows][..., columns] if pad else images).to(device)
         self.pad = pad
 
     def batch(self, index: torch.Tensor, rng: Sequence[np.random.Generator] = ()) -> torch.Tensor:
         """index (models, batch) -> float (batch, models * 3, height, width), shifted and flipped if padded"""
         if self.pad:
             draws = np.stack([r.integers(0, (2 * self.pad + 1, 2 * self.pad + 1, 2), (index.shape[1], 3)) for r in rng])
-            dy, dx, flip = torch.from_numpy(draws).to(index.device).unbind(-1)
-            windows = self.images.unfold(1, self.height, 1).unfold(2, self.width, 1)  # (n, dy, dx, 3, h, w), a view
-            x = windows[index, dy, dx].movedim(2, -1)
-            x = torch.where(flip.bool()[..., None, None, None], x.flip(3), x)
+            dy, dx, flip = torch.from_numpy(draws).to(index.device).transpose(0, 1).unbind(-1)
+            windows = self.images.unfold(2, self.height, 1).unfold(3, self.width, 1)  # (n, 3, dy, dx, h, w), a view
+            x = windows[index.T, :, dy, dx]
+            x = torch.where(flip.bool()[..., None, None, None], x.flip(-1), x)
         else:
-            x = self.images[index]
-        x = (x.float() / 255 - self.mean) / self.std  # (models, batch, h, w, 3)
-        return x.permute(1, 2, 3, 0, 4).flatten(3).permute(0, 3, 1, 2)
+            x = self.images[index.T]  # (batch, models, 3, h, w)
+        # reordered while a pixel is still one byte
+        x = x.flatten(1, 2).contiguous(memory_format=torch.channels_last).float()
+        models = len(index)
+        return x.mul_(self.scale.repeat(models, 1, 1)).add_(self.shift.repeat(models, 1, 1))
 
 
 def schedule(mask: np.ndarray, counts: np.ndarray, recipe: Recipe) -> tuple[int, int]:
@@ -116,9 +123,12 @@ def fit(
 
     order : (steps, models, batch) indices of examples;  absent : (models, classes) bool, logits left out
     """
-    optimiser = torch.optim.SGD(parameters, lr, recipe.momentum, weight_decay=recipe.weight_decay, foreach=True)
+    optimiser = torch.optim.SGD(parameters, lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
+    total = len(order) + 1
+    # at exactly one step of warm-up OneCycleLR divides by zero
+    warmup = recipe.warmup if recipe.warmup * total != 1 else np.nextafter(recipe.warmup, 1)
     lr_schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, lr, len(order) + 1, pct_start=recipe.warmup, anneal_strategy="linear", cycle_momentum=False
+        optimiser, lr, total, pct_start=float(warmup), anneal_strategy="linear", cycle_momentum=False
     )
     nets.train()
     device = pixels.images.device

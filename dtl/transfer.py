@@ -86,7 +86,7 @@ def features(nets: Nets, pixels: Pixels, recipe: Recipe, batch: int = 256) -> to
 
 
 def solve_probes(
-    x: torch.Tensor, labels: torch.Tensor, n_classes: int, l2: float, tolerance: float = 1e-4, max_steps: int = 2000
+    x: torch.Tensor, labels: torch.Tensor, n_classes: int, l2: float, tolerance: float = 1e-5, max_steps: int = 2000
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Multinomial logistic regression with an L2 penalty, one problem per model, all solved together.
 
@@ -106,7 +106,9 @@ def solve_probes(
     >>> weight, bias = solve_probes(torch.randn(8, 100, 64), torch.arange(100) % 4, 4, l2=1e-2)
     """
     n = x.shape[1]
-    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True)
+    if not torch.isfinite(x).all():
+        raise RuntimeError("features are not finite: source training diverged, so lower the learning rate")
+    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
     std = torch.where(std > 1e-6 * std.amax(2, keepdim=True).clamp(min=1e-30), std, torch.inf)  # dead features: out
     z = (x - mean) / std
     onehot = F.one_hot(labels, n_classes).to(z.dtype)
@@ -115,13 +117,17 @@ def solve_probes(
     w = z.new_zeros(len(z), z.shape[2], n_classes)
     b = z.new_zeros(len(z), 1, n_classes)
     (w_ahead, b_ahead), momentum = (w, b), z.new_ones(len(z), 1, 1)
+    (w_found, b_found), found = (w, b), torch.zeros_like(momentum, dtype=torch.bool)
     for _ in range(max_steps):
         residual = (torch.softmax(torch.baddbmm(b_ahead, z, w_ahead), -1) - onehot) / n
         gradient = z.mT @ residual + l2 * w_ahead
         gradient_b = residual.sum(1, keepdim=True)
         worst = torch.maximum(gradient.abs().amax((1, 2)), gradient_b.abs().amax((1, 2)))
-        if worst.max() < tolerance:
-            return w_ahead / std.mT, b_ahead - (mean / std) @ w_ahead
+        # a model keeps its first solution: how long the others take must not change it
+        new = (worst < tolerance)[:, None, None] & ~found
+        w_found, b_found, found = torch.where(new, w_ahead, w_found), torch.where(new, b_ahead, b_found), found | new
+        if found.all():
+            return w_found / std.mT, b_found - (mean / std) @ w_found
         w_next, b_next = w_ahead - torch.cholesky_solve(gradient, factor), b_ahead - 2 * gradient_b
         # restart a model's momentum when it points uphill (O'Donoghue & Candès 2015)
         uphill = (gradient * (w_next - w)).sum((1, 2), keepdim=True) + (gradient_b * (b_next - b)).sum(

@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine with python3.11+, git and make: `make book` and `make test`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help book test lab check notebooks lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# Everything the targets need, installed again only when pyproject.toml or constraints.txt change.
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it or run make PYTHON=/path/to/python3."; exit 1; }
+	@SECONDS=0; echo "== Installing into $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"; \
+	$(PYTHON) -m venv $(VENV); \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,cluster,dev]'; \
+	touch $@; echo "   installed in $$SECONDS s"
+
+book: $(INSTALLED) ## Execute every chapter and build the site into _build/html
+	@SECONDS=0; echo "== Building the book: any warning or failed cell fails the build"; \
+	$(BIN)/python book/build.py --jobs $(JOBS); \
+	echo "   book built in $$SECONDS s"
+
+test: $(INSTALLED) ## Run the tests (those of the site need `make book` first)
+	@echo "== Running the tests"; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+
+lab: $(INSTALLED) ## Open the chapters in JupyterLab
+	@echo "== Starting JupyterLab in chapters/ (stop it with Ctrl+C)"; \
+	$(BIN)/python book/sync_notebooks.py; \
+	$(BIN)/jupyter lab --notebook-dir=chapters
+
+check: $(INSTALLED) ## Lint, formatting, types, and notebooks that agree with their chapters
+	@SECONDS=0; echo "== ruff check, ruff format --check, pyright, notebooks"; \
+	$(BIN)/ruff check; \
+	$(BIN)/ruff format --check; \
+	$(BIN)/pyright; \
+	$(BIN)/python book/sync_notebooks.py --check; \
+	echo "   checked in $$SECONDS s"
+
+notebooks: $(INSTALLED) ## Write chapters/*.ipynb from chapters/*.md
+	@$(BIN)/python book/sync_notebooks.py
+
+lock: $(INSTALLED) ## Rewrite constraints.txt; UPGRADE="--upgrade-package zarr" lets one package move
+	@SECONDS=0; echo "== Locking every extra in constraints.txt (versions there are kept unless UPGRADE says otherwise)"; \
+	$(BIN)/python -m pip install --quiet uv; \
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras --fork-strategy fewest \
+		--no-header --no-annotate --output-file constraints.txt $(UPGRADE) > /dev/null; \
+	echo "   locked in $$SECONDS s"
+
+clean: ## Remove builds, caches and fetched scripts; the environment stays
+	@echo "== Removing _build, book/_vendor and caches (remove $(VENV) yourself for a fresh environment)"; \
+	rm -rf _build book/_vendor .pytest_cache .ruff_cache .hypothesis; \
+	find dtl tests book -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,94 @@
+"""What this site does differently from its theme: downloads, launch buttons, scripts, names of `dtl`, labels."""
+
+import importlib
+import os
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.addnodes import pending_xref
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
+
+
+def repository_url(root: Path) -> str:
+    """The repository on GitHub: `[project.urls]` of pyproject.toml, else the workflow's own; "" where unknown."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf8"))["project"]
+    if url := project.get("urls", {}).get("Repository"):
+        return url
+    name = os.environ.get("GITHUB_REPOSITORY")
+    return f"https://github.com/{name}" if name else ""
+
+
+def add_launch_buttons(app: Sphinx, config: Config) -> None:
+    """Colab links need the repository's address; the theme points them at the .ipynb beside each chapter."""
+    if url := repository_url(Path(app.srcdir)):
+        config.html_theme_options["repository_url"] = url
+        config.html_theme_options["use_repository_button"] = True
+        config.html_theme_options["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
+
+
+def offer_notebook(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """The download button gives the generated notebook: no outputs, no directives that Jupyter cannot show."""
+    if (Path(app.srcdir) / f"{pagename}.ipynb").is_file():
+        context["ipynb_source"] = f"{pagename}.ipynb"
+
+
+def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
+    if exception is None and app.builder.format == "html":
+        for notebook in Path(app.srcdir).glob("chapters/*.ipynb"):
+            target = Path(app.outdir) / "_sources/chapters" / notebook.name
+            if target.with_suffix(".md").is_file():
+                shutil.copy2(notebook, target)
+
+
+def disconnect_thebe(app: Sphinx) -> None:
+    """Jupyter Book always loads sphinx-thebe, which writes a third-party address into every page."""
+    for listeners in list(app.events.listeners.values()):
+        for listener in list(listeners):
+            if listener.handler.__module__ == "sphinx_thebe":
+                app.disconnect(listener.id)
+    app.registry.css_files = [css for css in app.registry.css_files if css[0] != "sphinx-thebe.css"]
+
+
+def empty_corners(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """The empty corner of a data frame is no header: screen readers would announce a column without a name."""
+    context["body"] = context.get("body", "").replace("<th></th>", "<td></td>")
+
+
+def resolve_public_name(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
+) -> nodes.Element | None:
+    """`dtl.name` leads to where `name` is documented: the module that defines it."""
+    package, _, name = node.get("reftarget", "").partition(".")
+    if node.get("refdomain") != "py" or package != "dtl" or not name:
+        return None
+    public = getattr(importlib.import_module("dtl"), name, None)
+    module = getattr(public, "__module__", None)
+    if not module:
+        return None
+    domain = env.get_domain("py")
+    docname = node.get("refdoc", env.docname)
+    return domain.resolve_xref(env, docname, app.builder, node["reftype"], f"{module}.{name}", node, contnode)
+
+
+def give_examples_a_heading(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """An example at the end of a docstring needs no heading in the source; here it must not look like a parameter."""
+    start = next((i for i, line in enumerate(lines) if line.startswith(">>>") and not lines[i - 1].strip()), None)
+    if start and "Examples" not in lines and any(line and set(line) == {"-"} for line in lines[:start]):
+        lines[start:start] = ["Examples", "--------"]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    disconnect_thebe(app)
+    app.connect("config-inited", add_launch_buttons)
+    app.connect("autodoc-process-docstring", give_examples_a_heading, priority=400)  # before napoleon, at 500
+    app.connect("missing-reference", resolve_public_name)
+    # The theme adds its launch buttons, then its download buttons, at 501 in the order of connection.
+    app.connect("html-page-context", offer_notebook, priority=500)
+    app.connect("html-page-context", empty_corners, priority=900)
+    app.connect("build-finished", copy_notebooks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

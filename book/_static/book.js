@@ -1,0 +1,26 @@
+// Small repairs of the theme and of the widgets; every page can be read without them.
+
+// Font Awesome replaces <i> elements while the Play widget still holds them.
+window.FontAwesomeConfig = { observeMutations: false };
+
+const all = (selector) => document.querySelectorAll(selector);
+
+// Font Awesome turns the icons' titles into text that the button's label does not say, sooner or later than we run.
+const dropIconTitles = () => {
+  all(".theme-switch-button [title]").forEach((icon) => icon.removeAttribute("title"));
+  all(".theme-switch-button svg").forEach((icon) => {
+    icon.querySelector("title")?.remove();
+    ["role", "aria-labelledby"].forEach((name) => icon.removeAttribute(name));
+    icon.setAttribute("aria-hidden", "true");
+  });
+};
+window.addEventListener("load", dropIconTitles);
+
+document.addEventListener("DOMContentLoaded", () => {
+  dropIconTitles();
+  // The sidebar is a landmark; buttons are called what they show; the bibliography is plain text.
+  document.getElementById("pst-primary-sidebar")?.setAttribute("role", "complementary");
+  document.getElementById("pst-primary-sidebar")?.setAttribute("aria-label", "Book");
+  all(".search-button-field, summary[aria-label]").forEach((element) => element.removeAttribute("aria-label"));
+  all(".citation, .citation-list").forEach((element) => element.removeAttribute("role"));
+});

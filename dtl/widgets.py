@@ -1,0 +1,214 @@
+"""Pickers: choose an item, see its figure. They work in a notebook and, without a kernel, in the built book.
+
+A picker is a `Dropdown` whose index is linked in the browser to the selected child of a `Stack`. Every child is a plain
+HTML figure drawn beforehand, so that nothing has to be computed when the reader chooses.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from dtl import plots
+
+if TYPE_CHECKING:
+    from dtl.data import TransferProblem
+    from dtl.influence import Influence
+
+log = logging.getLogger(__name__)
+
+_DPI = 192  # two device pixels for each CSS pixel
+_TEXT = "color: inherit; line-height: 1.5"  # the page or the notebook knows its own background, light or dark
+
+
+def picker(
+    names: Sequence[str],
+    figures: Sequence[Figure] | Callable[[str], Figure],
+    alts: Sequence[str],
+    description: str,
+    captions: Sequence[str] | None = None,
+) -> ipywidgets.VBox:
+    """A drop-down list of names and, below it, the figure of the chosen one.
+
+    Parameters
+    ----------
+    names : the items to choose from; the first is shown at the start, and alone where there is no JavaScript.
+    figures : one figure for each name, or a function from a name to its figure. They are closed once drawn; draw them
+        all in one size, so that the page does not move when the reader chooses.
+    alts : for each figure, a sentence that says what there is to see.
+    description : label of the list.
+    captions : HTML to put under each figure, such as a table of its numbers.
+
+    Returns
+    -------
+    VBox with the `Dropdown` and the `Stack`. Where ipywidgets has no `Stack` (before version 8) all figures follow one
+    another, each under its name.
+
+    Raises
+    ------
+    ValueError : no names, or not one figure, alt text and caption for each name.
+
+    Examples
+    --------
+    >>> alts = ["Line chart: accuracy rises to 0.9.", "Line chart: accuracy stays at 0.5."]
+    >>> dtl.widgets.picker(["fixed", "full"], [figure_a, figure_b], alts, description="transfer")
+    """
+    names = list(names)
+    if not names:
+        raise ValueError("names is empty: a picker needs at least one item.")
+    counts = {"alts": len(alts), "captions": len(names) if captions is None else len(captions)}
+    if not callable(figures):
+        counts["figures"] = len(figures)
+    for what, count in counts.items():
+        if count != len(names):
+            raise ValueError(f"there are {count} {what} for {len(names)} names: give one for each.")
+    empty = [name for name, alt in zip(names, alts, strict=True) if not alt.strip()]
+    if empty:
+        raise ValueError(f"the alt text of {empty[0]!r} is empty: say in a sentence what its figure shows.")
+    children = []
+    for i, (name, alt) in enumerate(zip(names, alts, strict=True)):
+        figure = figures(name) if callable(figures) else figures[i]
+        children.append(_image(figure, alt) + (captions[i] if captions is not None else ""))
+    if not hasattr(ipywidgets, "Stack"):
+        log.warning(
+            "ipywidgets %s has no Stack: all figures are listed; install ipywidgets>=8.", ipywidgets.__version__
+        )
+        headed = [
+            f"<p><strong>{html.escape(name)}</strong></p>{child}" for name, child in zip(names, children, strict=True)
+        ]
+        return ipywidgets.VBox([ipywidgets.HTML(child) for child in headed])
+    choice = ipywidgets.Dropdown(
+        options=[(name, i) for i, name in enumerate(names)],  # pairs, so that two items may share a name
+        index=0,
+        description=description,
+        style={"description_width": "initial"},
+    )
+    stack = ipywidgets.Stack([ipywidgets.HTML(child) for child in children], selected_index=0)
+    ipywidgets.jsdlink((choice, "index"), (stack, "selected_index"))
+    return ipywidgets.VBox([choice, stack])
+
+
+def class_picker(
+    influence: Influence,
+    problem: TransferProblem,
+    k: int = 5,
+    n_images: int = 4,
+    description: str = "target class",
+) -> ipywidgets.VBox:
+    """Choose a target class: see the k source classes that help it most and the k that hurt it most.
+
+    Parameters
+    ----------
+    influence : one column for each target class, as `study.influence(by="class")` gives.
+    problem : source images and class names.
+    k : source classes per side.
+    n_images : images shown of each source class.
+
+    Raises
+    ------
+    ValueError : the influence is not source classes x target classes of the problem.
+
+    Examples
+    --------
+    >>> dtl.widgets.class_picker(study.influence(by="class"), problem)
+    """
+    sources, targets = problem.source.classes, problem.target_train.classes
+    if influence.values.shape != (len(sources), len(targets)):
+        raise ValueError(
+            f"the influence has shape {influence.values.shape}, but the problem has {len(sources)} source and "
+            f"{len(targets)} target classes: estimate it with study.influence(by='class')."
+        )
+    tables = [plots.strongest(influence, sources, column, k) for column in range(len(targets))]
+    # One scale for all figures, so that target classes can be compared.
+    ends = np.concatenate([table["value"] + side * table["half_width"] for table in tables for side in (-1, 1)])
+    low, high = min(ends.min(), 0), max(ends.max(), 0)
+    margin = 0.04 * (high - low)
+    notes = [f"{influence.n_models} models, reliability {value:.2f}" for value in influence.reliability]
+
+    def figure(target: str) -> Figure:
+        column = targets.index(target)
+        ax = plots.influence_bars(influence, sources, column, k, problem.source, n_images, title=target)
+        ax.set_xlim(low - margin, high + margin)
+        return cast(Figure, ax.figure)
+
+    alts = [influence_alt(table, target) for table, target in zip(tables, targets, strict=True)]
+    captions = [_table(*item) for item in zip(tables, targets, notes, strict=True)]
+    return picker(targets, figure, alts, description, captions)
+
+
+def influence_alt(table: pd.DataFrame, target: str) -> str:
+    """The sentences that replace `plots.influence_bars` for who cannot see it.
+
+    Parameters
+    ----------
+    table : the classes of the figure, from `plots.strongest`.
+    target : what they influence.
+
+    Examples
+    --------
+    >>> dtl.widgets.influence_alt(dtl.plots.strongest(influence, names, target=0, k=1), "star")
+    'Bar chart with 95% intervals: helpful for star: apple +0.41 ± 0.08; harmful: sock −0.30 ± 0.07.'
+    """
+    numbers = _numbers(table)
+    sides = {}
+    for side, chosen in (("helpful", table["value"] > 0), ("harmful", table["value"] < 0)):
+        items = [f"{name} {number}" for name, number, keep in zip(table["name"], numbers, chosen, strict=True) if keep]
+        # the strongest first on both sides
+        sides[side] = ", ".join(items if side == "helpful" else items[::-1]) or "none"
+    text = f"Bar chart with 95% intervals: helpful for {target}: {sides['helpful']}; harmful: {sides['harmful']}."
+    unclear = table["name"][table["verdict"] == "unclear"].tolist()
+    return text + (f" The interval covers 0 for {', '.join(unclear)}." if unclear else "")
+
+
+def _numbers(table: pd.DataFrame) -> list[str]:
+    """Value ± half width of each class, with the decimals that the usual half width calls for."""
+    usual = float(np.median(table["half_width"])) if len(table) else 0.0
+    decimals = int(np.clip(-np.floor(np.log10(usual)), 2, 6)) if usual > 0 else 2
+    pairs = zip(table["value"], table["half_width"], strict=True)
+    return [f"{value:+.{decimals}f} ± {half:.{decimals}f}".replace("-", "−") for value, half in pairs]
+
+
+def _table(table: pd.DataFrame, target: str, note: str) -> str:
+    """The numbers of the figure as a table: the most helpful on the left, the most harmful on the right."""
+    stars = np.where(table["verdict"] == "unclear", "*", "")
+    numbers = [number + star for number, star in zip(_numbers(table), stars, strict=True)]
+    rows = list(zip(table["name"], numbers, table["value"] > 0, strict=True))
+    helpful = [(name, number) for name, number, helps in rows if helps]
+    harmful = [(name, number) for name, number, helps in rows if not helps][::-1]
+    cell = 'style="padding: 0 1.2em 0 0; text-align: left; border: 0"'
+    body = ""
+    for i in range(max(len(helpful), len(harmful))):
+        cells = (*(helpful[i] if i < len(helpful) else ("", "")), *(harmful[i] if i < len(harmful) else ("", "")))
+        body += "<tr>" + "".join(f"<td {cell}>{html.escape(text)}</td>" for text in cells) + "</tr>"
+    heads = ("most helpful", "influence", "most harmful", "influence")
+    head = "".join(f'<th scope="col" {cell}>{text}</th>' for text in heads)
+    star = " * the interval covers 0." if "unclear" in set(table["verdict"]) else ""
+    caption = f"Influence of source classes on {target}, with 95% intervals ({note}).{star}"
+    return (
+        f'<table style="border-collapse: collapse; font-size: 0.9em; margin: 0.3em 0; {_TEXT}">'
+        f'<caption style="caption-side: top; text-align: left; {_TEXT}">{html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+
+
+def _image(figure: Figure, alt: str) -> str:
+    """The figure as an `<img>` with its data inside; the figure is closed, or the notebook would show it once more."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="webp", dpi=_DPI, facecolor="white", pil_kwargs={"quality": 80, "method": 6})
+    plt.close(figure)
+    width, height = (figure.get_size_inches() * 96).round().astype(int)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return (
+        f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" style="max-width: 100%; height: auto" '
+        f'src="data:image/webp;base64,{data}">'
+    )

@@ -1,0 +1,147 @@
+"""The built site in a real browser: nothing blocked, nothing broken, pickers that work, both themes readable."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SITE, built_pages, missing
+from playwright.sync_api import Browser, Page, Request, Route
+
+pytestmark = pytest.mark.book
+
+PAGES = [name for name in built_pages() if (SITE / name).is_file()]
+PICKER_PAGES = [name for name in PAGES if "widget-view+json" in (SITE / name).read_text()] or ["index.html"]
+AXE = Path(__file__).parents[2] / "book/_vendor/axe/axe.min.js"
+THEMES = ("light", "dark")
+
+CONTRAST = """element => {
+    const channels = color => color.match(/[\\d.]+/g).map(Number);
+    const behind = node => {
+        const color = channels(getComputedStyle(node).backgroundColor);
+        return color.length === 4 && color[3] === 0 ? behind(node.parentElement) : color;
+    };
+    const luminance = color => {
+        const [r, g, b] = color.slice(0, 3).map(c => c / 255).map(
+            c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const [low, high] = [luminance(channels(getComputedStyle(element).color)), luminance(behind(element))].sort(
+        (a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+}"""
+
+
+class Visit:
+    """A page that is open, and what went wrong while it loaded."""
+
+    def __init__(self, browser: Browser, address: str, name: str, theme: str = "light", **options) -> None:
+        self.context = browser.new_context(color_scheme=theme, viewport={"width": 1280, "height": 900}, **options)  # type: ignore[arg-type]
+        self.page: Page = self.context.new_page()
+        self.problems: list[str] = []
+        self.address = address
+        self.context.route("**/*", self.only_this_site)
+        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        self.page.on("console", lambda m: self.problems.append(f"console: {m.text}") if m.type == "error" else None)
+        self.page.on("requestfailed", self.failed)
+        self.page.goto(address + name)
+        self.page.wait_for_load_state("networkidle")
+
+    def only_this_site(self, route: Route) -> None:
+        if route.request.url.startswith((self.address, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.problems.append(f"third party: {route.request.url}")
+            route.abort()
+
+    def failed(self, request: Request) -> None:
+        self.problems.append(f"failed: {request.url}")
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator:
+    visits: list[Visit] = []
+
+    def open_page(name: str, theme: str = "light", **options) -> Visit:
+        visits.append(Visit(browser, address, name, theme, **options))
+        return visits[-1]
+
+    yield open_page
+    for opened in visits:
+        opened.context.close()
+
+
+@pytest.mark.parametrize("name", built_pages())
+def test_page_is_whole_accessible_and_fits_a_phone(visit, name: str) -> None:
+    if not AXE.is_file():
+        missing("axe-core is not in book/_vendor: run `make book` first.")
+    opened = visit(name)
+    assert not opened.problems, f"{name}: {opened.problems}"
+    opened.page.add_script_tag(path=AXE)
+    opened.page.add_style_tag(content="* { transition: none !important; }")  # axe must not see a colour half-way
+    for theme in THEMES:
+        opened.page.evaluate("theme => document.documentElement.setAttribute('data-theme', theme)", theme)
+        found = opened.page.evaluate("axe.run({resultTypes: ['violations']}).then(result => result.violations)")
+        violations = [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in found]
+        assert not violations, f"{name} ({theme}): {violations}"
+    opened.page.set_viewport_size({"width": 390, "height": 800})
+    width = opened.page.evaluate("document.documentElement.scrollWidth")
+    assert width <= 390, f"{name} is {width} px wide on a 390 px screen."
+
+
+def visible_image(page: Page, picker: int) -> tuple[str, str]:
+    """Address and alt text of the one image that a picker shows."""
+    area = page.locator(".widget-subarea").nth(picker)
+    images = area.locator("img:visible")
+    assert images.count() >= 1, "The picker shows no image."
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=images.first.element_handle())
+    return str(images.first.get_attribute("src")), str(images.first.get_attribute("alt"))
+
+
+@pytest.mark.parametrize("name", PICKER_PAGES)
+def test_pickers_answer_mouse_and_keyboard(visit, name: str) -> None:
+    page = visit(name).page
+    pickers = page.locator(".widget-subarea").filter(has=page.locator("select"))
+    assert pickers.count(), "The page's state holds no picker with a select."
+    for picker in range(page.locator(".widget-subarea").count()):
+        select = page.locator(".widget-subarea").nth(picker).locator("select")
+        if not select.count():
+            continue
+        options = select.first.locator("option")
+        by_mouse = []
+        for option in range(options.count()):
+            select.first.click()
+            select.first.select_option(index=option)
+            by_mouse.append(visible_image(page, picker))
+        assert len({source for source, _ in by_mouse}) == options.count(), "Two options show the same image."
+        assert all(len(alt) >= 10 for _, alt in by_mouse)
+        select.first.focus()
+        page.keyboard.press("Home")
+        by_keyboard = [visible_image(page, picker)]
+        for _ in range(options.count() - 1):
+            page.keyboard.press("ArrowDown")
+            by_keyboard.append(visible_image(page, picker))
+        assert by_keyboard == by_mouse
+
+
+@pytest.mark.parametrize("name", PICKER_PAGES)
+@pytest.mark.parametrize("theme", THEMES)
+def test_picker_text_has_contrast(visit, name: str, theme: str) -> None:
+    page = visit(name, theme).page
+    assert page.locator("html").get_attribute("data-theme") == theme
+    for text in page.locator(".widget-subarea :is(select, .widget-label)").all():
+        assert text.evaluate(CONTRAST) >= 4.5
+
+
+@pytest.mark.parametrize("name", PICKER_PAGES)
+def test_first_answer_is_there_without_javascript(visit, name: str) -> None:
+    page = visit(name, java_script_enabled=False).page
+    image = page.locator(".widget-fallback img").first
+    assert image.is_visible()
+    assert re.search(r"\w{3}", str(image.get_attribute("alt")))
+
+
+@pytest.mark.parametrize("name", PICKER_PAGES)
+def test_fallback_gives_way_to_the_widget(visit, name: str) -> None:
+    page = visit(name).page
+    assert page.locator(".widget-fallback:visible").count() == 0

@@ -1,0 +1,164 @@
+"""The book's own tools: notebooks from chapters, static widgets, vendored files, execution cache."""
+
+import base64
+import json
+import tarfile
+from pathlib import Path
+
+import build
+import nbformat
+import pytest
+import static_widgets
+import sync_notebooks
+import vendor
+
+HEADER = """---
+kernelspec:
+  name: python3
+  display_name: Python 3
+---
+"""
+
+
+def notebook(tmp_path: Path, text: str) -> nbformat.NotebookNode:
+    chapter = tmp_path / "01-page.md"
+    chapter.write_text(HEADER + text)
+    return nbformat.reads(sync_notebooks.as_notebook(chapter), as_version=4)
+
+
+def test_notebooks_agree_with_their_chapters() -> None:
+    assert sync_notebooks.sync(check=True) == [], "Run make notebooks."
+
+
+def test_directives_and_roles_become_plain_markdown(tmp_path: Path) -> None:
+    page = notebook(
+        tmp_path,
+        """
+# Page
+
+:::{warning}
+Mind the {term}`gap <gaps>`, says {cite:t}`jain2023` in {doc}`04-influence` and [here](02-transfer.md).
+:::
+
+(label)=
+% a comment
+$$
+a = b
+$$ (sum)
+""",
+    )
+    text = page.cells[1].source
+    assert "> **Warning**\n>\n> Mind the gap, says Jain et al. (2023) in [04-influence](04-influence.ipynb)" in text
+    assert "(02-transfer.ipynb)" in text
+    assert "(label)" not in text and "comment" not in text and "(sum)" not in text and "{" not in text
+
+
+def test_code_keeps_its_tags_and_solutions_are_folded(tmp_path: Path) -> None:
+    page = notebook(
+        tmp_path,
+        """
+```{code-cell}
+---
+tags: [hide-input]
+mystnb:
+  figure: {name: fig-one, caption: One bar.}
+---
+a = 1
+```
+
+See {numref}`fig-one`.
+
+:::{solution-start} ex
+:::
+```{code-cell}
+b = 2
+```
+:::{solution-end}
+:::
+""",
+    )
+    assert page.cells[1].metadata == {"tags": ["hide-input"], "jupyter": {"source_hidden": True}}
+    assert page.cells[2].source == "*Figure 1: One bar.*"
+    assert "See Figure 1." in page.cells[3].source
+    assert page.cells[4].metadata == {"jupyter": {"source_hidden": True}}
+    assert all(not cell.get("outputs") for cell in page.cells)
+
+
+@pytest.mark.parametrize(
+    "markup", ["{mystery}`text`", ":::{mystery}\ntext\n:::", ":::{note}\nnever closed", "{cite:p}`nobody1900`"]
+)
+def test_markup_without_a_plain_form_is_refused_by_page(tmp_path: Path, markup: str) -> None:
+    with pytest.raises(ValueError, match="01-page.md"):
+        notebook(tmp_path, markup)
+
+
+def test_cell_ids_do_not_change_when_a_cell_is_added(tmp_path: Path) -> None:
+    short = notebook(tmp_path, "```{code-cell}\na = 1\n```\n")
+    long = notebook(tmp_path, "New.\n\n```{code-cell}\na = 1\n```\n")
+    assert short.cells[1].id == long.cells[2].id
+    twice = notebook(tmp_path, "```{code-cell}\na = 1\n```\n" * 2)
+    assert len({cell.id for cell in twice.cells}) == len(twice.cells)
+
+
+def picker(ids: list[str]) -> tuple[str, str]:
+    """Body and state of a page with one picker, for given random widget ids."""
+    box, choice, stack, first, second, link, layout = ids
+    uri = "data:image/webp;base64," + base64.b64encode(b"figure").decode()
+    html = f'<img alt="A </script> bar chart" src="{uri}">'
+    models = {
+        box: (
+            "VBoxModel",
+            {"children": [f"IPY_MODEL_{choice}", f"IPY_MODEL_{stack}"], "layout": f"IPY_MODEL_{layout}"},
+        ),
+        choice: ("DropdownModel", {"index": 0}),
+        stack: ("StackModel", {"children": [f"IPY_MODEL_{first}", f"IPY_MODEL_{second}"], "selected_index": 1}),
+        first: ("HTMLModel", {"value": html}),
+        second: ("HTMLModel", {"value": html.replace("bar", "second")}),
+        link: (
+            "DirectionalLinkModel",
+            {"source": [f"IPY_MODEL_{choice}", "index"], "target": [f"IPY_MODEL_{stack}", "x"]},
+        ),
+        layout: ("LayoutModel", {}),
+    }
+    state = {widget: {"model_name": name, "state": content} for widget, (name, content) in sorted(models.items())}
+    body = f'<p>text</p><script type="{static_widgets.VIEW_TYPE}">{{"model_id": "{box}"}}</script>'
+    return body, json.dumps({"state": state, "version_major": 2, "version_minor": 0})
+
+
+def test_pages_do_not_depend_on_random_widget_ids(tmp_path: Path) -> None:
+    one = static_widgets.static_page(*picker(["a1", "b2", "c3", "d4", "e5", "f6", "07"]), tmp_path, "../_images")
+    two = static_widgets.static_page(*picker(["z9", "y8", "x7", "w6", "v5", "u4", "t3"]), tmp_path, "../_images")
+    assert one == two
+
+
+def test_figures_become_files_and_the_selected_one_is_the_fallback(tmp_path: Path) -> None:
+    page = static_widgets.static_page(*picker(list("abcdefg")), tmp_path, "../_images")
+    (file,) = tmp_path.iterdir()
+    assert file.read_bytes() == b"figure"
+    assert "data:image" not in page
+    assert '<div class="widget-fallback"><img alt="A </script> second chart"' in page
+    assert f"../_images/{file.name}" in page
+    state = page[page.index(static_widgets.STATE_TYPE) :]
+    assert state.count("</script>") == 1, "HTML in the state must not end the script."
+
+
+def test_a_changed_download_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "mathjax-3.2.2.tgz"
+    with tarfile.open(archive, "w:gz"):
+        pass
+    with pytest.raises(SystemExit, match="does not match its checksum"):
+        vendor.unpack("mathjax@3.2.2", archive)
+
+
+def test_outputs_are_not_reused_when_the_package_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dtl").mkdir()
+    (tmp_path / "constraints.txt").write_text("numpy==2.0\n")
+    module = tmp_path / "dtl/data.py"
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    keys = set()
+    for content in ("a = 1", "a = 2"):
+        module.write_text(content)
+        keys.add(build.dependencies_key())
+    monkeypatch.setenv("DTL_SCALE", "gpu")
+    keys.add(build.dependencies_key())
+    assert len(keys) == 3

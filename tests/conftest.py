@@ -1,0 +1,41 @@
+"""Small problems and quick recipes that the tests share."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: many tiny nets, and other tests at the same time
+
+import numpy as np
+import pytest
+import torch
+
+import dtl
+from dtl.data import ImageDataset, TransferProblem
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def problem() -> TransferProblem:
+    """The testbed at its smallest: 24 x 20 source, 40 + 40 + 40 target pictures."""
+    return dtl.testbed.make(0, per_class=20, train=5, validation=5, test=5)
+
+
+@pytest.fixture(scope="session")
+def uneven(problem: TransferProblem) -> TransferProblem:
+    """Six source classes of 6 to 16 pictures, so that subsets of one size differ in pictures."""
+    labels = problem.source.labels.numpy()
+    kept = np.concatenate([np.flatnonzero(labels == k)[: 6 + 2 * k] for k in range(6)])
+    few = problem.source.subset(kept)
+    source = ImageDataset(few.images, few.labels, few.classes[:6])
+    return TransferProblem("uneven", source, problem.target_train, problem.target_validation, problem.target_test)
+
+
+@pytest.fixture(scope="session")
+def recipe() -> dtl.Recipe:
+    return dtl.Recipe(epochs=1, widths=(8, 16), models_at_once=4, finetune_epochs=2)
+
+
+CPU = torch.device("cpu")

@@ -1,0 +1,369 @@
+"""Datasets, problems, and folders of images in whatever format."""
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, features
+
+import dtl
+from dtl import data
+from dtl.data import ImageDataset, TransferProblem
+
+FORMATS = ["png", "jpg", "gif", "bmp", "webp", "tiff", "avif"]
+COLOURS = [(200, 30, 40), (20, 180, 60), (30, 60, 210)]
+
+
+def picture(colour, size=(24, 24)):
+    return Image.new("RGB", size, colour)
+
+
+def tree(root, n=6, classes=("ant", "bee"), ending="png"):
+    """Class folders of plain pictures whose red channel is 10 * class + number."""
+    for k, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            picture((10 * k + i, 100, 200)).save(root / name / f"{i:02}.{ending}")
+    return root
+
+
+def reds(dataset):
+    return dataset.images[:, 0, 0, 0].tolist()
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """from_folders of this test's trees, with a cache of its own."""
+
+    def read(source, target, **options):
+        options = {"size": 8, "cache": tmp_path / "cache", "show_progress": False} | options
+        return dtl.from_folders(source, target, **options)
+
+    return read
+
+
+# Datasets and problems
+
+
+def dataset(n=6, classes=("a", "b"), labels=None, side=4):
+    labels = torch.arange(n) % len(classes) if labels is None else torch.tensor(labels)
+    return ImageDataset(torch.zeros(n, 3, side, side, dtype=torch.uint8), labels, classes)
+
+
+def test_subset_keeps_classes_and_takes_indices_or_a_mask():
+    full = ImageDataset(torch.arange(6, dtype=torch.uint8)[:, None, None, None].repeat(1, 3, 2, 2),
+                        torch.tensor([0, 1, 0, 1, 0, 1]), ("a", "b"))  # fmt: skip
+    for index in ([4, 1], np.array([4, 1]), torch.tensor([4, 1])):
+        assert reds(full.subset(index)) == [4, 1] and full.subset(index).labels.tolist() == [0, 1]
+    assert reds(full.subset(full.labels == 1)) == [1, 3, 5]
+    assert full.subset([0]).classes == ("a", "b") and full.subset([0, 2]).counts.tolist() == [2, 0]
+
+
+def test_fingerprint_sees_pixels_labels_and_names_and_nothing_else():
+    base = dataset()
+    pixels = base.images.clone()
+    pixels[3, 1, 2, 0] = 1
+    others = [
+        ImageDataset(pixels, base.labels, base.classes),
+        ImageDataset(base.images, base.labels.flip(0), base.classes),
+        ImageDataset(base.images, base.labels, ("a", "c")),
+        ImageDataset(base.images.reshape(6, 3, 2, 8), base.labels, base.classes),
+    ]
+    assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 5
+    strided = torch.zeros(6, 4, 4, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    assert ImageDataset(strided, base.labels, base.classes).fingerprint == base.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]), ("a", "b")), "images must be uint8"),
+        ((torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b")), "images must be uint8"),
+        ((torch.zeros(2, 3, 0, 4, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b")), "images must be uint8"),
+        ((torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0]), ("a", "b")), "one for each of the 2 images"),
+        ((torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0.0, 1.0]), ("a", "b")), "labels must be int64"),
+        ((torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 2]), ("a", "b")),
+         "label 2 of image 1 is out of range: there are 2 classes, so labels are 0..1"),
+        ((torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([-1, 0]), ("a", "b")), "label -1 of image 0"),
+    ],
+)  # fmt: skip
+def test_a_dataset_refuses_what_is_not_one(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ImageDataset(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": dataset(classes=("a",))}, "source has 1 class"),
+        ({p: dataset(classes=("a",)) for p in ("target_train", "target_validation", "target_test")},
+         "target_train has 1 class: influences and transfer need at least two"),
+        ({"source": dataset(labels=[0] * 6)}, "source has classes without images: b"),
+        ({"target_train": dataset(labels=[1] * 6)}, "target_train has classes without images: a"),
+        ({"target_test": dataset(classes=("a", "c"))}, "target_test has other classes than target_train"),
+        ({"target_validation": dataset(n=0, labels=torch.zeros(0, dtype=torch.int64).tolist() or None)},
+         "target_validation has no images"),
+        ({"target_test": dataset(side=5)}, "images of a problem must have one size"),
+    ],
+)  # fmt: skip
+def test_a_problem_refuses_parts_that_do_not_fit(change, message):
+    parts = {name: dataset() for name in ("source", "target_train", "target_validation", "target_test")}
+    assert TransferProblem("fits", **parts).fingerprints["source"] == dataset().fingerprint
+    with pytest.raises(ValueError, match=message):
+        TransferProblem("does not fit", **(parts | change))
+
+
+def test_load_names_what_it_knows():
+    with pytest.raises(ValueError, match="unknown problem 'testbeds': known are .*testbed.*from_folders"):
+        dtl.load("testbeds")
+
+
+# Folders
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_format_is_read(tmp_path, folders, ending):
+    if ending in ("avif", "webp") and not features.check(ending):
+        pytest.skip(f"this Pillow was built without {ending}")
+    for part in ("source", "target"):
+        for k, name in enumerate(("ant", "bee", "cat")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for i in range(4):
+                picture(COLOURS[k]).save(tmp_path / part / name / f"{i}.{ending.upper() if i else ending}")
+    source = folders(tmp_path / "source", tmp_path / "target").source
+    assert source.classes == ("ant", "bee", "cat") and source.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert source.images.shape == (12, 3, 8, 8)
+    expected = torch.tensor(COLOURS)[source.labels][..., None, None]
+    assert (source.images.int() - expected).abs().max() <= 6  # lossy formats
+
+
+MODES = {
+    "grey": (Image.new("L", (24, 24), 120), "png", (120, 120, 120)),
+    "grey jpg": (Image.new("L", (24, 24), 120), "jpg", (120, 120, 120)),
+    "grey 16 bit": (Image.fromarray(np.full((24, 24), 120 * 257, dtype=np.uint16)), "png", (120, 120, 120)),
+    "grey alpha": (Image.new("LA", (24, 24), (120, 200)), "png", (120, 120, 120)),
+    "black and white": (Image.new("1", (24, 24), 1), "png", (255, 255, 255)),
+    "alpha": (Image.new("RGBA", (24, 24), (10, 200, 30, 128)), "png", (10, 200, 30)),
+    "palette": (picture((10, 200, 30)).quantize(4), "gif", (10, 200, 30)),
+    "cmyk": (Image.new("CMYK", (24, 24), (255, 0, 0, 0)), "jpg", (0, 255, 255)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    image, ending, expected = MODES[mode]
+    image.save(tmp_path / f"x.{ending}")
+    decoded = data._decode(tmp_path / f"x.{ending}", 8)
+    assert decoded.shape == (3, 8, 8) and decoded.dtype == torch.uint8
+    assert (decoded.int() - torch.tensor(expected)[:, None, None]).abs().max() <= 3
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
+    picture((10, 200, 30)).quantize(4).save(tmp_path / "x.png", transparency=bytes([0, 100, 200, 255]))
+    assert data._decode(tmp_path / "x.png", 8)[:, 4, 4].tolist() == [10, 200, 30]
+
+
+def test_rotated_photographs_are_turned_upright(tmp_path):
+    image = picture((255, 255, 255))
+    image.paste((0, 0, 0), (0, 0, 24, 12))  # the upper half is dark
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise, which brings the upper half to the right
+    image.save(tmp_path / "x.jpg", exif=exif, quality=95)
+    decoded = data._decode(tmp_path / "x.jpg", 8).float().mean(0)
+    assert decoded[:, 5:].max() < 30 and decoded[:, :3].min() > 225
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 20), (20, 60), (21, 20), (8, 8), (3, 5), (2000, 300)])
+def test_images_are_cropped_to_the_centre_and_resized(tmp_path, width, height):
+    image, side = picture((255, 0, 0), (width, height)), min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    image.paste((0, 255, 0), (left, top, left + side, top + side))
+    image.save(tmp_path / "x.png")
+    red, green, _ = data._decode(tmp_path / "x.png", 8).float()
+    assert red[:, 2:6].max() < 20 and green[:, 2:6].min() > 235  # nothing but the central square, edges aside
+    assert red[2:6].max() < 20 and green.shape == (8, 8)
+
+
+def test_the_order_of_images_is_that_of_their_names_however_they_are_decoded(tmp_path, folders, monkeypatch):
+    tree(tmp_path / "a", n=10)
+    later = threading.Event()
+
+    def decode(path, size):
+        if path.name == "00.png" and path.parent.name == "ant":
+            later.wait(5)  # the first image is ready last
+        elif path.name == "01.png":
+            later.set()
+        return original(path, size)
+
+    original = data._decode
+    monkeypatch.setattr(data, "_decode", decode)
+    source = folders(tmp_path / "a", tmp_path / "a").source
+    assert reds(source) == [10 * k + i for k in range(2) for i in range(10)]
+    assert source.labels.tolist() == [0] * 10 + [1] * 10
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation"])
+def test_split_folders_are_used_where_they_are(tmp_path, folders, validation):
+    for k, split in enumerate(("train", validation, "test")):
+        tree(tmp_path / "t" / split, n=3 + k)
+    problem = folders(tmp_path / "t", tmp_path / "t")
+    sizes = [len(part) for part in problem.parts.values()]
+    assert sizes == [6, 6, 8, 10]  # the source is the `train` of its tree
+
+
+def test_a_class_may_be_called_train(tmp_path, folders):
+    tree(tmp_path / "vehicles", classes=("car", "test", "train"))
+    problem = folders(tmp_path / "vehicles", tmp_path / "vehicles")
+    assert problem.source.classes == ("car", "test", "train") and len(problem.source) == 18
+
+
+@pytest.mark.parametrize("given", [(), ("validation",), ("test",)])
+def test_missing_splits_are_held_out_by_class_and_seed(tmp_path, folders, given):
+    train = tmp_path / "t" / "train"
+    tree(train, n=10, classes=("ant",))
+    tree(train, n=6, classes=("bee",))
+    for split in given:
+        tree(tmp_path / "t" / split, n=1)
+    first, again, other = (folders(train, tmp_path / "t", holdout=0.2, seed=seed) for seed in (0, 0, 1))
+    held = [split for split in ("validation", "test") if split not in given]
+    for split in held:
+        assert first.parts[f"target_{split}"].counts.tolist() == [2, 1]  # a fifth of what was in train, for each
+    assert first.target_train.counts.tolist() == [10 - 2 * len(held), 6 - len(held)]
+    for k in range(2):  # nothing is lost, nothing is in two splits
+        parts = [first.target_train, *(first.parts[f"target_{split}"] for split in held)]
+        pictures = sorted(red for part in parts for red in reds(part.subset(part.labels == k)))
+        assert pictures == list(range(10 if k == 0 else 6))
+    assert first.fingerprints == again.fingerprints
+    assert first.fingerprints[f"target_{held[0]}"] != other.fingerprints[f"target_{held[0]}"]
+
+
+def test_the_smallest_class_that_can_be_split_is(tmp_path, folders):
+    tree(tmp_path / "t", n=3)
+    problem = folders(tmp_path / "t", tmp_path / "t")
+    assert [len(problem.parts[f"target_{split}"]) for split in ("train", "validation", "test")] == [2, 2, 2]
+    (tmp_path / "t" / "bee" / "02.png").unlink()
+    with pytest.raises(ValueError, match="too few images to hold out validation and test: bee; add images or"):
+        folders(tmp_path / "t", tmp_path / "t")
+
+
+def test_limit_draws_images_of_each_class_with_the_seed(tmp_path, folders):
+    tree(tmp_path / "t", n=10)
+    draws = [reds(folders(tmp_path / "t", tmp_path / "t", limit=4, seed=seed).source) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert all(len(set(draw)) == 8 and sum(red < 10 for red in draw) == 4 for draw in draws)
+    assert folders(tmp_path / "t", tmp_path / "t", limit=99).source.counts.tolist() == [10, 10]
+
+
+def test_the_cache_knows_images_by_content(tmp_path, folders, monkeypatch):
+    tree(tmp_path / "t")
+    decoded = []
+    original = data._decode
+    monkeypatch.setattr(data, "_decode", lambda path, size: decoded.append(path) or original(path, size))
+    first = folders(tmp_path / "t", tmp_path / "t")
+    assert len(decoded) == 12  # once, though the tree is read as source and as target
+    (tmp_path / "t").rename(tmp_path / "moved")
+    again = folders(tmp_path / "moved", tmp_path / "moved")
+    assert len(decoded) == 12 and again.fingerprints == first.fingerprints
+    picture((99, 0, 0)).save(tmp_path / "moved" / "ant" / "03.png")
+    changed = folders(tmp_path / "moved", tmp_path / "moved")
+    assert len(decoded) == 24 and reds(changed.source)[3] == 99
+    folders(tmp_path / "moved", tmp_path / "moved", size=4)
+    assert len(decoded) == 36
+
+
+def test_a_cache_that_cannot_be_written_is_logged_and_harmless(tmp_path, folders, caplog):
+    tree(tmp_path / "t")
+    (tmp_path / "file").touch()
+    with caplog.at_level(logging.WARNING):
+        problem = folders(tmp_path / "t", tmp_path / "t", cache=tmp_path / "file" / "cache")
+    assert len(problem.source) == 12 and "cannot keep decoded images" in caplog.text
+
+
+def test_the_progress_line_says_what_was_read(tmp_path, folders, capsys, monkeypatch):
+    monkeypatch.setenv("DTL_PROGRESS", "line")
+    tree(tmp_path / "t")
+    folders(tmp_path / "t", tmp_path / "t", show_progress=True)
+    assert f"reading {tmp_path / 't'}: 12 images in" in capsys.readouterr().out
+
+
+def test_files_that_are_no_images_are_left_aside(tmp_path, folders):
+    tree(tmp_path / "t")
+    for name in ("notes.txt", "labels.csv", "paper.pdf"):
+        (tmp_path / "t" / "ant" / name).write_text("not an image")
+    assert len(folders(tmp_path / "t", tmp_path / "t").source) == 12
+
+
+# Bad input: one clear error each
+
+
+def test_missing_and_empty_folders(tmp_path, folders):
+    good = tree(tmp_path / "good")
+    for first, second in ((tmp_path / "nowhere", good), (good, tmp_path / "nowhere")):
+        with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder: give a folder that holds one folder"):
+            folders(first, second)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty holds no class folders"):
+        folders(tmp_path / "empty", good)
+
+
+def test_a_class_without_an_image(tmp_path, folders):
+    good = tree(tmp_path / "good")
+    (tree(tmp_path / "t") / "cow").mkdir()
+    with pytest.raises(ValueError, match="class folders without any image in .*: cow; add images or remove them"):
+        folders(tmp_path / "t", good)
+
+
+def test_one_class(tmp_path, folders):
+    good = tree(tmp_path / "good")
+    one = tree(tmp_path / "one", classes=("ant",))
+    with pytest.raises(ValueError, match="source has 1 class"):
+        folders(one, good)
+    with pytest.raises(ValueError, match="target_train has 1 class"):
+        folders(good, one)
+
+
+BROKEN = {
+    "empty.png": b"",
+    "text.jpg": b"this is not a picture",
+    "broken.ppm": b"P6 4x 4 255 ",
+    "bomb.bmp": b"BM" + bytes(12) + b"\x28\0\0\0" + 2 * b"\x00\x00\x01\x00" + b"\x01\0\x18\0" + bytes(24),
+}
+
+
+@pytest.mark.parametrize("name", [*BROKEN, "cut.png", "cut.jpg", "link.png"])
+def test_an_unreadable_image_is_named(tmp_path, folders, name):
+    good = tree(tmp_path / "good")
+    bad = tree(tmp_path / "t") / "bee" / name
+    if name.startswith("cut"):
+        Image.effect_noise((64, 64), 50).save(bad)
+        bad.write_bytes(bad.read_bytes()[:900])
+    elif name == "link.png":
+        bad.symlink_to(tmp_path / "gone.png")
+    else:
+        bad.write_bytes(BROKEN[name])
+    with pytest.raises(ValueError, match=f"cannot read the image .*{name}.*: replace or remove it"):
+        folders(tmp_path / "t", good)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"size": 0}, "size must be at least 1 pixel, not 0"),
+        ({"holdout": 0}, "holdout must be a share between 0 and 0.5, not 0"),
+        ({"holdout": 0.5}, "holdout must be"),
+        ({"limit": 0}, "limit must be at least 1 image a class, not 0"),
+    ],
+)
+def test_bad_settings(tmp_path, folders, option, message):
+    good = tree(tmp_path / "good")
+    with pytest.raises(ValueError, match=message):
+        folders(good, good, **option)
+
+
+def test_splits_with_other_classes(tmp_path, folders):
+    tree(tmp_path / "t" / "train")
+    tree(tmp_path / "t" / "test", classes=("ant", "cow"))
+    with pytest.raises(ValueError, match="target_test has other classes than target_train"):
+        folders(tmp_path / "t", tmp_path / "t")
