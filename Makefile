@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 book: $(INSTALLED) ## Execute every chapter and build the site into _build/html
 	@SECONDS=0; echo "== Building the book: any warning or failed cell fails the build"; \
-	$(BIN)/python book/build.py --jobs $(JOBS); \
+	$(BIN)/python book/build.py; \
 	echo "   book built in $$SECONDS s"
 
 test: $(INSTALLED) ## Run the tests (those of the site need `make book` first)

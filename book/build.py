@@ -1,12 +1,11 @@
-"""Build the book: execute every chapter that changed, in parallel, then write the site from scratch.
+"""Build the book: execute every page that changed, then write the site from scratch.
 
-    python book/build.py [--jobs 2]
+    python book/build.py
 
 Any warning and any failed cell fails the build. Outputs are reused while nothing they depend on changed: a chapter's
 cells (jupyter-cache compares them), the package, the shipped results, the pinned versions and DTL_SCALE.
 """
 
-import argparse
 import hashlib
 import multiprocessing
 import os
@@ -26,7 +25,10 @@ from vendor import vendor
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
-CHAPTERS = sorted((ROOT / "chapters").glob("*.md"))
+STUDIES = BUILD / "studies"
+PAGES = sorted(
+    page for page in [*ROOT.glob("chapters/*.md"), *ROOT.glob("book/*.md")] if "{code-cell}" in page.read_text("utf8")
+)
 READER = {"name": "myst_nb_md", "type": "plugin"}
 
 
@@ -39,26 +41,27 @@ def dependencies_key() -> str:
     return key.hexdigest()
 
 
-def execute(jobs: int) -> int:
-    """Execute the chapters whose outputs are not in the cache. Returns how many there were."""
+def execute() -> int:
+    """Execute the pages whose outputs are not in the cache. Returns how many there were."""
     key, key_file = dependencies_key(), CACHE / "dependencies"
     if not key_file.is_file() or key_file.read_text() != key:
         shutil.rmtree(CACHE, ignore_errors=True)
+        shutil.rmtree(STUDIES, ignore_errors=True)
     cache = get_cache(CACHE)
     key_file.parent.mkdir(parents=True, exist_ok=True)
     key_file.write_text(key)
-    for chapter in CHAPTERS:
-        cache.add_nb_to_project(str(chapter), read_data=READER)
+    for page in PAGES:
+        cache.add_nb_to_project(str(page), read_data=READER)
     timeout = yaml.safe_load((ROOT / "_config.yml").read_text())["execute"]["timeout"]
-    todo: list[Any] = [record for record in cache.list_unexecuted() if str(record.uri) in map(str, CHAPTERS)]
+    todo: list[Any] = [record for record in cache.list_unexecuted() if str(record.uri) in map(str, PAGES)]
     if not todo:
         return 0
     failed = []
-    with multiprocessing.get_context("spawn").Pool(jobs, quiet_kernels) as pool:
-        # Last first: later chapters compute more, and a long one should not start when the others are done.
-        todo.sort(key=lambda record: record.uri, reverse=True)
+    todo.sort(key=lambda record: PAGES.index(Path(record.uri)))
+    # One page at a time: each trains on all cores, and a later page opens the studies of an earlier one.
+    with multiprocessing.get_context("spawn").Pool(1, quiet_kernels) as pool:
         work = [ProcessData(record.pk, record.uri, cache, timeout, False) for record in todo]
-        for code, uri in pool.imap_unordered(ExecutionWorkerLocalMProc(), work, chunksize=1):
+        for code, uri in pool.imap(ExecutionWorkerLocalMProc(), work, chunksize=1):
             name = Path(uri).name
             if code:
                 failed.append(name)
@@ -87,25 +90,24 @@ def write_site() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Build the book into _build/html.")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="chapters executed at the same time")
-    jobs = parser.parse_args().jobs
-    # Kernels inherit these: one thread per worker of dtl, one line per progress bar, no debugger notice.
-    os.environ |= {"OMP_NUM_THREADS": "1", "DTL_PROGRESS": "line", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    # Kernels inherit these: studies that live as long as the outputs, one thread per worker of dtl, one line per
+    # progress bar, no debugger notice.
+    os.environ |= {"DTL_STUDIES": str(STUDIES), "OMP_NUM_THREADS": "1", "DTL_PROGRESS": "line"}
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
     start = time.perf_counter()
     print("Fetching scripts and fonts, writing notebooks ...", flush=True)
     vendor()
     sync()
     fetched = time.perf_counter()
-    print(f"Executing the chapters that changed, {jobs} at a time ...", flush=True)
-    executed = execute(jobs)
+    print("Executing the pages that changed ...", flush=True)
+    executed = execute()
     ran = time.perf_counter()
     print("Writing the site ...", flush=True)
     write_site()
     written = time.perf_counter()
     print(f"fetched in {fetched - start:.0f} s, site written in {written - ran:.0f} s,", end=" ")
-    print(f"executed {executed} of {len(CHAPTERS)} chapters in {ran - fetched:.0f} s")
+    print(f"executed {executed} of {len(PAGES)} pages in {ran - fetched:.0f} s")
     print(f"Open {(BUILD / 'html/index.html').relative_to(ROOT)}")
 
 

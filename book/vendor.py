@@ -53,13 +53,15 @@ PACKAGES: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 
+# The widget bundle speaks to MathJax 2; the site has MathJax 3.
+TYPESET = b'MathJax.Hub.Queue(["Typeset",MathJax.Hub,e])', b"MathJax.typesetPromise?.([e])"
 # Tells the widget bundle where its fonts are, under any URL prefix.
 SETUP_JS = "window.__jupyter_widgets_assets_path__ = new URL('.', document.currentScript.src).href;\n"
 
 
 def vendor() -> bool:
     """Fill book/_vendor unless it already holds exactly `PACKAGES`. Returns whether anything was fetched."""
-    manifest = json.dumps([PACKAGES, SETUP_JS])
+    manifest = json.dumps([PACKAGES, SETUP_JS, str(TYPESET)])
     stamp = FOLDER / ".complete"
     if stamp.is_file() and stamp.read_text() == manifest:
         return False
@@ -71,6 +73,10 @@ def vendor() -> bool:
             sys.exit(f"npm pack failed; is the npm registry reachable?\n{packed.stderr.strip()}")
         for package in json.loads(packed.stdout):
             unpack(package["id"], Path(folder) / package["filename"])
+    bundle = FOLDER / "site/vendor/widgets/embed.js"
+    if TYPESET[0] not in bundle.read_bytes():
+        sys.exit("The widget bundle calls MathJax in another way; see TYPESET in book/vendor.py.")
+    bundle.write_bytes(bundle.read_bytes().replace(*TYPESET))
     (FOLDER / "site/vendor/widgets/setup.js").write_text(SETUP_JS)
     stamp.write_text(manifest)
     return True

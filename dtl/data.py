@@ -295,7 +295,7 @@ def _read_tree(folder: Path, size: int, limit: int | None, seed: int, cache: Pat
 
     with ThreadPoolExecutor() as pool:
         digest = hashlib.sha256(repr((size, classes, labels.tolist())).encode())
-        for file in pool.map(lambda path: hashlib.sha256(path.read_bytes()).digest(), paths):
+        for file in pool.map(_digest, paths):
             digest.update(file)
         cached = cache / f"{digest.hexdigest()[:32]}.safetensors"
         if cached.exists():
@@ -316,6 +316,17 @@ def _read_tree(folder: Path, size: int, limit: int | None, seed: int, cache: Pat
     return ImageDataset(images, torch.from_numpy(labels), tuple(classes))
 
 
+def _digest(path: Path) -> bytes:
+    try:
+        return hashlib.sha256(path.read_bytes()).digest()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"cannot read the image {path} ({error}): replace or remove it")
+
+
 def _decode(path: Path, size: int) -> torch.Tensor:
     try:
         with Image.open(path) as image:
@@ -329,4 +340,4 @@ def _decode(path: Path, size: int) -> torch.Tensor:
             fitted = upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size))
             return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
     except Exception as error:  # decoders raise almost anything on a broken file
-        raise ValueError(f"cannot read the image {path} ({error}): replace or remove it") from error
+        raise _unreadable(path, error) from error

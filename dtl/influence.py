@@ -5,10 +5,10 @@ the mean over models whose subset does not. With subsets of one size an additive
 ``tau_c = K/(K-1) (beta_c - mean(beta))``, whatever the size: influences are relative and sum to zero over classes.
 The regressions are put on the same scale; where subset sizes differ they also remove the effect of the size.
 
-``difference``  difference in means, Algorithm 1 itself.
-``ols``         least squares of the outputs on the masks (a linear datamodel; Ilyas et al. 2022), on the differences
-                between a subset and its complement where the design has them.
-``ridge``       the same with a penalty chosen for each target by generalised cross-validation (Golub et al. 1979).
+- ``difference``: difference in means, Algorithm 1 itself.
+- ``ols``: least squares of the outputs on the masks (a linear datamodel; Ilyas et al. 2022), on the differences between
+  a subset and its complement where the design has them.
+- ``ridge``: the same with a penalty chosen for each target by generalised cross-validation (Golub et al. 1979).
 """
 
 import logging

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -43,10 +44,13 @@ class Store:
             raise ValueError(f"{self.zarr} holds no study ({error}): give another folder") from error
         return True
 
-    def open(self, mode: str = "r") -> zarr.Group:
+    @property
+    def ready(self) -> bool:
+        """Whether it has room for models; a run that was killed at its very start leaves a group without."""
+        return self.exists and "done" in zarr.open_group(self.zarr, mode="r")
+
+    def open(self, mode: Literal["r", "r+"] = "r") -> zarr.Group:
         """The group, after a check that it holds this study."""
-        if not self.exists:
-            raise ValueError("this study has no results yet: call run(n_models) first")
         root = zarr.open_group(self.zarr, mode=mode)
         if "settings" not in root.attrs:
             raise ValueError(f"{self.zarr} holds Zarr data but no study: give another folder")
@@ -59,7 +63,7 @@ class Store:
 
     def prepare(
         self, constants: Mapping[str, np.ndarray], per_model: Mapping[str, np.ndarray], outputs: Mapping[str, str],
-        shape: tuple[int, int], batch: int, attributes: Mapping[str, object], run: Mapping[str, object],
+        shape: tuple[int, int], batch: int, attributes: Mapping[str, object], run: Mapping[str, Any],
     ) -> zarr.Group:  # fmt: skip
         """The group open for writing, with room for every model; may be repeated after a kill at any point.
 
@@ -73,8 +77,7 @@ class Store:
                 zarr.create_group(self.zarr, attributes={"settings": self.settings, "runs": [], **attributes})
             root = self.open("r+")
             for name, values in constants.items():
-                if name not in root:
-                    root.create_array(name, data=values, dimension_names=["target"])
+                _room(root, name, values.shape, values.shape, values.dtype, ("target",), axis=0)[:] = values
             n_models = len(next(iter(per_model.values())))
             for name, values in per_model.items():
                 chunks, dims = (batch, *values.shape[1:]), ("model", "source")[: values.ndim]
@@ -83,7 +86,8 @@ class Store:
                 full, chunks = (shape[0], n_models, shape[1]), (1, batch, shape[1])
                 _room(root, name, full, chunks, np.dtype(dtype), ("transfer", "model", "target"), axis=1)
             _room(root, "done", (n_models,), (batch,), np.dtype(bool), ("model",), axis=0)
-            root.attrs["runs"] = [*root.attrs["runs"], dict(run)]
+            runs: Any = root.attrs["runs"]
+            root.attrs["runs"] = [*runs, run]
         return root
 
     def save(self, root: zarr.Group, rows: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
@@ -93,8 +97,8 @@ class Store:
             raise ValueError(f"rows of a batch must be consecutive, not {rows}")
         with self.writing(f"models {rows[0]} to {rows[-1]}"):
             for name, values in outputs.items():
-                root[name][:, span] = values
-            root["done"][span] = True
+                array_of(root, name)[:, span] = values
+            array_of(root, "done")[span] = True
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -132,6 +136,14 @@ class Store:
             lock.release()
 
 
+def array_of(root: zarr.Group, name: str) -> zarr.Array:
+    """An array of the group, which holds no groups."""
+    found = root[name]
+    if not isinstance(found, zarr.Array):
+        raise ValueError(f"{name} of {root.store} is no array, so this is no study: give another folder")
+    return found
+
+
 def _room(
     root: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype,
     dims: tuple[str, ...], axis: int,
@@ -139,7 +151,7 @@ def _room(
     """The array `name` with at least shape[axis] models."""
     if name not in root:
         root.create_array(name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dims)
-    array = root[name]
+    array = array_of(root, name)
     if array.shape[axis] < shape[axis]:
         array.resize(shape)
     return array

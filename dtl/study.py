@@ -2,15 +2,16 @@
 
 import hashlib
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import dask.array
 import joblib
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from dtl.design import subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
 from dtl.models import PARALLEL
 from dtl.progress import progress as progress_line
-from dtl.store import Store
+from dtl.store import Store, array_of
 from dtl.training import Recipe, resolve_device, schedule, train_sources
 from dtl.transfer import REGIMES, Outputs, transfer
 
@@ -80,7 +81,7 @@ class Study:
         self.store = Store(store, self.settings)
 
     def __repr__(self) -> str:
-        done = self.results.sizes["model"] if self.store.exists else 0
+        done = self.results.sizes["model"] if self.store.ready else 0
         subsets, regimes = self.design or "given", ", ".join(self.transfer)
         return f"Study({self.problem.name}: {done} models done, {subsets} subsets, {regimes})"
 
@@ -118,7 +119,7 @@ class Study:
         chosen = resolve_device(device)
         with self.store.lock():
             root = self._prepare(masks, chosen)
-            done, size = root["done"][: len(masks)], root["done"].chunks[0]
+            done, size = np.asarray(array_of(root, "done")[: len(masks)]), self.recipe.models_at_once
             chunks = np.split(np.arange(len(masks)), range(size, len(masks), size))
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
             with (
@@ -135,7 +136,7 @@ class Study:
             if n_models is not None and not 2 <= n_models <= len(self.given):
                 raise ValueError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
             return self.given[:n_models]
-        if n_models is None:
+        if n_models is None or self.design is None:
             raise ValueError("run needs the number of models")
         return subset_masks(self.problem.source.n_classes, n_models, self.design, self.fraction, self.seed)
 
@@ -175,18 +176,25 @@ class Study:
         Dimensions model, source, target (validation examples, then test) and transfer; variables mask, seed, margin,
         probability, correct; coordinates source (class names), split, label.
         """
+        if not self.store.ready:
+            raise ValueError("this study has no results yet: call run(n_models) first")
         root = self.store.open()
-        data = xr.open_zarr(self.store.zarr, consolidated=False, chunks={})
-        done = np.flatnonzero(data["done"].values)
+        done = np.flatnonzero(array_of(root, "done")[:])
+        data = {}
+        for name, array in root.arrays():  # one by one: a kill while room was made leaves some longer than others
+            metadata: Any = array.metadata
+            whole = xr.Variable(metadata.dimension_names, dask.array.from_zarr(array))
+            data[name] = whole.isel(model=done, missing_dims="ignore")
+        sources: Any = root.attrs["source_classes"]
         return (
-            data.isel(model=done)
+            xr.Dataset(data, attrs=dict(root.attrs))
             .drop_vars("done")
             .assign_coords(
                 model=done,
-                source=list(root.attrs["source_classes"]),
+                source=list(sources),
                 transfer=list(self.transfer),
-                split=("target", np.array(SPLITS)[data["split"].values]),
-                label=data["label"],
+                split=("target", np.array(SPLITS)[np.asarray(array_of(root, "split")[:])]),
+                label=("target", np.asarray(array_of(root, "label")[:])),
             )
         )
 
@@ -232,7 +240,7 @@ class Study:
 
 def train(
     study: Study, masks: np.ndarray, batches: list[np.ndarray], device: torch.device, client: "Client | None" = None
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+) -> Generator[tuple[np.ndarray, dict[str, np.ndarray]], None, None]:
     """Train and transfer batches of models in parallel; yields (rows, outputs) in the order in which they are done.
 
     outputs : name -> (transfer, len(rows), target)
@@ -240,7 +248,7 @@ def train(
     seeds = study.seeds(len(masks))
     workers = joblib.cpu_count() if device.type == "cpu" else 1
     pool = client.get_executor() if client is not None else ThreadPoolExecutor(workers)
-    problem = client.scatter(study.problem, broadcast=True) if client is not None else study.problem
+    problem: Any = client.scatter(study.problem, broadcast=True) if client is not None else study.problem
     with _one_thread(device), pool:
         jobs = {
             pool.submit(train_batch, problem, masks[rows], seeds[rows], study.recipe, study.transfer, str(device)): rows
@@ -265,10 +273,11 @@ def train_batch(
     plans = [schedule(mask, problem.source.counts, recipe) for mask in masks]
     for plan in sorted(set(plans)):
         together = np.array([p == plan for p in plans])
-        nets = train_sources(problem.source, masks[together], seeds[together], recipe, torch.device(device))
+        own = seeds[together].tolist()
+        nets = train_sources(problem.source, masks[together], own, recipe, torch.device(device))
         for regime in regimes:
             copy = deepcopy(nets)  # "full" changes the net that it is given
-            by_split = transfer(copy, problem, seeds[together], recipe, regime)
+            by_split = transfer(copy, problem, own, recipe, regime)
             for name in Outputs._fields:
                 values = torch.cat([getattr(by_split[split], name) for split in SPLITS], 1)
                 found[name][regimes.index(regime), together] = values.cpu().numpy()

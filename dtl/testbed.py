@@ -139,7 +139,7 @@ def score(influence: Influence, problem: TransferProblem) -> dict[str, float]:
         return float(roc_auc_score([1] * len(planted) + [0] * len(neutral), [*planted, *neutral]))
 
     everywhere = np.ones(n, dtype=bool)
-    members = {role: np.flatnonzero(truth.role == role) for role in np.unique(truth.role)}
+    members = {role: np.flatnonzero(truth.role == role).tolist() for role in np.unique(truth.role)}
     shown, copied = truth.subpopulation["validation"], truth.leaked_by["validation"]
     return {
         "helpful": against_irrelevant([(c, shown == truth.helps[c]) for c in members["helpful"]], 1),

@@ -174,7 +174,7 @@ def train_sources(
     labels = source.labels.numpy()
     orders = [draw_order(np.flatnonzero(mask[labels]), steps, batch, r) for mask, r in zip(masks, rng, strict=True)]
     nets = initialise(recipe.model, source.n_classes, seeds, recipe.widths)
-    nets = nets.to(device, memory_format=torch.channels_last)
+    nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     pixels = Pixels(source, source, device, recipe.augment)
     absent = torch.from_numpy(~masks).to(device)
     fit(nets, pixels, torch.stack(orders, 1), recipe, recipe.lr, rng, nets.parameters(), absent)

@@ -86,11 +86,11 @@ def features(nets: Nets, pixels: Pixels, recipe: Recipe, batch: int = 256) -> to
 
 
 def solve_probes(
-    x: torch.Tensor, labels: torch.Tensor, n_classes: int, l2: float, tolerance: float = 1e-5, max_steps: int = 2000
+    x: torch.Tensor, labels: torch.Tensor, n_classes: int, l2: float, tolerance: float = 2e-6, max_steps: int = 2000
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Multinomial logistic regression with an L2 penalty, one problem per model, all solved together.
 
-    Minimises mean cross-entropy + l2/2 |W|^2 over standardised features (the intercept is free) by accelerated
+    Minimises mean cross-entropy + ``l2/2 |W|^2`` over standardised features (the intercept is free) by accelerated
     proximal-Newton steps: the Hessian is bounded by 1/2 X'X/n + l2 (Böhning 1992), so one Cholesky factor per model
     serves every step.
 
@@ -118,6 +118,7 @@ def solve_probes(
     b = z.new_zeros(len(z), 1, n_classes)
     (w_ahead, b_ahead), momentum = (w, b), z.new_ones(len(z), 1, 1)
     (w_found, b_found), found = (w, b), torch.zeros_like(momentum, dtype=torch.bool)
+    worst = z.new_full((len(z),), torch.inf)
     for _ in range(max_steps):
         residual = (torch.softmax(torch.baddbmm(b_ahead, z, w_ahead), -1) - onehot) / n
         gradient = z.mT @ residual + l2 * w_ahead

@@ -61,7 +61,12 @@ def test_shapes_roles_and_splits(drawn):
         assert part.counts.tolist() == [2 * each] * 4
         assert np.bincount(truth.subpopulation[split]).tolist() == [each] * 8
         assert (truth.subpopulation[split] // 2 == part.labels.numpy()).all()  # two subpopulations to a class
-    assert len(set(problem.source.classes)) == 24 and problem.target_train.classes == ("sky", "chess", "cards", "travel")
+    assert len(set(problem.source.classes)) == 24 and problem.target_train.classes == (
+        "sky",
+        "chess",
+        "cards",
+        "travel",
+    )
     assert truth.helps[truth.role == "helpful"].tolist() == list(range(8))
     assert (truth.helps[truth.role != "helpful"] == -1).all()
     assert [problem.source.classes[c] for c in range(8)] == list(truth.subpopulations)
@@ -69,8 +74,9 @@ def test_shapes_roles_and_splits(drawn):
 
 def test_the_cue_is_in_the_training_split_alone(drawn):
     problem, scenes = drawn
-    agrees = dtl.load("testbed", seed=3, train=300).truth.cue_agrees
-    assert agrees["train"].mean() == pytest.approx(0.9, abs=0.03)  # 4.9 standard errors of 2400 pictures
+    large = dtl.load("testbed", seed=3, train=300).truth
+    assert large is not None
+    assert large.cue_agrees["train"].mean() == pytest.approx(0.9, abs=0.03)  # 4.9 standard errors of 2400 pictures
     for split in ("validation", "test"):
         assert problem.truth.cue_agrees[split].mean() == pytest.approx(0.25, abs=0.08)
         kind = scenes[split].symbol // 2

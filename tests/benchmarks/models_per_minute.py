@@ -176,16 +176,13 @@ def main(
         ratio = np.array(rate["study"]) / rate[name]
         own = np.concatenate(accuracy[name])
         same = np.concatenate([a[: len(b)] for a, b in zip(accuracy["study"], accuracy[name], strict=True)])
+        gap = same - own  # on the same subsets
         print(
             f"| {name} | {len(own)} | {np.median(rate[name]):.0f} ({min(rate[name]):.0f} to {max(rate[name]):.0f}) "
-            f"| {np.median(ratio):.1f} ({ratio.min():.1f} to {ratio.max():.1f}) | {own.mean():.3f} ({own.std(ddof=1):.3f}) "
-            f"| {same.mean():.3f}, difference {same.mean() - own.mean():+.3f} ± {paired(same - own):.3f} |"
+            f"| {np.median(ratio):.1f} ({ratio.min():.1f} to {ratio.max():.1f}) "
+            f"| {own.mean():.3f} ({own.std(ddof=1):.3f}) "
+            f"| {same.mean():.3f}, difference {gap.mean():+.3f} ± {gap.std(ddof=1) / len(gap) ** 0.5:.3f} |"
         )
-
-
-def paired(difference: np.ndarray) -> float:
-    """Standard error of a mean of differences on the same subsets."""
-    return float(difference.std(ddof=1) / len(difference) ** 0.5)
 
 
 def processor() -> str:

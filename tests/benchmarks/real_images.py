@@ -54,7 +54,7 @@ def named_source(data: Path, folder: Path, names: list[str]) -> Path:
 
 
 def effects_table(influence: dtl.Influence, source: list[str], target: list[str], top: int = 5) -> str:
-    """Markdown: for each target class the most helpful and most harmful source classes, mean margin ± standard error."""
+    """Markdown: the most helpful and most harmful source classes of each target class, ± standard error."""
     lines = [
         f"| target class | {top} most helpful | {top} most harmful | reliability |",
         "|---|---|---|---|",
@@ -64,7 +64,7 @@ def effects_table(influence: dtl.Influence, source: list[str], target: list[str]
 
         def cells(classes: np.ndarray, t: int = t) -> str:
             return ", ".join(
-                f"{source[c]} {influence.values[c, t]:+.2f} ± {influence.stderr[c, t]:.2f}" for c in classes
+                f"{source[c]} {influence.values[c, t]:+.3f} ± {influence.stderr[c, t]:.3f}" for c in classes
             )
 
         lines.append(f"| {name} | {cells(order[::-1][:top])} | {cells(order[:top])} | {influence.reliability[t]:.2f} |")
@@ -72,7 +72,7 @@ def effects_table(influence: dtl.Influence, source: list[str], target: list[str]
 
 
 def nearest_ranks(influence: dtl.Influence, source: list[str], target: list[str]) -> dict[str, int]:
-    """Place of each source class among all of them, by influence on the target class that it is nearest to; 1 is best."""
+    """Place of each source class by its influence on the target class that it is nearest to; 1 is best."""
     ranks = (-influence.values).argsort(0).argsort(0) + 1
     return {
         f"{name} → {near}": int(ranks[source.index(name), target.index(near)]) for name, (_, near) in NEAREST.items()
@@ -98,7 +98,7 @@ def main(
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
 
     classes, targets = list(problem.source.classes), list(problem.target_train.classes)
-    by_class, overall = study.influence(by="class"), study.influence(by=np.zeros(len(problem.target_validation), int))
+    by_class, overall = study.influence(by="class"), study.influence(by="all")
     accuracy = {split: study.outputs("correct", split=split).mean(1) for split in ("validation", "test")}
     test_labels = problem.target_test.labels.numpy()
     per_class = [study.outputs("correct", split="test")[:, test_labels == t].mean() for t in range(len(targets))]
@@ -106,13 +106,14 @@ def main(
     sizes = ", ".join(f"{part} {len(dataset)}" for part, dataset in problem.parts.items())
     print(f"\n{len(study.masks)} models ({before} of them from the store), {size} pixels, images: {sizes}")
     print(
-        f"{seconds:.0f} s, {cpu:.0f} CPU s with loading; {os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
+        f"{seconds:.0f} s, {cpu:.0f} CPU s with loading; {os.cpu_count()} cores, {platform.machine()}, "
+        f"torch {torch.__version__}"
     )
     print(f"Recipe: {RECIPE}")
     for split, values in accuracy.items():
         print(f"Accuracy, {split}: {values.mean():.3f}, standard deviation over models {values.std(ddof=1):.3f}")
     print("Test accuracy by class: " + ", ".join(f"{t} {a:.2f}" for t, a in zip(targets, per_class, strict=True)))
-    print(f"\nInfluence on the mean margin of each target class, validation images, in nats:\n")
+    print("\nInfluence on the mean margin of each target class, validation images, in nats:\n")
     print(effects_table(by_class, classes, targets))
     print("\nInfluence on all ten together (relative: they sum to zero over source classes):\n")
     print(effects_table(overall, classes, ["all"], len(classes) // 2))

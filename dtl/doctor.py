@@ -1,0 +1,121 @@
+"""What this machine can do and what is missing: versions, devices, data, disk, minutes for each scale. Never raises."""
+
+import importlib.metadata
+import io
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import joblib
+import platformdirs
+import torch
+
+import dtl
+
+ENOUGH_DISK = 5e9  # bytes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `remedy` says what to do where something is wrong."""
+
+    topic: str
+    found: str
+    remedy: str = ""
+
+
+def diagnose(quick: bool = False) -> Iterator[Finding]:
+    """What the probes find; one that breaks is a finding too. `quick` leaves out the measurement of training speed.
+
+    >>> next(dtl.doctor.diagnose(quick=True)).topic
+    'versions'
+    """
+    for topic, probe in PROBES.items():
+        if quick and topic == "minutes":
+            continue
+        try:
+            yield from probe()
+        except Exception as error:  # the doctor reports what is broken, so nothing may stop it
+            yield Finding(topic, "could not be checked", f"{type(error).__name__}: {error}")
+
+
+def report(quick: bool = False) -> None:
+    """Print what `diagnose` finds, then the problems with their remedies."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a path may hold what the terminal cannot show
+    problems = []
+    for finding in diagnose(quick):
+        print(f"{finding.topic:<9} {finding.found}", flush=True)
+        problems += [finding] if finding.remedy else []
+    print(f"\n{len(problems)} problem{'s' * (len(problems) != 1)} found{':' if problems else '.'}")
+    for finding in problems:
+        print(f"- {finding.topic}, {finding.found}: {finding.remedy}")
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding("versions", f"python {platform.python_version()}, {platform.platform()}")
+    for name in ("dtl", "torch", "torchvision"):
+        yield Finding("versions", f"{name} {importlib.metadata.version(name)}")
+    try:
+        yield Finding("versions", f"ffcv {importlib.metadata.version('ffcv')}")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("versions", "ffcv is not installed: optional, it reads large image sets faster")
+
+
+def _device() -> Iterator[Finding]:
+    yield Finding("device", f"CPU, {joblib.cpu_count()} cores to use")
+    for i in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(i)
+        yield Finding("device", f"cuda:{i}, {card.name}, {card.total_memory / 2**30:.0f} GiB")
+    if not torch.cuda.is_available():
+        remedy = "update the NVIDIA driver, or install a torch build that fits it" if shutil.which("nvidia-smi") else ""
+        yield Finding("device", "no CUDA device that torch can use", remedy)
+
+
+def _data() -> Iterator[Finding]:
+    if "DTL_DATA" not in os.environ:
+        yield Finding("data", "DTL_DATA is not set: the testbed needs no data")
+    for folder in filter(None, os.environ.get("DTL_DATA", "").split(os.pathsep)):
+        held = sorted(path.name for path in Path(folder).glob("*/"))
+        remedy = "" if held else "correct DTL_DATA, or put folders of images there"
+        yield Finding("data", f"{folder} holds {', '.join(held[:8]) or 'no folders'}", remedy)
+    cache = Path(platformdirs.user_cache_dir("dtl"))
+    yield Finding("data", f"{len(list(cache.glob('*.safetensors')))} image sets decoded before, in {cache}")
+    yield _disk(cache, "XDG_CACHE_HOME")
+
+
+def _scale() -> Iterator[Finding]:
+    scale = dtl.scale.current()
+    yield Finding("scale", f"{scale.name}: {scale.models} models a study, {scale.seeds} seeds a removal curve")
+    studies = sorted(path.parent.name for path in scale.folder.glob("*/zarr.json"))
+    yield Finding("scale", f"studies in {scale.folder.absolute()}: {', '.join(studies) or 'none yet'}")
+    yield _disk(scale.folder, "DTL_STUDIES")
+
+
+def _disk(folder: Path, setting: str) -> Finding:
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    fine = free > ENOUGH_DISK and os.access(place, os.W_OK)
+    remedy = "" if fine else f"make room there and allow writing, or set {setting} to another folder"
+    return Finding("disk", f"{free / 1e9:.0f} GB free in {place}", remedy)
+
+
+def _minutes() -> Iterator[Finding]:
+    problem, recipe = dtl.load("testbed"), dtl.Recipe()
+    dtl.Study(problem, dtl.Recipe(epochs=1)).run(2, progress=False)  # the first run of a process is slower
+    n_models = recipe.models_at_once * (1 if torch.cuda.is_available() else joblib.cpu_count())
+    start = time.perf_counter()
+    dtl.Study(problem, recipe).run(n_models, progress=False)
+    minutes = (time.perf_counter() - start) / 60 / n_models
+    for name, (models, _) in dtl.scale._SIZES.items():
+        yield Finding("minutes", f"{minutes * models:.1f} for a testbed study of {models} models, scale {name}")
+
+
+PROBES: dict[str, Callable[[], Iterator[Finding]]] = {
+    "versions": _versions, "device": _device, "data": _data, "scale": _scale, "minutes": _minutes,
+}  # fmt: skip

@@ -1,0 +1,179 @@
+"""Removal curves: who is left out, what is measured where, and the honest choice of a count."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import dtl
+from dtl import study as study_module
+from dtl.influence import Influence
+from dtl.removal import removal_curve, select
+
+COUNTS = [1, 3]
+
+
+def influence_of(mean, n=3):
+    """Influences whose mean over targets is `mean`, though no single target's order is."""
+    mean = np.asarray(mean, dtype=float)
+    spread = np.stack([np.zeros(len(mean)), np.arange(len(mean)), -np.arange(len(mean))], 1)[:, :n] * 10.0
+    return Influence(mean[:, None] + spread, np.ones((len(mean), n)), np.ones(n), "difference", "balanced", 46)
+
+
+MEAN = np.random.default_rng(0).permutation(24) - 10.0
+WORST, BEST = np.argsort(MEAN), np.argsort(-MEAN)
+
+
+@pytest.fixture
+def study(problem, recipe):
+    return dtl.Study(problem, recipe, transfer=("full", "fixed"))
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    """Models whose share of correct answers is their share of classes, more on test than on validation."""
+    calls = []
+
+    def train_batch(problem, masks, seeds, recipe, regimes, device):
+        calls.append((masks, regimes))
+        correct = np.zeros((len(regimes), len(masks), 80), dtype=np.float32)
+        for row, mask in zip(correct[0], masks, strict=True):
+            row[: int(mask.sum())] = 1
+            row[40 : 40 + int(mask.sum()) + 5] = 1
+        return {"margin": correct, "probability": correct, "correct": correct}
+
+    monkeypatch.setattr(study_module, "train_batch", train_batch)
+    return calls
+
+
+def masks_of(store):
+    return np.asarray(zarr.open_array(store, path="mask", mode="r"))
+
+
+def without(mask):
+    return set(np.flatnonzero(~mask))
+
+
+def test_models_lack_the_first_classes_of_their_order(study, no_training, tmp_path):
+    picked = [5, 2, 9, 11]
+    orders = ("negative", "positive", "random", "mine")
+    options = {"given": {"mine": picked}, "store": tmp_path / "s", "progress": False}
+    curve = removal_curve(study, influence_of(MEAN), COUNTS, orders, seeds=3, **options)
+    removed = [without(mask) for mask in masks_of(tmp_path / "s")]
+    assert len(removed) == 3 + 2 * 4 * 3 and sum(not gone for gone in removed) == 3  # the full source once a seed
+    for k in COUNTS:
+        for order in (WORST, BEST, picked):
+            assert sum(gone == set(order[:k]) for gone in removed) >= 3
+    fixed = [set(order[:k]) for k in COUNTS for order in (WORST, BEST, picked)]
+    random = {k: [g for g in removed if len(g) == k and g not in fixed] for k in COUNTS}
+    assert len({frozenset(gone) for gone in random[3]}) == 3, "a new order for each retraining"
+    assert all(any(one < three for three in random[3]) for one in random[1]), "and the same one for every count"
+    assert all(regimes == ("full",) for _, regimes in no_training)
+    assert curve.sizes == {"order": 4, "count": 3, "seed": 3} and curve["count"].values.tolist() == [0, 1, 3]
+    assert curve.order.values.tolist() == list(orders) and curve.attrs["transfer"] == "full"
+    # the fake accuracies say which cell of the curve holds which model
+    for k in (0, 1, 3):
+        assert (curve.validation.sel(count=k) == np.float32((24 - k) / 40)).all()
+        np.testing.assert_allclose(curve.test.sel(count=k), (29 - k) / 40)
+
+
+def test_random_orders_come_from_the_seed(study, no_training, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        removal_curve(
+            study, influence_of(MEAN), [4], ["random"], seeds=2, store=tmp_path / name, seed=seed, progress=False
+        )
+    a, b, c = (masks_of(tmp_path / name) for name in "abc")
+    assert (a == b).all() and (a[:2] == c[:2]).all() and (a[2:] != c[2:]).any(1).all()
+
+
+def test_every_retraining_has_a_seed_of_its_own(study, no_training, tmp_path):
+    removal_curve(study, influence_of(MEAN), COUNTS, ["negative"], seeds=4, store=tmp_path / "s", progress=False)
+    seeds = np.asarray(zarr.open_array(tmp_path / "s", path="seed", mode="r"))
+    assert len(set(seeds.tolist())) == 12
+
+
+def test_a_finished_curve_trains_nothing(problem, recipe, tmp_path, monkeypatch):
+    """Real training, once."""
+    study = dtl.Study(problem, recipe)
+    arguments = (study, influence_of(MEAN), [6], ["negative", "random"], 2)
+    curve = removal_curve(*arguments, store=tmp_path / "s", progress=False)
+    assert ((curve.test > 0.1) & (curve.test < 1)).all() and curve.test.values.std() > 0
+    # full source by hand: the mean correctness of models of all classes, with this study's seeds
+    full = study_module.train_batch(problem, np.ones((2, 24), bool), study.seeds(2), recipe, ("fixed",), "cpu")
+    np.testing.assert_allclose(
+        curve.test.sel(order="negative", count=0), full["correct"][0, :, 40:].mean(1), atol=0.051
+    )
+    monkeypatch.setattr(study_module, "train_batch", None)
+    xr.testing.assert_identical(removal_curve(*arguments, store=tmp_path / "s", progress=False), curve)
+    with pytest.raises(ValueError, match="holds another study .*design is"):
+        removal_curve(study, influence_of(-MEAN), [6], ["negative"], 2, store=tmp_path / "s", progress=False)
+
+
+def test_studies_of_given_subsets_give_curves_too(problem, recipe, no_training):
+    study = dtl.Study(problem, dataclasses.replace(recipe, models_at_once=1), np.ones((4, 24), bool))
+    assert removal_curve(study, influence_of(MEAN), [2], ["negative"], 2, progress=False).sizes["count"] == 2
+
+
+# Selection
+
+
+def curve_of(validation, test):
+    """order "negative"; lists of counts 0, 2, 4 x seeds"""
+    arm = {"validation": (("order", "count", "seed"), [validation]), "test": (("order", "count", "seed"), [test])}
+    return xr.Dataset(arm, coords={"order": ["negative"], "count": [0, 2, 4], "seed": range(len(test[0]))})
+
+
+VALIDATION = [[0.5, 0.5, 0.5], [0.7, 0.6, 0.65], [0.6, 0.6, 0.6]]
+TEST = [[0.40, 0.50, 0.45], [0.50, 0.56, 0.59], [0.90, 0.95, 0.99]]
+
+
+def test_the_count_is_chosen_on_validation_and_the_gain_is_on_test():
+    found = select(curve_of(VALIDATION, TEST))
+    assert found.count == 2 and found.n_seeds == 3 and found.order == "negative"  # test alone would say 4
+    removed, full = np.array(TEST[1]), np.array(TEST[0])
+    assert found.gain == pytest.approx(removed.mean() - full.mean())
+    assert found.stderr == pytest.approx(np.sqrt(removed.var(ddof=1) / 3 + full.var(ddof=1) / 3))
+
+
+def test_removing_nothing_gains_nothing():
+    found = select(curve_of(VALIDATION[::-1][:1] + VALIDATION[:1] * 2, TEST))
+    assert (found.count, found.gain, found.stderr) == (0, 0.0, 0.0)
+    assert select(curve_of([[0.5] * 3] * 3, TEST)).count == 0  # as good as: the fewest
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"orders": ("worst",)},
+            r"unknown orders \['worst'\]: use negative, positive, random, or name them",
+        ),
+        ({"orders": ()}, "unknown orders"),
+        ({"counts": []}, r"counts must lie in 1\.\.22"),
+        ({"counts": [0]}, r"counts must lie in 1\.\.22 .*, not \[0\]"),
+        ({"counts": [-1, 3]}, r"counts must lie in 1\.\.22"),
+        ({"counts": [23]}, r"counts must lie in 1\.\.22 \(a source model needs two classes\), not \[23\]"),
+        ({"seeds": 1}, "seeds must be at least 2 for a standard error, not 1"),
+        ({"influence": influence_of(MEAN[:5])}, "influence is of 5 classes but the source has 24"),
+        ({"given": {"mine": [1, 2]}, "orders": ("mine",)}, "order 'mine' must list at least 3 different class indices"),
+        ({"given": {"mine": [1, 1, 2]}, "orders": ("mine",)}, "order 'mine' must list"),
+        ({"given": {"mine": [1, 2, 24]}, "orders": ("mine",)}, r"different class indices in 0\.\.23"),
+        ({"given": {"mine": [1, 2, -1]}, "orders": ("mine",)}, r"different class indices in 0\.\.23"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+    ],
+)
+def test_bad_input_is_refused_before_training(study, no_training, options, message):
+    arguments = {"study": study, "influence": influence_of(MEAN), "counts": COUNTS, "progress": False} | options
+    with pytest.raises(ValueError, match=message):
+        removal_curve(**arguments)
+    assert no_training == []
+
+
+def test_select_names_the_orders_there_are():
+    with pytest.raises(ValueError, match="the curve has no order 'positive': it has negative"):
+        select(curve_of(VALIDATION, TEST), "positive")

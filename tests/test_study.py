@@ -1,0 +1,504 @@
+"""Studies: resumable at any moment, extensible, checked on opening, and one clear error for every bad input."""
+
+import dataclasses
+import errno
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import dask.array
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+from zarr.storage import LocalStore, MemoryStore, WrapperStore
+
+import dtl
+from dtl import study as study_module
+from dtl.store import Store
+
+N = 12  # models, in three batches
+
+
+def run(problem, recipe, n=N, **options):
+    return dtl.Study(problem, recipe, **options).run(n, progress=False)
+
+
+def same(one, other, exact=True):
+    """Equal results; `exact` to the bit, otherwise up to the order of floating-point sums."""
+    one, other = one.results.load(), other.results.load()
+    if exact:
+        xr.testing.assert_identical(one.drop_attrs(), other.drop_attrs())
+        return
+    for name in ("mask", "seed"):
+        np.testing.assert_array_equal(one[name], other[name])
+    for name in ("margin", "probability"):
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-2, atol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def reference(problem, recipe):
+    """An uninterrupted run in memory."""
+    return run(problem, recipe, transfer=("fixed", "full"))
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train_batch(*args):
+        raise AssertionError("training started")
+
+    monkeypatch.setattr(study_module, "train_batch", train_batch)
+
+
+# Results
+
+
+def test_results_are_what_the_contract_says(problem, recipe, reference):
+    results = reference.results
+    assert dict(results.sizes) == {"model": N, "source": 24, "target": 80, "transfer": 2}
+    for name in ("margin", "probability", "correct"):
+        assert results[name].dims == ("transfer", "model", "target")
+        assert isinstance(results[name].data, dask.array.Array), "results are read when used"
+    assert results["mask"].dims == ("model", "source") and results["seed"].dims == ("model",)
+    assert results["mask"].dtype == results["correct"].dtype == bool and results["margin"].dtype == np.float32
+    assert tuple(results["source"].values) == problem.source.classes
+    assert results["transfer"].values.tolist() == ["fixed", "full"] and results["model"].values.tolist() == [*range(N)]
+    assert results["split"].values.tolist() == ["validation"] * 40 + ["test"] * 40
+    labels = torch.cat([problem.target_validation.labels, problem.target_test.labels])
+    np.testing.assert_array_equal(results["label"], labels)
+    np.testing.assert_array_equal(reference.masks, dtl.subset_masks(24, N))
+    assert len(set(results["seed"].values.tolist())) == N
+    assert repr(reference) == "Study(testbed-0: 12 models done, balanced subsets, fixed, full)"
+
+
+def test_outputs_agree_with_each_other_and_with_results(reference):
+    margin, probability, correct = (reference.outputs(o, "full", "test") for o in ("margin", "probability", "correct"))
+    assert margin.shape == (N, 40) and margin.dtype == np.float32
+    np.testing.assert_allclose(probability, 1 / (1 + np.exp(-margin.astype(float))), rtol=1e-4)
+    assert set(np.unique(correct)) == {0, 1} and (correct[probability > 0.5] == 1).all()
+    chosen = reference.results.sel(transfer="fixed").margin[:, :40]
+    np.testing.assert_array_equal(reference.outputs(), chosen)
+    for bad in ({"output": "loss"}, {"transfer": "fixed+bn"}, {"split": "train"}):
+        with pytest.raises(
+            ValueError, match=f"unknown '{next(iter(bad.values()))}': this study has ".replace("+", r"\+")
+        ):
+            reference.outputs(**bad)
+
+
+def test_outputs_are_those_of_each_model_alone(problem, recipe, reference):
+    """Batches of models, several regimes and the store put every number where it belongs."""
+    for model in (0, 7):
+        mask, seed = reference.masks[[model]], reference.seeds(N)[[model]]
+        found = study_module.train_batch(problem, mask, seed, recipe, ("full", "fixed"), "cpu")
+        for name in ("margin", "probability"):
+            expected = reference.results[name].values[::-1, model]
+            np.testing.assert_allclose(found[name][:, 0], expected, rtol=1e-2, atol=1e-2)
+    assert np.abs(np.diff(reference.results.margin.values, axis=1)).max() > 1
+
+
+@pytest.mark.parametrize("by", [None, "class", "all", "array"])
+def test_influence_of_a_study(problem, reference, by):
+    groups = problem.truth.subpopulation["test"] if by == "array" else by
+    found = reference.influence("difference", "probability", "full", "test", by=groups)
+    n = {None: 40, "class": 4, "all": 1, "array": 8}[by]
+    assert found.values.shape == found.stderr.shape == (24, n) and found.reliability.shape == (n,)
+    assert np.isfinite(found.reliability).all() and np.isfinite(found.stderr).all()
+    assert found.design == "balanced" and found.n_models == N
+    masks, outputs = reference.masks, reference.outputs("probability", "full", "test").astype(float)
+    labels = problem.target_test.labels.numpy()
+    columns = {None: np.arange(40), "class": labels, "all": 0 * labels, "array": problem.truth.subpopulation["test"]}[
+        by
+    ]
+    outputs = np.stack([outputs[:, columns == g].mean(1) for g in range(n)], 1)
+    by_hand = np.stack([outputs[m].mean(0) - outputs[~m].mean(0) for m in masks.T])
+    np.testing.assert_allclose(found.values, by_hand, atol=1e-6)
+    with pytest.raises(ValueError, match="unknown grouping 'classes': use None, 'class'"):
+        reference.influence(by="classes")
+
+
+def test_a_study_without_results_says_so(problem, recipe):
+    study = dtl.Study(problem, recipe)
+    assert "0 models done" in repr(study)
+    with pytest.raises(ValueError, match=r"no results yet: call run\(n_models\) first"):
+        study.results  # noqa: B018
+
+
+# Resuming and extending
+
+
+def test_extending_equals_running_at_once(problem, recipe):
+    at_once = run(problem, recipe, 20)
+    same(run(problem, recipe, 8).run(20, progress=False), at_once)  # whole batches
+    same(run(problem, recipe, 6).run(9, progress=False).run(20, progress=False), at_once, exact=False)  # cut batches
+
+
+def test_a_finished_study_trains_nothing(problem, recipe, tmp_path, request):
+    done = run(problem, recipe, 8, store=tmp_path / "s")
+    request.getfixturevalue("no_training")
+    again = run(problem, recipe, 8, store=tmp_path / "s")
+    same(again, done)
+    same(again.run(4, progress=False), done)  # fewer than there are: all are kept
+    same(dtl.Study(problem, recipe, store=str(tmp_path / "s")), done)  # opening is enough to read
+    runs: Any = again.results.attrs["runs"]
+    assert [r["models"] for r in runs] == [8, 8, 4] and {"date", "device", "torch", "dtl"} <= set(runs[0])
+
+
+def test_only_models_that_are_done_are_shown(problem, recipe, tmp_path):
+    run(problem, recipe, store=tmp_path / "s")
+    zarr.open_array(tmp_path / "s", path="done")[4:8] = False
+    study = dtl.Study(problem, recipe, store=tmp_path / "s")
+    assert study.results.model.values.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    np.testing.assert_array_equal(study.masks, dtl.subset_masks(24, N)[[0, 1, 2, 3, 8, 9, 10, 11]])
+    trained = []
+    original = study_module.train_batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_module, "train_batch", lambda p, masks, *a: trained.append(len(masks)) or original(p, masks, *a))  # fmt: skip  # noqa: E501
+        study.run(N, progress=False)
+    assert trained == [4] and study.results.sizes["model"] == N
+
+
+class Dying(LocalStore):
+    """Kills its process at a chosen write."""
+
+    left = 0
+
+    async def set(self, key, value):
+        Dying.left -= 1
+        if Dying.left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        await super().set(key, value)
+
+
+def work(problem, recipe, path, kill_at_write, trained):
+    """What a process of its own does: the study, counting the batches that it trains."""
+    torch.set_num_threads(1)
+    original = study_module.train_batch
+
+    def train_batch(*args):
+        with trained.get_lock():
+            trained.value += len(args[1])
+        return original(*args)
+
+    study_module.train_batch = train_batch
+    Dying.left = kill_at_write
+    store = Dying(path) if kill_at_write else path
+    dtl.Study(problem, recipe, transfer=("fixed", "full"), store=store).run(N, progress=False)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Forks of a server that has imported dtl and nothing else has happened to."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dtl"])
+    return context
+
+
+@pytest.mark.parametrize("first", [0, 6])
+def test_killed_at_any_write_and_run_again(problem, recipe, reference, tmp_path, processes, first):
+    """One store, whose runs are killed again and again, each time some writes later; `first`: while it is extended."""
+    expected, options = reference, {"transfer": ("fixed", "full"), "store": tmp_path / "s"}
+    if first:  # the seventh and eighth models are trained apart from the rest of their batch
+        run(problem, recipe, first, **options)
+        expected = run(problem, recipe, first, transfer=("fixed", "full")).run(N, progress=False)
+    trained, deaths, write = processes.Value("i", 0), 0, 1
+    while write < 200:
+        process = processes.Process(target=work, args=(problem, recipe, tmp_path / "s", write, trained))
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL
+        deaths, write = deaths + 1, write + 5
+        study = dtl.Study(problem, recipe, **options)
+        assert repr(study).startswith("Study(testbed-0: ")
+        if study.store.ready:  # what is done can be read, and is right, at any moment
+            results = study.results.load()
+            whole = expected.results.sel(model=results.model).load()
+            xr.testing.assert_identical(results.drop_attrs(), whole.drop_attrs())
+            assert results.sizes["model"] >= first
+    assert deaths >= 5 and trained.value > N - first
+    same(dtl.Study(problem, recipe, **options), expected)
+
+
+def test_killed_at_random_moments_and_run_again(problem, recipe, reference, tmp_path, processes):
+    rng, trained = np.random.default_rng(0), processes.Value("i", 0)
+    for delay in rng.uniform(0, 1, 6):
+        process = processes.Process(target=work, args=(problem, recipe, tmp_path / "s", 0, trained))
+        process.start()
+        time.sleep(delay)
+        process.kill()
+        process.join()
+    study = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / "s").run(N, progress=False)
+    same(study, reference)
+
+
+def test_two_processes_on_one_store_share_the_work(problem, recipe, reference, tmp_path, processes):
+    trained = processes.Value("i", 0)
+    both = [processes.Process(target=work, args=(problem, recipe, tmp_path / "s", 0, trained)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    assert trained.value == N, "the second process found the models of the first"
+    same(dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / "s"), reference)
+
+
+def test_a_second_writer_says_that_it_waits(problem, recipe, tmp_path, caplog):
+    study = dtl.Study(problem, recipe, store=tmp_path / "s")
+    with caplog.at_level(logging.WARNING):
+        with dtl.Study(problem, recipe, store=tmp_path / "s").store.lock():
+            waiting = threading.Thread(target=lambda: study.run(4, progress=False))
+            waiting.start()
+            waiting.join(0.5)
+            assert waiting.is_alive() and not study.store.exists
+        waiting.join()
+    assert f"another process is writing {tmp_path / 's'}: waiting" in caplog.text
+    assert study.results.sizes["model"] == 4
+
+
+def test_an_error_in_a_worker_keeps_what_was_saved(problem, recipe, reference, monkeypatch, tmp_path):
+    original, seeds = study_module.train_batch, reference.seeds(N)
+
+    def train_batch(problem, masks, own, *args):
+        if seeds[4] in own:
+            time.sleep(0.5)  # after the other batches
+            raise RuntimeError("no memory left")
+        return original(problem, masks, own, *args)
+
+    study = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / "s")
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "train_batch", train_batch)
+        patch.setattr(study_module.joblib, "cpu_count", lambda: 3)
+        with pytest.raises(RuntimeError, match="no memory left"):
+            study.run(N, progress=False)
+    assert study.results.model.values.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    same(study.run(N, progress=False), reference)
+
+
+def test_an_interrupt_stops_training_and_can_be_resumed(problem, recipe, monkeypatch):
+    started = []
+    original, save = study_module.train_batch, Store.save
+
+    def interrupted(self, root, rows, outputs):
+        raise KeyboardInterrupt
+
+    study = dtl.Study(problem, dataclasses.replace(recipe, models_at_once=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "train_batch", lambda *args: started.append(1) or original(*args))
+        patch.setattr(Store, "save", interrupted)
+        threads, torch_threads = threading.active_count(), torch.get_num_threads()
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            study.run(40, progress=False)
+        # the traceback is alive, as it is in a notebook: workers have stopped all the same
+        assert stopped.tb is not None and len(started) < 10
+        assert threading.active_count() == threads and torch.get_num_threads() == torch_threads
+    assert Store.save is save and study.results.sizes["model"] == 0
+    assert study.run(4, progress=False).results.sizes["model"] == 4
+
+
+# Disks
+
+
+class Full(WrapperStore):
+    """A disk with room for so many more writes."""
+
+    room = 0
+
+    async def set(self, key, value):
+        Full.room -= 1
+        if Full.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        await super().set(key, value)
+
+
+@pytest.mark.parametrize("room", [0, 1, 5, 12, 20, 26])
+def test_a_full_disk_loses_nothing(problem, recipe, reference, room):
+    Full.room = room
+    study = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=Full(MemoryStore()))
+    with pytest.raises(
+        OSError, match="disk full while saving .* saved before is safe; free .*space and run again"
+    ) as error:
+        study.run(N, progress=False)
+    assert error.value.errno == errno.ENOSPC
+    Full.room = 10_000
+    before = study.results.load() if room >= 20 else None
+    study.run(N, progress=False)
+    same(study, reference)
+    if before is not None:
+        xr.testing.assert_identical(study.results.sel(model=before.model).load().drop_attrs(), before.drop_attrs())
+
+
+def test_a_disk_that_is_really_full(problem, recipe, reference, tmp_path):
+    def mount(*options):
+        return subprocess.run(["mount", *options, str(tmp_path)], capture_output=True).returncode == 0
+
+    if os.geteuid() != 0 or not mount("-t", "tmpfs", "-o", "size=104k", "tmpfs"):
+        pytest.skip("mounting a small file system needs privileges that this process does not have")
+    try:
+        study = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / "s")
+        with pytest.raises(OSError, match="disk full while saving"):
+            study.run(N, progress=False)
+        assert mount("-o", "remount,size=8m")
+        same(study.run(N, progress=False), reference)
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_read_only_stores(problem, recipe, tmp_path, request):
+    done = run(problem, recipe, 4, store=tmp_path / "s")
+    request.getfixturevalue("no_training")
+    read_only = dtl.Study(problem, recipe, store=LocalStore(tmp_path / "s", read_only=True))
+    same(read_only, done)
+    with pytest.raises(OSError, match="is read-only: open it for writing, or give another folder"):
+        read_only.run(8, progress=False)
+
+
+@pytest.mark.parametrize("where", ["/proc/study", "/proc/self/study", "file/study", "file"])
+def test_places_that_cannot_be_written(problem, recipe, tmp_path, no_training, where):
+    if where.startswith("/proc") and not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot save .*: give a folder that you may write to"):
+        run(problem, recipe, store=tmp_path / where)
+
+
+# Stores of another study
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"design": "paired"}, "design is 'balanced' there and 'paired' here"),
+        ({"transfer": ("full",)}, r"transfer is \['fixed'\] there and \['full'\] here"),
+        ({"recipe": dtl.Recipe(epochs=2, widths=(8, 16), models_at_once=4, finetune_epochs=2, lr=0.1)},
+         "recipe.epochs is 1 there and 2 here; recipe.lr is 0.3 there and 0.1 here"),
+        ({"problem": dtl.testbed.make(1, per_class=20, train=5, validation=5, test=5)},
+         "data.source is '.*' there and '.*' here; data.target_test is .*problem is 'testbed-0' there and 'testbed-1'"),
+        ({"design": np.eye(24, dtype=bool)[:4] | np.eye(24, k=1, dtype=bool)[:4]}, "design is 'balanced' there and '"),
+    ],
+)  # fmt: skip
+def test_a_store_of_another_study_is_refused(problem, recipe, tmp_path, change, message):
+    run(problem, recipe, 4, store=tmp_path / "s")
+    own = {"problem": problem, "recipe": recipe, "store": tmp_path / "s"} | change
+    with pytest.raises(
+        ValueError, match=f"holds another study \\(.*{message}.*\\): use its settings, or another folder"
+    ):
+        dtl.Study(**own)
+
+
+def test_folders_that_hold_something_else(problem, recipe, tmp_path):
+    zarr.create_group(tmp_path / "group")
+    zarr.create_array(tmp_path / "array", shape=(3,), dtype="f4")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "zarr.json").write_text("{")
+    for name in ("group", "array", "broken"):
+        with pytest.raises(ValueError, match="no study.*: give another folder"):
+            dtl.Study(problem, recipe, store=tmp_path / name)
+
+
+# Subsets, workers, schedules
+
+
+def test_given_subsets(problem, recipe, tmp_path):
+    masks = np.random.default_rng(0).random((6, 24)) < 0.5
+    masks[:, :2] = True
+    study = dtl.Study(problem, recipe, masks, store=tmp_path / "s").run(progress=False)
+    np.testing.assert_array_equal(study.masks, masks)
+    same(dtl.Study(problem, recipe, masks.tolist(), store=tmp_path / "s"), study)
+    with pytest.raises(ValueError, match="Classes always in a subset"):
+        study.influence()
+    part = dtl.Study(problem, recipe, masks).run(4, progress=False)
+    np.testing.assert_array_equal(part.results.margin, study.results.margin[:, :4])
+
+
+def test_subsets_of_unequal_schedules(uneven, recipe):
+    """A batch of models whose step counts differ is trained in groups, each model as it would be alone."""
+    small = dataclasses.replace(recipe, batch_size=8, models_at_once=8, epochs=2, lr=0.05)
+    masks = np.array(
+        [[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0]], bool
+    )
+    steps = {study_module.schedule(mask, uneven.source.counts, small) for mask in masks}
+    assert len(steps) >= 3
+    together = dtl.Study(uneven, small, masks, ("fixed", "full")).run(progress=False)
+    one_by_one = dtl.Study(uneven, dataclasses.replace(small, models_at_once=1), masks, ("fixed", "full")).run(
+        progress=False
+    )
+    same(together, one_by_one, exact=False)
+
+
+def test_a_dask_client_gives_the_same_arrays(problem, recipe, reference):
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    with (
+        distributed.LocalCluster(1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        study = dtl.Study(problem, recipe, transfer=("fixed", "full")).run(N, client=client, progress=False)
+    same(study, reference)
+
+
+def test_torchvision_models_one_at_a_time(uneven):
+    recipe = dtl.Recipe(model="resnet18", epochs=1, models_at_once=1, lr=0.01)
+    study = dtl.Study(uneven, recipe, design="random", fraction=0.5).run(2, progress=False)
+    assert study.results.sizes["model"] == 2 and np.isfinite(study.outputs()).all()
+
+
+def test_progress_says_models_and_time(problem, recipe, capsys, monkeypatch):
+    monkeypatch.setenv("DTL_PROGRESS", "line")
+    study = dtl.Study(problem, recipe).run(8)
+    assert "training: 8 models in" in capsys.readouterr().out
+    study.run(8)
+    assert capsys.readouterr().out == ""
+
+
+# Bad input: one clear error, before any training
+
+
+MASK = np.ones((3, 24), dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("options", "n", "message"),
+    [
+        ({"design": "latin"}, 4, "Unknown design 'latin': choose one of balanced, random, paired"),
+        ({"design": "random", "fraction": 0}, 4, "fraction must lie strictly between 0 and 1, got 0"),
+        ({"design": "random", "fraction": 1}, 4, "fraction must lie strictly between 0 and 1, got 1"),
+        ({"fraction": 0.3}, 4, "balanced design has fraction 0.5 only"),
+        ({}, 1, "n_models must be at least 2, got 1"),
+        ({}, 0, "n_models must be at least 2, got 0"),
+        ({}, None, "run needs the number of models"),
+        ({"seed": -1}, 4, "seed must be at least 0"),
+        ({"transfer": ()}, 4, "unknown transfer"),
+        ({"transfer": "linear"}, 4, "unknown transfer .*linear.*: use one or more of fixed, fixed\\+bn, full"),
+        ({"transfer": ("fixed", "fixed")}, 4, "names a regime twice"),
+        ({"design": MASK[:1]}, None, "given subsets must be bool, two or more models x 24 classes"),
+        ({"design": MASK[:, :5]}, None, "given subsets must be bool"),
+        ({"design": MASK.astype(int)}, None, "given subsets must be bool.*not int64"),
+        ({"design": np.eye(24, dtype=bool)}, None, "subset 0 has fewer than two classes"),
+        ({"design": MASK}, 1, "n_models must be 2 to 3, the given subsets, not 1"),
+        ({"design": MASK}, 4, "n_models must be 2 to 3, the given subsets, not 4"),
+        ({"recipe": dtl.Recipe(model="resnet18")}, 4, "resnet18 trains one model at a time: set models_at_once=1"),
+    ],
+)
+def test_bad_input_is_refused_before_training(problem, recipe, no_training, options, n, message):
+    with pytest.raises(ValueError, match=message):
+        dtl.Study(**({"problem": problem, "recipe": recipe} | options)).run(n, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("gpu", "unknown device 'gpu'"), ("cuda:99", "device 'cuda:99' was asked for but torch sees")],
+)
+def test_bad_devices_are_refused_before_training(problem, recipe, no_training, device, message):
+    study = dtl.Study(problem, recipe)
+    with pytest.raises(ValueError, match=message):
+        study.run(4, device=device, progress=False)
+    assert not study.store.exists

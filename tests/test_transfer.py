@@ -1,0 +1,174 @@
+"""Transfer: probes against scikit-learn, outputs against softmax by hand, and what each regime may change."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import CPU
+from sklearn.linear_model import LogisticRegression
+
+import dtl
+from dtl import transfer
+from dtl.training import Pixels, train_sources
+from dtl.transfer import outputs, solve_probes
+
+RECIPE = dtl.Recipe(epochs=2, widths=(8, 16), finetune_epochs=2, probe_l2=1e-2)
+
+
+@pytest.fixture(scope="module")
+def nets(problem):
+    return train_sources(problem.source, dtl.subset_masks(24, 3), [0, 1, 2], RECIPE, CPU)
+
+
+def blobs(models=3, n=90, d=12, n_classes=4, spread=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % n_classes
+    scale = np.geomspace(0.1, 10, d)
+    x = (rng.normal(size=(models, n, d)) + spread * rng.normal(size=(models, n_classes, d))[:, labels]) * scale + 3
+    return torch.tensor(x, dtype=torch.float32), torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("l2", [1e-3, 1e-2, 1.0])
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_probes_are_those_of_scikit_learn(l2, n_classes):
+    x, labels = blobs(n_classes=n_classes)
+    weight, bias = solve_probes(x, labels, n_classes, l2)
+    assert weight.shape == (3, 12, n_classes) and bias.shape == (3, 1, n_classes)
+    found = torch.softmax(x @ weight + bias, -1).numpy()
+    for m, own in enumerate(x.double().numpy()):
+        mean, std = own.mean(0), own.std(0)
+        # scikit-learn sums the loss: C multiplies it, so 1 / (n l2) is our mean loss + l2/2 |W|^2
+        reference = LogisticRegression(C=1 / (len(own) * l2), tol=1e-10, max_iter=10_000)
+        if n_classes == 2:  # its binary form has one weight vector, which is the difference of two of half the norm
+            reference.C = 2 / (len(own) * l2)
+        reference.fit((own - mean) / std, labels.numpy())
+        expected = reference.predict_proba((own - mean) / std)
+        np.testing.assert_allclose(found[m], expected, atol=1e-3)
+        if n_classes > 2:
+            centred = weight[m].numpy() * std[:, None]
+            # the penalty makes the loss l2-strongly convex: a gradient of 1e-5 is at most so far from the solution
+            np.testing.assert_allclose(
+                centred - centred.mean(1, keepdims=True), reference.coef_.T, atol=1e-5 / l2 + 1e-5
+            )
+
+
+def test_a_probe_does_not_depend_on_its_company():
+    """The others may take longer to converge, which must not go on improving this one."""
+    easy, labels = blobs(models=1, spread=0.1)
+    hard, _ = blobs(models=2, spread=5.0, seed=1)
+    alone = solve_probes(easy, labels, 4, 1e-3)
+    together = solve_probes(torch.cat([hard, easy]), labels, 4, 1e-3)
+    for own, shared in zip(alone, together, strict=True):
+        torch.testing.assert_close(shared[2:], own, rtol=1e-5, atol=1e-6)
+
+
+def test_dead_features_are_left_out():
+    x, labels = blobs()
+    dead = x.clone()
+    dead[:, :, 3] = 7.0
+    dead[1, :, 5] = 0.0
+    weight, bias = solve_probes(dead, labels, 4, 1e-2)
+    assert torch.isfinite(weight).all() and (weight[:, 3] == 0).all() and (weight[1, 5] == 0).all()
+    assert (weight[0, 5] != 0).all()
+    keep = [i for i in range(12) if i != 3]
+    without, bias_without = solve_probes(dead[:1, :, keep], labels, 4, 1e-2)
+    torch.testing.assert_close(weight[:1, keep], without, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(bias[:1], bias_without, rtol=1e-3, atol=1e-4)
+    weight, bias = solve_probes(torch.ones(2, 8, 3), torch.arange(8) % 4, 4, 1e-2)  # nothing lives: class shares
+    torch.testing.assert_close(torch.softmax(bias, -1), torch.full((2, 1, 4), 0.25))
+
+
+def test_probes_converge_or_say_so():
+    x, labels = blobs(spread=5.0)
+    with pytest.raises(RuntimeError, match="did not converge in 3 steps .*raise probe_l2"):
+        solve_probes(x, labels, 4, 1e-3, max_steps=3)
+    x[1, 2, 3] = torch.nan
+    with pytest.raises(RuntimeError, match="features are not finite: source training diverged"):
+        solve_probes(x, labels, 4, 1e-3)
+
+
+def test_outputs_are_softmax_by_hand():
+    rng = np.random.default_rng(0)
+    logits = torch.tensor(rng.normal(0, 3, (2, 50, 5)))
+    labels = torch.from_numpy(rng.integers(0, 5, 50))
+    found = outputs(logits, labels)
+    p = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum(-1, keepdims=True)
+    p_true = p[:, np.arange(50), labels]
+    np.testing.assert_allclose(found.probability, p_true, rtol=1e-5)
+    np.testing.assert_allclose(found.margin, np.log(p_true) - np.log(1 - p_true), rtol=1e-4, atol=1e-5)
+    assert (found.correct.numpy() == (p.argmax(-1) == labels.numpy())).all()
+    assert found.margin.dtype == found.probability.dtype == torch.float32
+
+
+def test_outputs_of_extreme_logits_stay_finite():
+    logits = torch.tensor([[[1e4, 0.0, -1e4], [-1e4, 0.0, 0.0], [300.0, 0.0, 0.0]]])
+    found = outputs(logits, torch.tensor([0, 0, 0]))
+    log2 = np.log(2)
+    np.testing.assert_allclose(found.margin[0], [1e4, -1e4 - log2, 300 - log2], rtol=1e-6)
+    assert found.probability[0].tolist() == [1, 0, 1] and found.correct[0].tolist() == [True, False, True]
+
+
+def test_fixed_changes_nothing_and_computes_features_once(problem, nets, monkeypatch):
+    before, calls = copy.deepcopy(nets.state_dict()), []
+    original = transfer.features
+
+    def features(nets, pixels, recipe):
+        calls.append(len(pixels.labels))
+        found = original(nets, pixels, recipe)
+        assert not nets.training
+        return found
+
+    monkeypatch.setattr(transfer, "features", features)
+    nets.train()
+    found = transfer.transfer(nets, problem, [0, 1, 2], RECIPE, "fixed")
+    assert all(torch.equal(before[name], values) for name, values in nets.state_dict().items())
+    assert calls == [40, 40, 40]  # train, validation, test
+    # by hand: features of one net on its own, its probe, its outputs
+    x = {}
+    for part in ("train", "test"):
+        dataset = problem.parts[f"target_{part}"]
+        pixels = Pixels(dataset, problem.source, CPU)
+        images = pixels.batch(torch.arange(40)[None]).repeat(1, 3, 1, 1)
+        x[part] = nets.eval().features(images).detach()[1:2]
+    weight, bias = solve_probes(x["train"], problem.target_train.labels, 4, RECIPE.probe_l2)
+    expected = outputs(x["test"] @ weight + bias, problem.target_test.labels)
+    torch.testing.assert_close(found["test"].margin[1:2], expected.margin, rtol=1e-2, atol=1e-3)
+    assert found["validation"].correct.shape == (3, 40)
+
+
+@pytest.mark.parametrize("regime", ["fixed+bn", "full"])
+def test_what_the_other_regimes_change(problem, nets, regime):
+    copied = copy.deepcopy(nets)
+    transfer.transfer(copied, problem, [0, 1, 2], RECIPE, regime)
+    buffers = {name for name, _ in nets.named_buffers()}
+    changed = {
+        name for name, values in nets.backbone.state_dict(prefix="backbone.").items()
+        if not torch.equal(values, copied.state_dict()[name])
+    }  # fmt: skip
+    everything = set(nets.backbone.state_dict(prefix="backbone."))
+    assert changed == (everything if regime == "full" else everything & buffers)
+    assert copied.weight.shape == (3, 16, 4)
+
+
+def test_fine_tuning_moves_a_model_the_same_in_any_company(problem, nets):
+    together = transfer.transfer(copy.deepcopy(nets), problem, [0, 1, 2], RECIPE, "full")["test"].margin
+    alone = train_sources(problem.source, dtl.subset_masks(24, 3)[1:2], [1], RECIPE, CPU)
+    margin = transfer.transfer(alone, problem, [1], RECIPE, "full")["test"].margin
+    torch.testing.assert_close(margin[0], together[1], rtol=1e-2, atol=1e-2)
+
+
+def test_more_fine_tuning_fits_the_target_better(problem, nets):
+    def loss(epochs):
+        recipe = dataclasses.replace(RECIPE, finetune_epochs=epochs)
+        own = dataclasses.replace(problem, target_test=problem.target_train)
+        probability = transfer.transfer(copy.deepcopy(nets), own, [0, 1, 2], recipe, "full")["test"].probability
+        return -probability.log().mean()
+
+    assert loss(30) < 0.75 * loss(1)
+
+
+def test_unknown_regimes(problem, nets):
+    with pytest.raises(ValueError, match="unknown transfer 'linear': use one of fixed, fixed\\+bn, full"):
+        transfer.transfer(nets, problem, [0, 1, 2], RECIPE, "linear")
