@@ -143,7 +143,7 @@ def test_every_format_is_read(tmp_path, folders, ending):
 MODES = {
     "grey": (Image.new("L", (24, 24), 120), "png", (120, 120, 120)),
     "grey jpg": (Image.new("L", (24, 24), 120), "jpg", (120, 120, 120)),
-    "grey 16 bit": (Image.fromarray(np.full((24, 24), 120 * 257, dtype=np.uint16)), "png", (120, 120, 120)),
+    "grey 16 bit": (Image.fromarray(np.full((24, 24), 120 * 256 + 80, dtype=np.uint16)), "png", (120, 120, 120)),
     "grey alpha": (Image.new("LA", (24, 24), (120, 200)), "png", (120, 120, 120)),
     "black and white": (Image.new("1", (24, 24), 1), "png", (255, 255, 255)),
     "alpha": (Image.new("RGBA", (24, 24), (10, 200, 30, 128)), "png", (10, 200, 30)),

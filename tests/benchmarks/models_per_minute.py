@@ -117,10 +117,8 @@ def fresh(
     seed: int, n_classes: int, members: torch.Tensor
 ) -> tuple[nn.Sequential, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for n_in, n_out in zip((3, *RECIPE.widths), RECIPE.widths, strict=False):
-        layers += [nn.Conv2d(n_in, n_out, 3, 2, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
-    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(RECIPE.widths[-1], n_classes))
+    backbone = dtl.models.Nets(RECIPE.model, n_classes, 1, RECIPE.widths).backbone  # of one net: ordinary convolutions
+    net = nn.Sequential(backbone, nn.Linear(RECIPE.widths[-1], n_classes))
     optimiser = torch.optim.SGD(net.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=RECIPE.weight_decay)
     steps = RECIPE.epochs * (len(members) // RECIPE.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
