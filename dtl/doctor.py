@@ -112,7 +112,7 @@ def _minutes() -> Iterator[Finding]:
     start = time.perf_counter()
     dtl.Study(problem, recipe).run(n_models, progress=False)
     minutes = (time.perf_counter() - start) / 60 / n_models
-    for name, (models, _) in dtl.scale._SIZES.items():
+    for name, (models, _) in dtl.scale.SIZES.items():
         yield Finding("minutes", f"{minutes * models:.1f} for a testbed study of {models} models, scale {name}")
 
 

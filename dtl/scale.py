@@ -23,7 +23,7 @@ class Scale:
         return self.folder / study
 
 
-_SIZES = {"ci": (184, 10), "laptop": (460, 20), "gpu": (920, 40)}  # models: whole balanced blocks of 46
+SIZES = {"ci": (184, 10), "laptop": (460, 20), "gpu": (920, 40)}  # models: whole balanced blocks of 46
 
 
 def current() -> Scale:
@@ -33,7 +33,7 @@ def current() -> Scale:
     184
     """
     name = os.environ.get("DTL_SCALE", "ci")
-    if name not in _SIZES:
-        raise ValueError(f"DTL_SCALE is {name!r}: set it to one of {', '.join(_SIZES)}")
-    models, seeds = _SIZES[name]
+    if name not in SIZES:
+        raise ValueError(f"DTL_SCALE is {name!r}: set it to one of {', '.join(SIZES)}")
+    models, seeds = SIZES[name]
     return Scale(name, models, seeds, Path(os.environ.get("DTL_STUDIES", "studies")))
