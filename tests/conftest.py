@@ -36,6 +36,3 @@ def uneven(problem: TransferProblem) -> TransferProblem:
 @pytest.fixture(scope="session")
 def recipe() -> dtl.Recipe:
     return dtl.Recipe(epochs=1, widths=(8, 16), models_at_once=4, finetune_epochs=2)
-
-
-CPU = torch.device("cpu")

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import CPU
 from torch import nn
 
 import dtl
 from dtl.models import initialise
 from dtl.training import Pixels, draw_order, fit, resolve_device, schedule, train_sources
 
+CPU = torch.device("cpu")
 LIGHT = dtl.Recipe(epochs=2, lr=0.05, widths=(8, 16))
 MASKS = dtl.subset_masks(24, 6, seed=1)
 

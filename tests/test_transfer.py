@@ -6,7 +6,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import CPU
 from sklearn.linear_model import LogisticRegression
 
 import dtl
@@ -14,6 +13,7 @@ from dtl import transfer
 from dtl.training import Pixels, train_sources
 from dtl.transfer import outputs, solve_probes
 
+CPU = torch.device("cpu")
 RECIPE = dtl.Recipe(epochs=2, widths=(8, 16), finetune_epochs=2, probe_l2=1e-2)
 
 

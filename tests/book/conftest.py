@@ -7,26 +7,13 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+from built import SITE, missing
 from playwright.sync_api import Browser, sync_playwright
 
-SITE = Path(__file__).parents[2] / "_build/html"
 ARGUMENTS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync""".split()
-
-
-def missing(what: str) -> NoReturn:
-    if os.environ.get("CI"):
-        pytest.fail(what)
-    pytest.skip(what)
-
-
-def built_pages() -> list[str]:
-    """Addresses of all pages below the site's root, for parametrization; one stand-in where nothing is built."""
-    pages = (page.relative_to(SITE).as_posix() for page in SITE.rglob("*.html"))
-    return sorted(page for page in pages if not page.startswith("_static/")) or ["index.html"]
 
 
 @pytest.fixture(scope="session")

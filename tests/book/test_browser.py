@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SITE, built_pages, missing
+from built import SITE, built_pages, missing
 from playwright.sync_api import Browser, Page, Request, Route
 
 pytestmark = pytest.mark.book

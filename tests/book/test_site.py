@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from bs4 import BeautifulSoup, Tag
-from conftest import SITE, built_pages
+from built import SITE, built_pages
 
 pytestmark = [pytest.mark.book, pytest.mark.usefixtures("site")]
 
