@@ -7,11 +7,15 @@ a concatenation. M = 1 is the plain net.
 
 import threading
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 from torchvision.ops import StochasticDepth
 
 
@@ -78,9 +82,10 @@ _SEEDING = threading.Lock()  # torch draws initial weights from one generator, w
 
 def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Module, int]:
     if model == "small":
-        channels = (3, *widths)
-        layers = [_conv(a, b, n_models, stride=2) for a, b in pairwise(channels)]
-        return nn.Sequential(*layers, _Mean()), channels[-1]
+        stem = nn.Conv2d(3 * n_models, widths[0] * n_models, 3, stride=2, padding=1, groups=n_models, bias=False)
+        convolutions = [stem, *(_Patches(a, b, n_models) for a, b in pairwise(widths))]
+        layers = [nn.Sequential(c, nn.BatchNorm2d(c.out_channels), nn.ReLU(inplace=True)) for c in convolutions]
+        return nn.Sequential(*layers, _Mean()), widths[-1]
     if model == "resnet9":
         return _resnet9(n_models), 512
     if model in torchvision.models.list_models(module=torchvision.models):
@@ -88,8 +93,47 @@ def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Modu
     raise ValueError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
 
 
-def _conv(n_in: int, n_out: int, n_models: int, stride: int = 1, pool: bool = False) -> nn.Sequential:
-    conv = nn.Conv2d(n_in * n_models, n_out * n_models, 3, stride, padding=1, groups=n_models, bias=False)
+class _Patches(nn.Conv2d):
+    """Convolution of 2 x 2 patches that do not overlap."""
+
+    def __init__(self, n_in: int, n_out: int, n_models: int) -> None:
+        super().__init__(n_in * n_models, n_out * n_models, 2, stride=2, groups=n_models, bias=False)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        device, weight = input.device.type, self.weight
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            input, weight = input.to(dtype), weight.to(dtype)
+        return _PatchConvolution.apply(input, weight, self.groups)
+
+
+class _PatchConvolution(torch.autograd.Function):
+    """Its input gradient by four 1 x 1 convolutions: twice as fast on a CPU as the one call, with the same sums."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
+        return F.conv2d(x, weight, stride=2, groups=groups)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, int], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+        ctx.groups = inputs[2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        x, weight = ctx.saved_tensors
+        back = weight.unflatten(0, (ctx.groups, -1)).transpose(1, 2).flatten(0, 1)
+        of_x = torch.zeros_like(x)
+        height, width = (2 * side for side in gradient.shape[2:])
+        for i, j in product((0, 1), (0, 1)):
+            of_x[:, :, i:height:2, j:width:2] = F.conv2d(gradient, back[:, :, i, j, None, None], groups=ctx.groups)
+        of_weight = conv2d_weight(x, weight.shape, gradient, stride=2, groups=ctx.groups)
+        return of_x, of_weight, None
+
+
+def _conv(n_in: int, n_out: int, n_models: int, pool: bool = False) -> nn.Sequential:
+    conv = nn.Conv2d(n_in * n_models, n_out * n_models, 3, padding=1, groups=n_models, bias=False)
     layers = [conv, nn.BatchNorm2d(n_out * n_models), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
 

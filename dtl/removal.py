@@ -46,7 +46,7 @@ def removal_curve(
     >>> curve.test.mean("seed")
     """
     given = dict(given or {})
-    n_source = study.problem.source.n_classes
+    n_source = study.n_units
     counts = sorted({0, *(int(count) for count in counts)})
     unknown = [order for order in orders if order not in ORDERS and order not in given]
     if unknown or not orders:
@@ -76,7 +76,7 @@ def removal_curve(
     for mask, (order, count, s) in zip(masks, cells, strict=True):
         mask[np.asarray(fixed.get(order, shuffled[s]))[:count]] = False
 
-    retrained = Study(study.problem, study.recipe, masks, study.transfer[:1], store, seed).run(
+    retrained = Study(study.problem, study.recipe, masks, study.transfer[:1], store, seed, unit=study.unit).run(
         device=device, progress=progress
     )
     accuracy = {}

@@ -24,7 +24,7 @@ from dtl.influence import Influence, estimate_influence, group_means
 from dtl.models import PARALLEL
 from dtl.progress import progress as progress_line
 from dtl.store import Store, array_of
-from dtl.training import Recipe, resolve_device, schedule, train_sources
+from dtl.training import Recipe, check_size, members, resolve_device, schedule, train_sources
 from dtl.transfer import REGIMES, Outputs, transfer
 
 if TYPE_CHECKING:
@@ -32,21 +32,23 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 SPLITS = ("validation", "test")
+UNITS = ("class", "example")
 
 
 class Study:
-    """Source models on subsets of the source classes, each transferred to the target.
+    """Source models on subsets of the source, each transferred to the target.
 
     Parameters
     ----------
     problem : what to train on and transfer to
     recipe : training and transfer settings; default `Recipe()`
-    design : "balanced", "random" or "paired" (see `subset_masks`), or subsets of your own, bool (models, K)
+    design : "balanced", "random" or "paired" (see `subset_masks`), or subsets of your own, bool (models, units)
     transfer : one or more of "fixed", "fixed+bn", "full"
     store : folder of the results (Zarr); without one they live in memory. A store of the same study is continued, a
         store of another one is refused
     seed : subsets, initial weights and order of examples are functions of it and of a model's number
-    fraction : share of the classes in a subset, for design "random"
+    fraction : share of the units in a subset, for design "random"
+    unit : "class" or "example": what a subset holds or leaves out, and so what influences are influences of
 
     >>> study = dtl.Study(dtl.load("testbed"), store="studies/testbed").run(46)
     >>> study.influence(by="class").values.shape
@@ -62,6 +64,7 @@ class Study:
         store: str | Path | ZarrStore | None = None,
         seed: int = 0,
         fraction: float = 0.5,
+        unit: str = "class",
     ) -> None:
         self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
@@ -71,13 +74,15 @@ class Study:
             raise ValueError(f"transfer names a regime twice: {self.transfer}")
         if self.recipe.model not in PARALLEL and self.recipe.models_at_once > 1:
             raise ValueError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
+        if unit not in UNITS:
+            raise ValueError(f"unknown unit {unit!r}: use one of {', '.join(UNITS)}")
+        self.unit, self.n_units = unit, problem.source.n_classes if unit == "class" else len(problem.source)
+        check_size(self.recipe, *problem.source.images.shape[2:])
         if isinstance(design, str):
             self.design, self.given = design, None
-            subset_masks(
-                problem.source.n_classes, 2, design, fraction, self.seed
-            )  # raises now what it would raise later
+            subset_masks(self.n_units, 2, design, fraction, self.seed)  # raises now what it would raise later
         else:
-            self.design, self.given = None, _checked_subsets(design, problem.source.n_classes)
+            self.design, self.given = None, self._checked_subsets(design)
         self.store = Store(store, self.settings)
 
     def __repr__(self) -> str:
@@ -95,6 +100,7 @@ class Study:
             "recipe": self.recipe.settings(),
             "design": self.design if self.given is None else hashlib.sha256(self.given.tobytes()).hexdigest(),
             "fraction": self.fraction,
+            "unit": self.unit,
             "transfer": list(self.transfer),
             "seed": self.seed,
         }
@@ -138,12 +144,25 @@ class Study:
             return self.given[:n_models]
         if n_models is None or self.design is None:
             raise ValueError("run needs the number of models")
-        return subset_masks(self.problem.source.n_classes, n_models, self.design, self.fraction, self.seed)
+        return subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed)
 
     def seeds(self, n_models: int) -> np.ndarray:
         """One seed per model, int64 (n_models,), each a function of (study seed, model number)."""
         sequences = (np.random.SeedSequence([self.seed, j]) for j in range(n_models))
         return np.array([int(s.generate_state(1, np.uint64)[0]) >> 1 for s in sequences], dtype=np.int64)
+
+    def _checked_subsets(self, masks: np.ndarray) -> np.ndarray:
+        masks, source = np.ascontiguousarray(masks), self.problem.source
+        if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != self.n_units or len(masks) < 2:
+            units = {"class": "classes", "example": "examples"}[self.unit]
+            raise ValueError(
+                f"given subsets must be bool, two or more models x {self.n_units} {units}, not {masks.dtype} "
+                f"{masks.shape}"
+            )
+        for number, images in enumerate(members(masks, source, self.unit)):
+            if len(np.unique(source.labels.numpy()[images])) < 2:
+                raise ValueError(f"subset {number} has fewer than two classes: a source model needs at least two")
+        return masks
 
     def _prepare(self, masks: np.ndarray, device: torch.device):
         targets = [self.problem.parts[f"target_{split}"] for split in SPLITS]
@@ -174,7 +193,7 @@ class Study:
         """All finished models, read when used.
 
         Dimensions model, source, target (validation examples, then test) and transfer; variables mask, seed, margin,
-        probability, correct; coordinates source (class names), split, label.
+        probability, correct; coordinates source (class names, or numbers of images), split, label.
         """
         if not self.store.ready:
             raise ValueError("this study has no results yet: call run(n_models) first")
@@ -191,7 +210,7 @@ class Study:
             .drop_vars("done")
             .assign_coords(
                 model=done,
-                source=list(sources),
+                source=list(sources) if self.unit == "class" else np.arange(self.n_units),
                 transfer=list(self.transfer),
                 split=("target", np.array(SPLITS)[np.asarray(array_of(root, "split")[:])]),
                 label=("target", np.asarray(array_of(root, "label")[:])),
@@ -200,7 +219,7 @@ class Study:
 
     @property
     def masks(self) -> np.ndarray:
-        """The source classes of each finished model, bool (models, K)."""
+        """The source classes (or images) of each finished model, bool (models, units)."""
         return self.results["mask"].values
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
@@ -251,7 +270,9 @@ def train(
     problem: Any = client.scatter(study.problem, broadcast=True) if client is not None else study.problem
     with _one_thread(device), pool:
         jobs = {
-            pool.submit(train_batch, problem, masks[rows], seeds[rows], study.recipe, study.transfer, str(device)): rows
+            pool.submit(
+                train_batch, problem, masks[rows], seeds[rows], study.recipe, study.transfer, str(device), study.unit
+            ): rows
             for rows in batches
         }
         try:
@@ -263,18 +284,24 @@ def train(
 
 
 def train_batch(
-    problem: TransferProblem, masks: np.ndarray, seeds: np.ndarray, recipe: Recipe, regimes: Sequence[str], device: str
+    problem: TransferProblem,
+    masks: np.ndarray,
+    seeds: np.ndarray,
+    recipe: Recipe,
+    regimes: Sequence[str],
+    device: str,
+    unit: str = "class",
 ) -> dict[str, np.ndarray]:
     """Train source models side by side, transfer them, and return their outputs, (transfer, models, target) each."""
     if device == "cpu":
         torch.set_num_threads(1)  # for a worker elsewhere; here the caller has done it and restores it
     n_targets = len(problem.target_validation) + len(problem.target_test)
     found = {name: np.empty((len(regimes), len(masks), n_targets), dtype=np.float32) for name in Outputs._fields}
-    plans = [schedule(mask, problem.source.counts, recipe) for mask in masks]
+    plans = [schedule(int(n), recipe) for n in members(masks, problem.source, unit).sum(1)]
     for plan in sorted(set(plans)):
         together = np.array([p == plan for p in plans])
         own = seeds[together].tolist()
-        nets = train_sources(problem.source, masks[together], own, recipe, torch.device(device))
+        nets = train_sources(problem.source, masks[together], own, recipe, torch.device(device), unit)
         for regime in regimes:
             copy = deepcopy(nets)  # "full" changes the net that it is given
             by_split = transfer(copy, problem, own, recipe, regime)
@@ -297,15 +324,3 @@ def _one_thread(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _checked_subsets(masks: np.ndarray, n_source: int) -> np.ndarray:
-    masks = np.ascontiguousarray(masks)
-    if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != n_source or len(masks) < 2:
-        raise ValueError(
-            f"given subsets must be bool, two or more models x {n_source} classes, not {masks.dtype} {masks.shape}"
-        )
-    small = np.flatnonzero(masks.sum(1) < 2)
-    if len(small):
-        raise ValueError(f"subset {small[0]} has fewer than two classes: a source model needs at least two")
-    return masks

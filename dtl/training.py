@@ -41,7 +41,7 @@ class Recipe:
     weight_decay: float = 5e-4
     warmup: float = 0.2
     augment: int = 0
-    models_at_once: int = 8
+    models_at_once: int = 16
     precision: str = "float32"
     probe_l2: float = 1e-2
     finetune_epochs: int = 15
@@ -71,6 +71,20 @@ class Recipe:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
+def check_size(recipe: Recipe, height: int, width: int) -> None:
+    """ValueError if images are too small for the recipe's net, found out without computing anything."""
+    with torch.device("meta"):
+        nets = Nets(recipe.model, 2, 1, recipe.widths).eval()
+        try:
+            nets(torch.empty(2, 3, height, width))
+        except RuntimeError as error:
+            widths = f" with widths {recipe.widths}" if recipe.model == "small" else ""
+            raise ValueError(
+                f"images of {height} x {width} pixels are too small for {recipe.model}{widths}: use larger images, or "
+                "a net that halves them fewer times"
+            ) from error
+
+
 class Pixels:
     """Images on a device, normalised with given channel statistics, cut into batches for nets side by side."""
 
@@ -95,16 +109,20 @@ class Pixels:
             x = windows[index.T, :, dy, dx]
             x = torch.where(flip.bool()[..., None, None, None], x.flip(-1), x)
         else:
-            x = self.images[index.T]  # (batch, models, 3, h, w)
+            x = self.images.index_select(0, index.T.flatten()).unflatten(0, index.T.shape)  # (batch, models, 3, h, w)
         # reordered while a pixel is still one byte
         x = x.flatten(1, 2).contiguous(memory_format=torch.channels_last).float()
         models = len(index)
         return x.mul_(self.scale.repeat(models, 1, 1)).add_(self.shift.repeat(models, 1, 1))
 
 
-def schedule(mask: np.ndarray, counts: np.ndarray, recipe: Recipe) -> tuple[int, int]:
-    """(steps, batch size) of a model that sees the classes in `mask`; models that share both can share a batch."""
-    n = int(counts[mask].sum())
+def members(masks: np.ndarray, source: ImageDataset, unit: str) -> np.ndarray:
+    """The images that each model sees, bool (models, N), from subsets of classes (models, K) or of images."""
+    return masks[:, source.labels.numpy()] if unit == "class" else masks
+
+
+def schedule(n: int, recipe: Recipe) -> tuple[int, int]:
+    """(steps, batch size) of a model that sees n images; models that share both can train side by side."""
     batch = min(recipe.batch_size, n)
     return recipe.epochs * (n // batch), batch
 
@@ -154,30 +172,37 @@ def draw_order(members: np.ndarray, steps: int, batch: int, rng: np.random.Gener
 
 
 def train_sources(
-    source: ImageDataset, masks: np.ndarray, seeds: Sequence[int], recipe: Recipe, device: torch.device
+    source: ImageDataset,
+    masks: np.ndarray,
+    seeds: Sequence[int],
+    recipe: Recipe,
+    device: torch.device,
+    unit: str = "class",
 ) -> Nets:
-    """Source models side by side, each on the classes in its mask; absent classes are left out of its loss.
+    """Source models side by side, each on what its mask holds; classes of which it sees nothing are out of its loss.
 
     Parameters
     ----------
-    masks : (models, K) bool; all rows must have one `schedule`
+    masks : (models, K) bool, or (models, N) for unit "example"; all rows must have one `schedule`
     seeds : a model's initial weights, order of examples and augmentation depend on its seed alone
 
     >>> masks = dtl.subset_masks(problem.source.n_classes, 4)
     >>> nets = train_sources(problem.source, masks, [0, 1, 2, 3], Recipe(), torch.device("cpu"))
     """
-    plans = {schedule(mask, source.counts, recipe) for mask in masks}
+    seen, labels = members(masks, source, unit), source.labels.numpy()
+    plans = {schedule(int(n), recipe) for n in seen.sum(1)}
     if len(plans) > 1:
         raise ValueError(f"models of different schedules cannot train side by side: {sorted(plans)}")
     ((steps, batch),) = plans
     rng = [np.random.default_rng([int(seed), 1]) for seed in seeds]
-    labels = source.labels.numpy()
-    orders = [draw_order(np.flatnonzero(mask[labels]), steps, batch, r) for mask, r in zip(masks, rng, strict=True)]
+    orders = [draw_order(np.flatnonzero(images), steps, batch, r) for images, r in zip(seen, rng, strict=True)]
     nets = initialise(recipe.model, source.n_classes, seeds, recipe.widths)
     nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     pixels = Pixels(source, source, device, recipe.augment)
-    absent = torch.from_numpy(~masks).to(device)
-    fit(nets, pixels, torch.stack(orders, 1), recipe, recipe.lr, rng, nets.parameters(), absent)
+    absent = torch.ones(len(masks), source.n_classes, dtype=torch.bool)
+    for row, images in zip(absent, seen, strict=True):
+        row[labels[images]] = False
+    fit(nets, pixels, torch.stack(orders, 1), recipe, recipe.lr, rng, nets.parameters(), absent.to(device))
     return nets
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn import functional as F
 
 import dtl
-from dtl.models import Nets, initialise
+from dtl.models import Nets, _Patches, initialise
 
 
 def stacked(nets):
@@ -50,6 +51,24 @@ def test_a_stack_is_its_nets(model, train):
     for name, parameter in stack.named_parameters():  # one backward pass serves all nets
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad.chunk(3)[1], own[name].grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize(("height", "width"), [(6, 8), (5, 7), (2, 3)])
+def test_patches_are_a_convolution_with_its_gradients(height, width, dtype):
+    patches = _Patches(3, 5, n_models=2)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 6, height, width, generator=generator, requires_grad=True)
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        found = patches(x)
+        wanted = F.conv2d(x, patches.weight, stride=2, groups=2)
+    assert found.dtype == wanted.dtype and torch.equal(found, wanted)
+    up = torch.randn(found.shape, generator=generator).to(found.dtype)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype is None else {"rtol": 2e-2, "atol": 2e-2}
+    for of in (x, patches.weight):
+        got, want = (torch.autograd.grad(y, of, up, retain_graph=True)[0] for y in (found, wanted))
+        assert got.dtype == torch.float32 and want.abs().sum() > 0
+        torch.testing.assert_close(got, want, **tolerance)
 
 
 def test_nets_of_a_stack_see_their_own_channels_alone():

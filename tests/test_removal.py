@@ -36,7 +36,7 @@ def no_training(monkeypatch):
     """Models whose share of correct answers is their share of classes, more on test than on validation."""
     calls = []
 
-    def train_batch(problem, masks, seeds, recipe, regimes, device):
+    def train_batch(problem, masks, seeds, recipe, regimes, device, unit):
         calls.append((masks, regimes))
         correct = np.zeros((len(regimes), len(masks), 80), dtype=np.float32)
         for row, mask in zip(correct[0], masks, strict=True):

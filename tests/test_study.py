@@ -420,13 +420,31 @@ def test_given_subsets(problem, recipe, tmp_path):
     np.testing.assert_array_equal(part.results.margin, study.results.margin[:, :4])
 
 
+def test_subsets_of_examples(problem, recipe, reference, tmp_path):
+    """Subsets of examples that happen to be whole classes give the models of a class study, to the bit."""
+    labels = problem.source.labels.numpy()
+    whole = reference.masks[:, labels]
+    study = dtl.Study(problem, recipe, whole, ("fixed", "full"), tmp_path / "s", unit="example").run(progress=False)
+    np.testing.assert_array_equal(study.results.margin, reference.results.margin)
+    assert study.results.sizes["source"] == len(labels) and study.results["source"].values.tolist()[:2] == [0, 1]
+    with pytest.raises(ValueError, match="unit is 'example' there and 'class' here"):
+        dtl.Study(problem, recipe, ("balanced"), ("fixed", "full"), tmp_path / "s")
+
+
+def test_an_example_study_leaves_out_examples(problem, recipe):
+    study = dtl.Study(problem, recipe, unit="example").run(8, progress=False)
+    np.testing.assert_array_equal(study.masks, dtl.subset_masks(len(problem.source), 8))
+    by_class = study.influence(by="class")
+    assert by_class.values.shape == (len(problem.source), 4) and np.isfinite(by_class.stderr).all()
+
+
 def test_subsets_of_unequal_schedules(uneven, recipe):
     """A batch of models whose step counts differ is trained in groups, each model as it would be alone."""
     small = dataclasses.replace(recipe, batch_size=8, models_at_once=8, epochs=2, lr=0.05)
     masks = np.array(
         [[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0]], bool
     )
-    steps = {study_module.schedule(mask, uneven.source.counts, small) for mask in masks}
+    steps = {study_module.schedule(int(uneven.source.counts[mask].sum()), small) for mask in masks}
     assert len(steps) >= 3
     together = dtl.Study(uneven, small, masks, ("fixed", "full")).run(progress=False)
     one_by_one = dtl.Study(uneven, dataclasses.replace(small, models_at_once=1), masks, ("fixed", "full")).run(
@@ -485,6 +503,9 @@ MASK = np.ones((3, 24), dtype=bool)
         ({"design": np.eye(24, dtype=bool)}, None, "subset 0 has fewer than two classes"),
         ({"design": MASK}, 1, "n_models must be 2 to 3, the given subsets, not 1"),
         ({"design": MASK}, 4, "n_models must be 2 to 3, the given subsets, not 4"),
+        ({"unit": "pixel"}, 4, "unknown unit 'pixel': use one of class, example"),
+        ({"unit": "example", "design": MASK}, None, "given subsets must be bool, two or more models x 480 examples"),
+        ({"recipe": dtl.Recipe(widths=(8, 8, 8, 8, 8))}, 4, "images of 16 x 16 pixels are too small for small"),
         ({"recipe": dtl.Recipe(model="resnet18")}, 4, "resnet18 trains one model at a time: set models_at_once=1"),
     ],
 )

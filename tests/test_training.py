@@ -9,7 +9,7 @@ from torch import nn
 
 import dtl
 from dtl.models import initialise
-from dtl.training import Pixels, draw_order, fit, resolve_device, schedule, train_sources
+from dtl.training import Pixels, check_size, draw_order, fit, resolve_device, schedule, train_sources
 
 CPU = torch.device("cpu")
 LIGHT = dtl.Recipe(epochs=2, lr=0.05, widths=(8, 16))
@@ -46,7 +46,8 @@ def plain_net(nets, kept):
     """An ordinary PyTorch net for the classes in `kept`, with the weights of a new dtl net."""
     layers, state, channels = [], nets.state_dict(), (3, 8, 16)
     for i in range(2):
-        conv = nn.Conv2d(channels[i], channels[i + 1], 3, stride=2, padding=1, bias=False)
+        kernel, padding = ((3, 1), (2, 0))[i]
+        conv = nn.Conv2d(channels[i], channels[i + 1], kernel, stride=2, padding=padding, bias=False)
         conv.weight.data.copy_(state[f"backbone.{i}.0.weight"])
         layers += [conv, nn.BatchNorm2d(channels[i + 1]), nn.ReLU()]
     linear = nn.Linear(16, len(kept))
@@ -111,11 +112,10 @@ def test_absent_classes_get_no_gradient(problem):
 
 
 def test_schedule_drops_the_incomplete_batch():
-    counts = np.array([30, 40, 50])
     recipe = dtl.Recipe(epochs=3, batch_size=32)
-    assert schedule(np.array([True, True, False]), counts, recipe) == (3 * 2, 32)
-    assert schedule(np.array([True, True, True]), counts, recipe) == (3 * 3, 32)
-    assert schedule(np.array([True, False, False]), counts, recipe) == (3, 30)  # fewer images than a batch
+    assert schedule(70, recipe) == (3 * 2, 32)
+    assert schedule(120, recipe) == (3 * 3, 32)
+    assert schedule(30, recipe) == (3, 30)  # fewer images than a batch
 
 
 def test_order_is_a_new_permutation_every_epoch():
@@ -227,3 +227,13 @@ def test_an_absent_gpu(monkeypatch):
     assert resolve_device("auto") == CPU
     with pytest.raises(ValueError, match="'cuda' was asked for but torch sees 0"):
         resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("model", "widths", "side"), [("small", (4, 8, 8), 3), ("resnet9", (16,), 4), ("alexnet", (16,), 32)]
+)
+def test_images_too_small_for_the_net(model, widths, side):
+    recipe = dtl.Recipe(model=model, widths=widths, models_at_once=1)
+    check_size(recipe, 64, 64)
+    with pytest.raises(ValueError, match=f"images of {side} x {side} pixels are too small for {model}"):
+        check_size(recipe, side, side)

@@ -18,6 +18,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
@@ -117,8 +118,12 @@ def fresh(
     seed: int, n_classes: int, members: torch.Tensor
 ) -> tuple[nn.Sequential, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     torch.manual_seed(seed)
-    backbone = dtl.models.Nets(RECIPE.model, n_classes, 1, RECIPE.widths).backbone  # of one net: ordinary convolutions
-    net = nn.Sequential(backbone, nn.Linear(RECIPE.widths[-1], n_classes))
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise((3, *RECIPE.widths)):  # the net of `dtl.models`, from plain torch modules
+        kernel, padding = (3, 1) if n_in == 3 else (2, 0)
+        convolution = nn.Conv2d(n_in, n_out, kernel, stride=2, padding=padding, bias=False)
+        layers += [convolution, nn.BatchNorm2d(n_out), nn.ReLU(inplace=True)]
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(RECIPE.widths[-1], n_classes))
     optimiser = torch.optim.SGD(net.parameters(), RECIPE.lr, RECIPE.momentum, weight_decay=RECIPE.weight_decay)
     steps = RECIPE.epochs * (len(members) // RECIPE.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
