@@ -121,8 +121,8 @@ class _PatchConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x, weight), (gradient,) = ctx.saved_tensors, gradients
         back = weight.unflatten(0, (ctx.groups, -1)).transpose(1, 2).flatten(0, 1)
         of_x = torch.zeros_like(x)
         height, width = (2 * side for side in gradient.shape[2:])

@@ -173,7 +173,7 @@ class Study:
         return self.store.prepare(
             constants={"label": labels, "split": split},
             per_model={"mask": masks, "seed": self.seeds(len(masks))},
-            outputs={"margin": "float32", "probability": "float32", "correct": "bool"},
+            outputs={"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"},
             shape=(len(self.transfer), len(labels)),
             batch=self.recipe.models_at_once,
             attributes={
@@ -193,7 +193,7 @@ class Study:
         """All finished models, read when used.
 
         Dimensions model, source, target (validation examples, then test) and transfer; variables mask, seed, margin,
-        probability, correct; coordinates source (class names, or numbers of images), split, label.
+        probability, correct, prediction; coordinates source (class names, or numbers of images), split, label.
         """
         if not self.store.ready:
             raise ValueError("this study has no results yet: call run(n_models) first")

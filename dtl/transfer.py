@@ -15,16 +15,18 @@ REGIMES = ("fixed", "fixed+bn", "full")
 
 
 class Outputs(NamedTuple):
-    """What a transferred model says of each target example; every field is float32 or bool of shape (models, n).
+    """What a transferred model says of each target example; every field has the shape (models, n).
 
     margin : log p - log(1 - p) of the correct class, in nats
     probability : p of the correct class
-    correct : whether the correct class has the highest logit
+    correct : whether the correct class has the highest logit, bool
+    prediction : class with the highest logit, int
     """
 
     margin: torch.Tensor
     probability: torch.Tensor
     correct: torch.Tensor
+    prediction: torch.Tensor
 
 
 def transfer(
@@ -146,9 +148,9 @@ def solve_probes(
 
 
 def outputs(logits: torch.Tensor, labels: torch.Tensor) -> Outputs:
-    """Margin, probability and correctness of the true class; logits (models, n, classes), labels (n,)."""
+    """What logits (models, n, classes) say of examples with labels (n,)."""
     index = labels.expand(len(logits), -1)[..., None]
     true = logits.gather(2, index)[..., 0]
     others = logits.scatter(2, index, -torch.inf)
     margin = true - others.logsumexp(2)
-    return Outputs(margin.float(), torch.sigmoid(margin).float(), true > others.amax(2))
+    return Outputs(margin.float(), torch.sigmoid(margin).float(), true > others.amax(2), logits.argmax(2))

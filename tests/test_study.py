@@ -63,7 +63,7 @@ def no_training(monkeypatch):
 def test_results_are_what_the_contract_says(problem, recipe, reference):
     results = reference.results
     assert dict(results.sizes) == {"model": N, "source": 24, "target": 80, "transfer": 2}
-    for name in ("margin", "probability", "correct"):
+    for name in ("margin", "probability", "correct", "prediction"):
         assert results[name].dims == ("transfer", "model", "target")
         assert isinstance(results[name].data, dask.array.Array), "results are read when used"
     assert results["mask"].dims == ("model", "source") and results["seed"].dims == ("model",)
@@ -83,6 +83,8 @@ def test_outputs_agree_with_each_other_and_with_results(reference):
     assert margin.shape == (N, 40) and margin.dtype == np.float32
     np.testing.assert_allclose(probability, 1 / (1 + np.exp(-margin.astype(float))), rtol=1e-4)
     assert set(np.unique(correct)) == {0, 1} and (correct[probability > 0.5] == 1).all()
+    labels = reference.results["label"][40:].values
+    np.testing.assert_array_equal(reference.outputs("prediction", "full", "test") == labels, correct == 1)
     chosen = reference.results.sel(transfer="fixed").margin[:, :40]
     np.testing.assert_array_equal(reference.outputs(), chosen)
     for bad in ({"output": "loss"}, {"transfer": "fixed+bn"}, {"split": "train"}):
