@@ -234,6 +234,9 @@ def from_folders(
 
     source = read(_split_folder(source_dir, "train") or source_dir)
     splits = {split: _split_folder(target_dir, split) for split in SPLIT_FOLDERS}
+    if not splits["train"] and any(splits.values()):
+        found = ", ".join(str(folder) for folder in splits.values() if folder)
+        raise FileNotFoundError(f"{target_dir} has {found} but no train folder: add one, or give a tree of classes")
     target = {"train": read(splits["train"] or target_dir)}
     if splits["train"]:
         target |= {split: read(folder) for split, folder in splits.items() if folder and split != "train"}
@@ -334,6 +337,8 @@ def _decode(path: Path, size: int) -> torch.Tensor:
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to white
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+            elif upright.mode in ("I", "F"):
+                raise ValueError(f"its pixels are {upright.mode!r}, 32 bits of unknown range; save it with 8 bits")
             elif upright.mode in ("P", "PA"):  # what Pillow asks for where a palette is transparent
                 upright = upright.convert("RGBA")
             upright = upright.convert("RGB")

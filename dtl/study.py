@@ -82,7 +82,7 @@ class Study:
             self.design, self.given = design, None
             subset_masks(self.n_units, 2, design, fraction, self.seed)  # raises now what it would raise later
         else:
-            self.design, self.given = None, self._checked_subsets(design)
+            self.design, self.given = None, self._given(design)
         self.store = Store(store, self.settings)
 
     def __repr__(self) -> str:
@@ -95,7 +95,6 @@ class Study:
         """What decides the numbers: stores with equal settings hold the same study."""
         return {
             "format": FORMAT,
-            "problem": self.problem.name,
             "data": self.problem.fingerprints,
             "recipe": self.recipe.settings(),
             "design": self.design if self.given is None else hashlib.sha256(self.given.tobytes()).hexdigest(),
@@ -144,23 +143,27 @@ class Study:
             return self.given[:n_models]
         if n_models is None or self.design is None:
             raise ValueError("run needs the number of models")
-        return subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed)
+        return self._checked(subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed))
 
     def seeds(self, n_models: int) -> np.ndarray:
         """One seed per model, int64 (n_models,), each a function of (study seed, model number)."""
         sequences = (np.random.SeedSequence([self.seed, j]) for j in range(n_models))
         return np.array([int(s.generate_state(1, np.uint64)[0]) >> 1 for s in sequences], dtype=np.int64)
 
-    def _checked_subsets(self, masks: np.ndarray) -> np.ndarray:
-        masks, source = np.ascontiguousarray(masks), self.problem.source
+    def _given(self, masks: np.ndarray) -> np.ndarray:
+        masks = np.ascontiguousarray(masks)
         if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != self.n_units or len(masks) < 2:
             units = {"class": "classes", "example": "examples"}[self.unit]
             raise ValueError(
                 f"given subsets must be bool, two or more models x {self.n_units} {units}, not {masks.dtype} "
                 f"{masks.shape}"
             )
-        for number, images in enumerate(members(masks, source, self.unit)):
-            if len(np.unique(source.labels.numpy()[images])) < 2:
+        return self._checked(masks)
+
+    def _checked(self, masks: np.ndarray) -> np.ndarray:
+        labels = self.problem.source.labels.numpy()
+        for number, images in enumerate(members(masks, self.problem.source, self.unit)):
+            if len(np.unique(labels[images])) < 2:
                 raise ValueError(f"subset {number} has fewer than two classes: a source model needs at least two")
         return masks
 
@@ -177,6 +180,7 @@ class Study:
             shape=(len(self.transfer), len(labels)),
             batch=self.recipe.models_at_once,
             attributes={
+                "problem": self.problem.name,
                 "source_classes": self.problem.source.classes,
                 "target_classes": self.problem.target_train.classes,
             },

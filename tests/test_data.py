@@ -368,3 +368,18 @@ def test_splits_with_other_classes(tmp_path, folders):
     tree(tmp_path / "t" / "test", classes=("ant", "cow"))
     with pytest.raises(ValueError, match="target_test has other classes than target_train"):
         folders(tmp_path / "t", tmp_path / "t")
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path, folders):
+    source = tree(tmp_path / "source")
+    values = np.linspace(0, 1, 24 * 24, dtype=np.float32).reshape(24, 24)
+    Image.fromarray(values).save(source / "ant" / "depth.tiff")
+    with pytest.raises(ValueError, match="cannot read the image .*depth.tiff .*its pixels are 'F', 32 bits of unknown"):
+        folders(source, tree(tmp_path / "target"))
+
+
+def test_a_target_with_splits_but_no_train_folder(tmp_path, folders):
+    tree(tmp_path / "target" / "val")
+    tree(tmp_path / "target" / "test")
+    with pytest.raises(FileNotFoundError, match="has .*val.*test but no train folder: add one"):
+        folders(tree(tmp_path / "source"), tmp_path / "target")
