@@ -1,0 +1,126 @@
+"""From one wrong prediction to the source class that pushes it there, and the experiment that checks it.
+
+After Jain et al. 2022, section 4.2: list the most negative source classes of an example, retrain without the worst one
+many times, and see how often the prediction flips.
+"""
+
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from scipy.stats import binomtest
+
+from dtl.influence import Influence
+from dtl.study import Study
+
+
+def wrong(study: Study, split: str = "validation") -> np.ndarray:
+    """Examples that most models of a study predict wrong, the most often wrong first, int indices into the split.
+
+    >>> dtl.mistakes.wrong(study)[:5]
+    """
+    right = study.outputs("correct", split=split).mean(0)
+    order = np.argsort(right, kind="stable")
+    return order[right[order] < 0.5]
+
+
+def suspects(influence: Influence, example: int, k: int = 5) -> np.ndarray:
+    """The source classes with the most negative influence on one example, the worst first, int (at most k,).
+
+    Classes whose influence is not negative are no suspects, so there can be fewer than k.
+
+    Raises
+    ------
+    ValueError : an unknown example, or k is not in 1..K
+
+    >>> [problem.source.classes[c] for c in dtl.suspects(study.influence(), example=17)]
+    """
+    n_classes, n = influence.values.shape
+    if not -1 < example < n:
+        raise ValueError(f"there is no example {example}: the influence has examples 0..{n - 1}")
+    if not 1 <= k <= n_classes:
+        raise ValueError(f"k must lie in 1..{n_classes}, the source classes, not {k}")
+    worst = np.argsort(influence.values[:, example], kind="stable")[:k]
+    return worst[influence.values[worst, example] < 0]
+
+
+def flip_rate(
+    study: Study,
+    example: int | Sequence[int],
+    without: int | Sequence[int],
+    seeds: int = 20,
+    *,
+    split: str = "validation",
+    store: str | Path | None = None,
+    seed: int = 1,
+    device: str = "auto",
+    progress: bool = True,
+) -> xr.Dataset:
+    """How often retrained models predict each label, with the whole source and without one class of it.
+
+    The models of one arm are judged on all examples, so many examples cost no more training than one.
+
+    Parameters
+    ----------
+    study : gives problem, recipe and transfer (its first), and says which predictions are wrong
+    example : one or more examples of the split that most models of the study predict wrong (see `wrong`)
+    without : one or more source classes, each left out in an arm of its own; a class that nobody suspects is the
+        control that tells a flip from luck
+    seeds : retrainings of each arm
+    store : folder that keeps the retrained models' outputs, so that a killed call resumes
+    seed : of the retrainings; another one than the study's, for examples were picked by the study's models
+
+    Returns
+    -------
+    Dataset with dimensions example, arm ("full", then names of classes left out) and label: `count` of retrained models
+    that predict the label, `share` of them, and `low` and `high` of its 95% interval (Wilson 1927); coordinate `true`
+
+    Raises
+    ------
+    ValueError : an unknown example or class, an example that is not wrong, or fewer than two seeds
+
+    >>> flips = dtl.flip_rate(study, example=17, without=dtl.suspects(study.influence(), 17, k=1))
+    >>> flips.share.sel(example=17).to_pandas()
+    """
+    if study.unit != "class":
+        raise ValueError("flip_rate leaves out source classes: give a study of unit 'class'")
+    examples, classes = (np.atleast_1d(np.asarray(index)).tolist() for index in (example, without))
+    names = study.problem.source.classes
+    right = study.outputs("correct", split=split).mean(0)
+    for what, given, n in (("example", examples, len(right)), ("source class", classes, len(names))):
+        unknown = [index for index in given if not -1 < operator.index(index) < n]
+        if unknown or not given or len(set(given)) < len(given):
+            raise ValueError(f"give one or more different {what} numbers in 0..{n - 1}, not {given}")
+    fine = [index for index in examples if right[index] >= 0.5]
+    if fine:
+        raise ValueError(
+            f"example {fine[0]} is not wrong: {right[fine[0]]:.0%} of the study's models predict it right; choose from "
+            "dtl.mistakes.wrong(study)"
+        )
+    if seeds < 2:
+        raise ValueError(f"seeds must be at least 2, not {seeds}")
+
+    masks = np.ones(((1 + len(classes)) * seeds, len(names)), dtype=bool)
+    for arm, c in enumerate(classes, 1):
+        masks[arm * seeds : (arm + 1) * seeds, c] = False
+    retrained = Study(study.problem, study.recipe, masks, study.transfer[:1], store, seed)
+    predicted = retrained.run(device=device, progress=progress).outputs("prediction", split=split)[:, examples]
+    labels = study.problem.target_train.classes
+    hits = predicted.reshape(1 + len(classes), seeds, len(examples), 1) == np.arange(len(labels))
+    count = hits.sum(axis=1).transpose(1, 0, 2)
+    interval = np.array([binomtest(int(c), seeds).proportion_ci(method="wilson") for c in count.flat])
+    low, high = interval.T.reshape(2, *count.shape)
+    dims = ("example", "arm", "label")
+    true = study.problem.parts[f"target_{split}"].labels.numpy()[examples]
+    return xr.Dataset(
+        {"count": (dims, count), "share": (dims, count / seeds), "low": (dims, low), "high": (dims, high)},
+        coords={
+            "example": examples,
+            "arm": ["full", *(names[c] for c in classes)],
+            "label": list(labels),
+            "true": ("example", np.array(labels)[true]),
+        },
+        attrs={"problem": study.problem.name, "split": split, "seeds": seeds, "transfer": study.transfer[0]},
+    )

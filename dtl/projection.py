@@ -1,0 +1,123 @@
+"""Source labels projected on the target: whom a source class helps, and the groups of target examples that this shows.
+
+Nobody labelled the subpopulations of a target class, but source classes tell them apart: ostriches are the birds that
+the source class *ostrich* helps (Jain et al. 2022, section 4.1).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+from sklearn.preprocessing import normalize
+
+from dtl.design import block_length
+from dtl.influence import Influence, estimate_influence, group_means
+
+SIDES = {"helpful": 1.0, "harmful": -1.0}
+_CLEAR = 3.0  # standard errors from zero at which a class counts as helpful or harmful for the examples as a whole
+
+
+def project(influence: Influence, source_class: int, k: int = 8, most: str = "helped") -> np.ndarray:
+    """Indices of the k target examples that a source class helps (or hurts) most, the strongest first, int (k,).
+
+    Parameters
+    ----------
+    influence : one column for each target example, as `study.influence()` gives; values and errors at the returned
+        indices are ``influence.values[source_class, indices]`` and ``influence.stderr[source_class, indices]``
+    source_class : its number, 0..K-1
+    most : "helped" or "hurt"
+
+    Raises
+    ------
+    ValueError : an unknown class or side, or k is not in 1..n
+
+    >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=8)
+    """
+    n_classes, n = influence.values.shape
+    if not -1 < source_class < n_classes:
+        raise ValueError(f"there is no source class {source_class}: the influence has classes 0..{n_classes - 1}")
+    if not 1 <= k <= n:
+        raise ValueError(f"k must lie in 1..{n}, the target examples of the influence, not {k}")
+    if most not in ("helped", "hurt"):
+        raise ValueError(f"unknown side {most!r}: use 'helped' or 'hurt'")
+    values = influence.values[source_class]
+    return np.argsort(-values if most == "helped" else values, kind="stable")[:k]
+
+
+@dataclass(frozen=True, eq=False)
+class Subpopulations:
+    """Groups of target examples, and what singles them out.
+
+    group : (n,) int, the group of each example, the largest group being 0
+    influence : (K, groups), influence of each source class on the mean output of a group minus that of all other
+        examples; estimated from models that had no part in forming the groups, so its errors are honest
+    """
+
+    group: np.ndarray
+    influence: Influence
+
+
+def subpopulations(
+    masks: ArrayLike, outputs: ArrayLike, n_groups: int | None = None, side: str = "helpful", seed: int = 0
+) -> Subpopulations:
+    """Group target examples by the source classes that help (or harm) them.
+
+    The first half of the models (whole balanced blocks) gives the influences that k-means groups by; each example's
+    row is scaled to length one, because examples differ in how sensitive they are to everything. The second half tells
+    what singles each group out.
+
+    Parameters
+    ----------
+    masks : (m, K) bool
+    outputs : (m, n), of the examples of one target class
+    n_groups : default is the number from 2 to 6 with the largest silhouette
+    side : "helpful" groups by the classes that help these examples as a whole, which are those that show what is on
+        them; "harmful" by those that harm, which are those that share a misleading trait with them
+
+    Raises
+    ------
+    ValueError : too few models to halve, fewer examples than groups, or fewer than two classes of that side
+
+    >>> chess = problem.target_validation.labels.numpy() == 1
+    >>> dtl.subpopulations(study.masks, study.outputs()[:, chess]).group
+    """
+    included, outputs = np.asarray(masks, dtype=bool), np.asarray(outputs, dtype=np.float64)
+    if side not in SIDES:
+        raise ValueError(f"unknown side {side!r}: use one of {', '.join(SIDES)}")
+    n = outputs.shape[1]
+    if n < 3 or (n_groups is not None and not 2 <= n_groups < n):
+        raise ValueError(f"n_groups must be at least 2 and below the number of examples, {n}, not {n_groups}")
+    half = _half(included)
+    first, whole = (
+        estimate_influence(included[:half], y[:half]) for y in (outputs, outputs.mean(axis=1, keepdims=True))
+    )
+    chosen = SIDES[side] * whole.values[:, 0] > _CLEAR * whole.stderr[:, 0]
+    if chosen.sum() < 2:
+        raise ValueError(
+            f"{chosen.sum()} source classes are clearly {side} for these examples as a whole and grouping needs two: "
+            "train more models, or use the other side"
+        )
+    rows = normalize(first.values[chosen].T)
+    tried = [_groups(rows, g, seed) for g in ([n_groups] if n_groups else range(2, min(6, n - 1) + 1))]
+    group = max(tried, key=lambda g: silhouette_score(rows, g)) if len(tried) > 1 else tried[0]
+    size = np.bincount(group)
+    means = group_means(outputs[half:], group)
+    others = (outputs[half:].sum(axis=1, keepdims=True) - size * means) / (n - size)
+    return Subpopulations(group, estimate_influence(included[half:], means - others))
+
+
+def _groups(rows: np.ndarray, n_groups: int, seed: int) -> np.ndarray:
+    labels = KMeans(n_groups, n_init=10, random_state=seed).fit_predict(rows)
+    by_size = np.argsort(-np.bincount(labels, minlength=n_groups), kind="stable")
+    return np.argsort(by_size)[labels]
+
+
+def _half(masks: np.ndarray) -> int:
+    """About half of the models: whole blocks if there are two or more, else whole pairs."""
+    block = block_length(masks.shape[1])
+    half = len(masks) // (2 * block) * block or len(masks) // 4 * 2
+    if half < 2:
+        raise ValueError(f"{len(masks)} models are too few to halve: train at least 4, better two balanced blocks")
+    return half
