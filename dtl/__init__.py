@@ -5,11 +5,15 @@ from dtl import (
     data,
     design,
     influence,
+    leakage,
+    mistakes,
     models,
     plots,
+    projection,
     removal,
     scale,
     study,
+    substitutes,
     testbed,
     training,
     transfer,
@@ -18,6 +22,9 @@ from dtl import (
 from dtl.data import ImageDataset, TransferProblem, Truth, from_folders, load
 from dtl.design import subset_masks
 from dtl.influence import Influence, estimate_influence, linear_datamodeling_score, models_needed
+from dtl.leakage import leaked, misleading
+from dtl.mistakes import flip_rate, suspects
+from dtl.projection import Subpopulations, project, subpopulations
 from dtl.removal import removal_curve
 from dtl.study import Study
 from dtl.training import Recipe
@@ -27,24 +34,35 @@ __all__ = [
     "Influence",
     "Recipe",
     "Study",
+    "Subpopulations",
     "TransferProblem",
     "Truth",
     "check",
     "data",
     "design",
     "estimate_influence",
+    "flip_rate",
     "from_folders",
     "influence",
+    "leakage",
+    "leaked",
     "linear_datamodeling_score",
+    "misleading",
     "load",
+    "mistakes",
     "models",
     "models_needed",
     "plots",
+    "project",
+    "projection",
     "removal",
     "removal_curve",
     "scale",
     "study",
+    "subpopulations",
     "subset_masks",
+    "substitutes",
+    "suspects",
     "testbed",
     "training",
     "transfer",

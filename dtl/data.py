@@ -101,6 +101,8 @@ class Truth:
     subpopulation : for each target split, (n,) int, the latent subpopulation of each example
     cue_agrees : for each target split, (n,) bool, whether the spurious cue points to the example's label
     leaked_by : for each target split, (n,) int, the source class that holds near copies of the example, -1 for none
+    example_role : (N,) str, what each source example does: clean, leaked, mislabelled or ambiguous; None if not planted
+    copy_of : (N,) int, the validation example that a source example copies, -1 for none; None if not planted
     """
 
     role: np.ndarray
@@ -109,6 +111,8 @@ class Truth:
     subpopulation: dict[str, np.ndarray]
     cue_agrees: dict[str, np.ndarray]
     leaked_by: dict[str, np.ndarray]
+    example_role: np.ndarray | None = None
+    copy_of: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,6 +113,79 @@ def make(
     return TransferProblem(f"testbed-{seed}", source, splits["train"], splits["validation"], splits["test"], truth)
 
 
+COPIES = (1, 2, 5)  # near copies that a leaked picture has in the source
+
+
+@loader("testbed-examples")
+def make_examples(
+    seed: int = 0, size: int = 16, per_class: int = 30, leaks: int = 24, flawed: int = 16, noise: float = 0.04
+) -> TransferProblem:
+    """Draw a small source in which single examples are planted, for studies of unit "example".
+
+    Its eight classes are the target's symbols. To the clean pictures are added near copies of validation pictures
+    (leaked), pictures under the label of another symbol (mislabelled), and blends of two symbols under the label of one
+    of them (ambiguous). A leaked picture has 1, 2 or 5 copies, which differ in pixel noise alone or, for every second
+    one, also in position, angle, size and hue. Papers give nothing away here.
+
+    Parameters
+    ----------
+    seed : everything is a function of it
+    size : pixels a side
+    per_class : clean pictures of each of the eight classes
+    leaks : validation pictures that are leaked, a multiple of 6
+    flawed : pictures that are mislabelled, and as many that are ambiguous, a multiple of 8
+
+    >>> problem = dtl.load("testbed-examples", seed=0)
+    >>> (problem.truth.example_role == "leaked").sum()
+    """
+    if size < 1 or per_class < 1 or leaks < 6 or leaks % 6 or flawed < 8 or flawed % 8:
+        raise ValueError(
+            "the testbed of examples needs size and per_class of at least 1, leaks in sixes and flawed in eights, not "
+            f"{size}, {per_class}, {leaks} and {flawed}"
+        )
+    rng = np.random.default_rng([seed, 11])
+    target = {split: _target(rng, n) for split, n in (("train", 15), ("validation", 50), ("test", 100))}
+    chosen = rng.choice(len(target["validation"]), leaks, replace=False)
+    copied = np.repeat(chosen, np.repeat(COPIES, leaks // 3))
+    moved = np.repeat(np.arange(leaks) % 2 == 1, np.repeat(COPIES, leaks // 3))
+    shown = target["validation"].iloc[copied].reset_index(drop=True)
+    for column, spread in {"dx": 0.1, "dy": 0.1, "angle": 0.2, "zoom": 0.08, "hue": 0.04}.items():
+        shown[column] += moved * rng.normal(0, spread, len(shown))
+    symbols = np.arange(N_TARGET)
+    clean = _scenes(rng, N_TARGET * per_class, symbol=np.repeat(symbols, per_class))
+    mislabelled, ambiguous, other = (_scenes(rng, flawed, symbol=np.resize(symbols, flawed)) for _ in range(3))
+    wrong = (mislabelled.symbol + rng.integers(1, N_TARGET, flawed)) % N_TARGET
+    other["symbol"] = (ambiguous.symbol + rng.integers(1, N_TARGET, flawed)) % N_TARGET
+
+    parts = {"clean": clean, "leaked": shown, "mislabelled": mislabelled, "ambiguous": ambiguous}
+    images = {name: _draw(scenes, size, noise, rng) for name, scenes in parts.items()}
+    blend = (images["ambiguous"].float() + _draw(other, size, noise, rng).float()) / 2
+    images["ambiguous"] = blend.round().byte()
+    labels = np.concatenate([wrong if name == "mislabelled" else scenes.symbol for name, scenes in parts.items()])
+    role = np.repeat(list(parts), [len(scenes) for scenes in parts.values()])
+    copy_of = np.full(len(labels), -1)
+    copy_of[role == "leaked"] = copied
+    leaked_by = {split: np.full(len(scenes), -1) for split, scenes in target.items()}
+    leaked_by["validation"][chosen] = target["validation"].symbol.iloc[chosen]
+    truth = Truth(
+        role=np.full(N_TARGET, "helpful"),
+        helps=symbols,
+        subpopulations=TARGET_SYMBOLS,
+        subpopulation={split: v.symbol.to_numpy() for split, v in target.items()},
+        cue_agrees={split: (v.texture == v.symbol // 2).to_numpy() for split, v in target.items()},
+        leaked_by=leaked_by,
+        example_role=role,
+        copy_of=copy_of,
+    )
+    splits = {
+        k: _dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for k, v in target.items()
+    }
+    source = _dataset(torch.cat(list(images.values())), labels, TARGET_SYMBOLS)
+    return TransferProblem(
+        f"testbed-examples-{seed}", source, splits["train"], splits["validation"], splits["test"], truth
+    )
+
+
 def score(influence: Influence, problem: TransferProblem) -> dict[str, float]:
     """How well influences on validation examples recover what was planted: an AUROC per role, against irrelevant ones.
 

@@ -11,6 +11,7 @@ import html
 import io
 import logging
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, cast
 
 import ipywidgets
@@ -18,10 +19,14 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from scipy.stats import false_discovery_control, norm
 
 from dtl import plots
+from dtl.projection import project
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from dtl.data import TransferProblem
     from dtl.influence import Influence
 
@@ -146,6 +151,128 @@ def class_picker(
     return picker(targets, figure, alts, description, captions)
 
 
+def projection_picker(
+    influence: Influence,
+    problem: TransferProblem,
+    k: int = 8,
+    description: str = "source class",
+) -> ipywidgets.VBox:
+    """Choose a source class: see the k target validation examples that it helps most, and the k that it hurts most.
+
+    Parameters
+    ----------
+    influence : one column for each validation example, as `study.influence()` gives.
+    problem : validation images and class names.
+    k : examples per side.
+
+    Raises
+    ------
+    ValueError : the influence is not source classes x validation examples of the problem.
+
+    Examples
+    --------
+    >>> dtl.widgets.projection_picker(study.influence(), problem)
+    """
+    sources, target = problem.source.classes, problem.target_validation
+    if influence.values.shape != (len(sources), len(target)):
+        raise ValueError(
+            f"the influence has shape {influence.values.shape}, but the problem has {len(sources)} source classes and "
+            f"{len(target)} validation examples: estimate it with study.influence()."
+        )
+
+    def shown(c: int) -> np.ndarray:
+        return np.concatenate([project(influence, c, k, most) for most in ("helped", "hurt")])
+
+    def numbers(c: int) -> list[str]:
+        return [f"{value:+.1f}".replace("-", "−") for value in influence.values[c, shown(c)]]
+
+    def figure(name: str) -> Figure:
+        c = sources.index(name)
+        return cast(Figure, plots.images(target, shown(c).tolist(), numbers(c), columns=k).figure)
+
+    alts, captions = [], []
+    for c, name in enumerate(sources):
+        kinds = [target.classes[int(label)] for label in target.labels[shown(c)]]
+        pairs = [f"{kind} {number}" for kind, number in zip(kinds, numbers(c), strict=True)]
+        alts.append(
+            f"Two rows of target pictures. Helped most by {name}: {', '.join(pairs[:k])}; hurt most: "
+            f"{', '.join(pairs[k:])}."
+        )
+        found = false_discovery_control(2 * norm.sf(np.abs(influence.values[c]) / influence.stderr[c])) < 0.05
+        captions.append(
+            f'<p style="font-size: 0.9em; margin: 0.3em 0; {_TEXT}">Upper row: helped most by {html.escape(name)}; '
+            f"lower row: hurt most. Numbers are influences on the margin, ± "
+            f"{1.96 * np.median(influence.stderr[c]):.1f} at 95%. Of {len(target)} validation pictures "
+            f"{found.sum()} differ from zero at a false discovery rate of 5%.</p>"
+        )
+    return picker(sources, figure, alts, description, captions)
+
+
+def mistake_picker(
+    influence: Influence,
+    flips: xr.Dataset,
+    problem: TransferProblem,
+    k: int = 4,
+    description: str = "picture",
+) -> ipywidgets.VBox:
+    """Choose a wrong prediction: see its picture, what helps and hurts it, and what retraining without a suspect says.
+
+    Parameters
+    ----------
+    influence : one column for each example of the split that `flips` is of.
+    flips : from `flip_rate`; the first arm is the full source, and the suspect of an example is the arm whose class has
+        the most negative influence on it.
+    problem : images and class names.
+    k : source classes per side.
+
+    Raises
+    ------
+    ValueError : the influence is not source classes x examples of the split.
+
+    Examples
+    --------
+    >>> dtl.widgets.mistake_picker(study.influence(), flips, problem)
+    """
+    sources, dataset = problem.source.classes, problem.parts[f"target_{flips.attrs['split']}"]
+    if influence.values.shape != (len(sources), len(dataset)):
+        raise ValueError(
+            f"the influence has shape {influence.values.shape}, but the source has {len(sources)} classes and the "
+            f"{flips.attrs['split']} split {len(dataset)} examples: estimate it with study.influence(split=...)."
+        )
+    arms = [sources.index(name) for name in flips.arm.values[1:]]
+    names, alts, captions = [], [], []
+    for example in flips.example.values:
+        of = flips.sel(example=example)
+        suspect = sources[min(arms, key=lambda c: influence.values[c, example])]
+        taken = of.label.values[of.share.sel(arm="full").values.argmax()]
+        seen = f"taken for {taken}" if taken != of.true else "right in more than other retrainings"
+        names.append(f"{example}: {of.true.item()}, {seen}")
+        table = plots.strongest(influence, sources, int(example), k)
+        alts.append(f"Target picture {example}, {of.true.item()}. {influence_alt(table, 'it')}")
+        captions.append(_shares(of, suspect))
+
+    def figure(name: str) -> Figure:
+        example = int(flips.example.values[names.index(name)])
+        drawing, (left, right) = plt.subplots(1, 2, figsize=(7, 3.6), width_ratios=(1, 3.2), layout="constrained")
+        plots.images(dataset, [example], ax=left)
+        plots.influence_bars(influence, sources, example, k, ax=right)
+        return drawing
+
+    return picker(names, figure, alts, description, captions)
+
+
+def _shares(of: xr.Dataset, suspect: str) -> str:
+    """The share of each predicted label with the full source and without the suspect, as a table."""
+    labels = of.label.values.tolist()
+    rows = [("full source", of.sel(arm="full")), (f"without {suspect}", of.sel(arm=suspect))]
+    cells = [
+        [what, *(f"{share:.0%} ({low:.0%} to {high:.0%})" for share, low, high in
+                 zip(arm.share.values, arm.low.values, arm.high.values, strict=True))]
+        for what, arm in rows
+    ]  # fmt: skip
+    return _html_table(["predicted", *labels], cells, f"Share of {of.attrs['seeds']} retrained models, 95% intervals.")
+
+
 def influence_alt(table: pd.DataFrame, target: str) -> str:
     """The sentences that replace `plots.influence_bars` for who cannot see it.
 
@@ -185,15 +312,18 @@ def _table(table: pd.DataFrame, target: str, note: str) -> str:
     rows = list(zip(table["name"], numbers, table["value"] > 0, strict=True))
     helpful = [(name, number) for name, number, helps in rows if helps]
     harmful = [(name, number) for name, number, helps in rows if not helps][::-1]
-    cell = 'style="padding: 0 1.2em 0 0; text-align: left; border: 0"'
-    body = ""
-    for i in range(max(len(helpful), len(harmful))):
-        cells = (*(helpful[i] if i < len(helpful) else ("", "")), *(harmful[i] if i < len(harmful) else ("", "")))
-        body += "<tr>" + "".join(f"<td {cell}>{html.escape(text)}</td>" for text in cells) + "</tr>"
+    rows_of = zip_longest(helpful, harmful, fillvalue=("", ""))
     heads = ("most helpful", "influence", "most harmful", "influence")
-    head = "".join(f'<th scope="col" {cell}>{text}</th>' for text in heads)
     star = " * the interval covers 0." if "unclear" in set(table["verdict"]) else ""
     caption = f"Influence of source classes on {target}, with 95% intervals ({note}).{star}"
+    return _html_table(heads, [(*left, *right) for left, right in rows_of], caption)
+
+
+def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    cell = 'style="padding: 0 1.2em 0 0; text-align: left; border: 0"'
+    head = "".join(f'<th scope="col" {cell}>{html.escape(text)}</th>' for text in heads)
+    lines = ("".join(f"<td {cell}>{html.escape(text)}</td>" for text in row) for row in rows)
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
     return (
         f'<table style="border-collapse: collapse; font-size: 0.9em; margin: 0.3em 0; {_TEXT}">'
         f'<caption style="caption-side: top; text-align: left; {_TEXT}">{html.escape(caption)}</caption>'

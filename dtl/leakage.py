@@ -1,0 +1,147 @@
+"""Single source examples that leak target pictures or mislead, by influence, by similarity, and by both.
+
+A leak is a near copy of a target example. Its influence is large on that example and not on the next one; that, and not
+its size, tells it from a good example, which helps many (Jain et al. 2022, section 4.3).
+"""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.sparse.csgraph import connected_components
+from scipy.stats import false_discovery_control, norm
+from sklearn.metrics.pairwise import cosine_similarity
+
+from dtl.data import ImageDataset
+from dtl.influence import Influence
+
+
+def leaked(
+    influence: Influence, source: ImageDataset, similarity: ArrayLike | None = None, near: float = 0.93
+) -> pd.DataFrame:
+    """Source examples ranked by how far their strongest influence stands out, the most suspicious first.
+
+    Parameters
+    ----------
+    influence : of source examples on single target examples: `study.influence()` of a study with unit "example"
+    source : the source of that study
+    similarity : (N, n), such as `dtl.leakage.similarity`; if given, near duplicates of a target example come first, by
+        similarity, and all others follow, by influence
+    near : similarity from which two images are near duplicates
+
+    Returns
+    -------
+    DataFrame, one row for each source example: `source` its number, `target` the example it helps most, `influence` and
+    `stderr` there, `lead` (z-score there minus the next largest, in standard errors), `q` (false discovery rate at
+    which the influence differs from zero, the choice of the largest of n being paid for), and with a similarity
+    `nearest` and `similarity`, the most similar target example
+
+    Raises
+    ------
+    ValueError : the influence is not of the source's examples, is on fewer than two targets, or shapes disagree
+
+    >>> dtl.leaked(study.influence(), problem.source).head()
+    """
+    _check_examples(influence, source)
+    n = influence.values.shape[1]
+    if n < 2:
+        raise ValueError("leaks need the influence on single target examples: estimate it with study.influence()")
+    z = influence.values / influence.stderr
+    target = z.argmax(axis=1)
+    rows = np.arange(len(z))
+    top = np.partition(z, -2, axis=1)
+    table = pd.DataFrame(
+        {
+            "source": rows,
+            "target": target,
+            "influence": influence.values[rows, target],
+            "stderr": influence.stderr[rows, target],
+            "lead": top[:, -1] - top[:, -2],
+            "q": false_discovery_control(np.minimum(1, n * norm.sf(top[:, -1]))),
+        }
+    )
+    if similarity is not None:
+        similarity = np.asarray(similarity)
+        if similarity.shape != z.shape:
+            raise ValueError(f"similarity must be source x target examples, {z.shape}, not {similarity.shape}")
+        table["nearest"], table["similarity"] = similarity.argmax(axis=1), similarity.max(axis=1)
+        close = table["similarity"].where(table["similarity"] > near, 0.0)
+        return table.iloc[np.lexsort((-table["lead"], -close))].reset_index(drop=True)
+    return table.sort_values("lead", ascending=False, kind="stable", ignore_index=True)
+
+
+def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
+    """Source examples ranked by their most negative influence in standard errors, the most harmful first.
+
+    Parameters
+    ----------
+    influence : of source examples, on the whole target (`study.influence(by="all")` of a study with unit "example") or
+        on each target class (`by="class"`)
+    source : the source of that study
+
+    Returns
+    -------
+    DataFrame, one row for each source example: `source` its number, `label` its class, `column` of the influence where
+    it hurts most, `influence`, `stderr` and `z` there, and `q`, the false discovery rate at which it hurts
+
+    Raises
+    ------
+    ValueError : the influence is not of the source's examples
+
+    >>> dtl.misleading(study.influence(by="all"), problem.source).head()
+    """
+    _check_examples(influence, source)
+    z = influence.values / influence.stderr
+    column, rows = z.argmin(axis=1), np.arange(len(z))
+    worst = z[rows, column]
+    table = pd.DataFrame(
+        {
+            "source": rows,
+            "label": np.array(source.classes)[source.labels.numpy()],
+            "column": column,
+            "influence": influence.values[rows, column],
+            "stderr": influence.stderr[rows, column],
+            "z": worst,
+            "q": false_discovery_control(np.minimum(1, z.shape[1] * norm.cdf(worst))),
+        }
+    )
+    return table.sort_values("z", kind="stable", ignore_index=True)
+
+
+def similarity(source: ImageDataset, target: ImageDataset) -> np.ndarray:
+    """Correlation of the pixels of every source and target image, (N, n): the usual test for near duplicates.
+
+    >>> dtl.leakage.similarity(problem.source, problem.target_test).max(axis=1)
+    """
+    if source.images.shape[1:] != target.images.shape[1:]:
+        raise ValueError(f"images must have one size, not {source.images.shape[2:]} and {target.images.shape[2:]}")
+    flat = (dataset.images.flatten(1).float().numpy() for dataset in (source, target))
+    return cosine_similarity(*(x - x.mean(axis=1, keepdims=True) for x in flat))
+
+
+def near_duplicates(source: ImageDataset, threshold: float = 0.93) -> np.ndarray:
+    """Group of each source example, int (N,): examples whose pixels correlate above the threshold share one.
+
+    >>> dtl.leakage.near_duplicates(problem.source).max() + 1   # groups
+    """
+    return connected_components(similarity(source, source) > threshold, directed=False)[1]
+
+
+def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
+    """Which groups a model saw at least one member of, bool (models, groups), from masks of examples (models, N).
+
+    Copies stand in for each other, so each has little influence of its own; the group has all of it.
+
+    >>> dtl.estimate_influence(dtl.leakage.pool(study.masks, groups), study.outputs(), design="random")
+    """
+    included, groups = np.asarray(masks, dtype=bool), np.asarray(groups)
+    if groups.shape != included.shape[1:]:
+        raise ValueError(f"groups must hold one number for each of {included.shape[1]} examples, not {groups.shape}")
+    return np.stack([included[:, groups == g].any(axis=1) for g in range(groups.max() + 1)], axis=1)
+
+
+def _check_examples(influence: Influence, source: ImageDataset) -> None:
+    if len(influence.values) != len(source):
+        raise ValueError(
+            f"the influence is of {len(influence.values)} units but the source has {len(source)} examples: leaks and "
+            'misleading examples need a study of examples, dtl.Study(problem, unit="example")'
+        )
