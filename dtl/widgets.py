@@ -261,6 +261,57 @@ def mistake_picker(
     return picker(names, figure, alts, description, captions)
 
 
+def flag_slider(
+    ranking: pd.DataFrame,
+    problem: TransferProblem,
+    hits: Sequence[bool] | np.ndarray,
+    step: int = 8,
+    k: int = 16,
+    description: str = "flagged",
+) -> ipywidgets.VBox:
+    """Drag a threshold: see how many source examples are flagged, with precision and recall, and the last ones flagged.
+
+    Parameters
+    ----------
+    ranking : source examples, the most suspicious first, in a column `source`, as `leaked` and `misleading` give.
+    problem : source images and class names.
+    hits : for each row of the ranking, whether it is what one looks for.
+    step : examples between two stops of the slider; it has at most 12 stops.
+    k : images shown, those flagged last.
+
+    Raises
+    ------
+    ValueError : not one hit for each row, no hit at all, or a step that is not in 1..rows.
+
+    Examples
+    --------
+    >>> dtl.widgets.flag_slider(ranking, problem, hits=problem.truth.example_role[ranking.source] == "leaked")
+    """
+    hits = np.asarray(hits, dtype=bool)
+    if len(hits) != len(ranking) or not hits.any():
+        raise ValueError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
+    if not 1 <= step <= len(ranking):
+        raise ValueError(f"step must lie in 1..{len(ranking)}, the rows of the ranking, not {step}.")
+    children = []
+    for flagged in range(step, min(len(ranking), 12 * step) + 1, step):
+        found = int(hits[:flagged].sum())
+        last = ranking["source"].to_numpy()[max(0, flagged - k) : flagged].tolist()
+        marks = ["hit" if hit else "no hit" for hit in hits[max(0, flagged - k) : flagged]]
+        figure = cast(Figure, plots.images(problem.source, last, marks, columns=8).figure)
+        numbers = f"precision {found / flagged:.2f}, recall {found / hits.sum():.2f}"
+        alt = f"The {len(last)} source pictures flagged last of {flagged}, {marks.count('hit')} of them hits."
+        children.append(
+            f'<p style="font-size: 0.9em; margin: 0.3em 0; {_TEXT}">{flagged} flagged, {found} hits: {numbers}. '
+            f"Flagged last:</p>{_image(figure, alt)}"
+        )
+    slider = ipywidgets.IntSlider(
+        0, 0, len(children) - 1, description=description, readout=False, style={"description_width": "initial"}
+    )
+    stack = ipywidgets.Stack([ipywidgets.HTML(child) for child in children], selected_index=0)
+    ipywidgets.jsdlink((slider, "value"), (stack, "selected_index"))
+    return ipywidgets.VBox([slider, stack])
+
+
 def _shares(of: xr.Dataset, suspect: str) -> str:
     """The share of each predicted label with the full source and without the suspect, as a table."""
     labels = of.label.values.tolist()

@@ -9,6 +9,8 @@ subpopulations : adjusted Rand index of two groups of each target class, with it
 flips : validation pictures that most models of the study get wrong; share of retrained models that are right with the
     full source, without the first suspect and without a class drawn by lot from those that are nobody's first suspect;
     mistakes that stay wrong on the full source, and how many of these flip
+leaks : on the testbed of examples (920 models of random halves in pairs), how often a leaked, mislabelled or ambiguous
+    source picture ranks before a clean one, by influence and by similarity of pixels
 """
 
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import typer
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
 import dtl
 
@@ -63,6 +65,26 @@ def flips(study: dtl.Study, influence: dtl.Influence, seeds: int, store: Path | 
     return found
 
 
+def leaks(seed: int, models: int, store: Path | None) -> dict[str, float]:
+    problem = dtl.load("testbed-examples", seed=seed)
+    study = dtl.Study(problem, design="paired", unit="example", store=store, seed=seed).run(models)
+    role, copy_of = problem.truth.example_role, problem.truth.copy_of
+    times = pd.Series(copy_of).map(pd.Series(copy_of).value_counts()).to_numpy()
+    similar = dtl.leakage.similarity(problem.source, problem.target_validation).max(axis=1)
+    lead = dtl.leaked(study.influence(), problem.source).set_index("source").lead.sort_index()
+    worst = dtl.misleading(study.influence(by="all"), problem.source).set_index("source").z.sort_index()
+    found = {}
+    for name, score in (("influence", lead), ("similarity", similar)):
+        for n in dtl.testbed.COPIES:
+            chosen = (role == "leaked") & (times == n)
+            both = chosen | (role == "clean")
+            found[f"{name}: {n} copies"] = roc_auc_score(chosen[both], score[both])
+    for kind in ("mislabelled", "ambiguous"):
+        both = (role == kind) | (role == "clean")
+        found[f"influence: {kind}"] = roc_auc_score(role[both] == kind, -worst[both])
+    return found
+
+
 def main(testbeds: int = 5, seeds: int = 20, store: Path | None = None) -> None:
     rows = []
     for seed in range(testbeds):
@@ -71,6 +93,7 @@ def main(testbeds: int = 5, seeds: int = 20, store: Path | None = None) -> None:
         influence = study.influence()
         row = {"testbed": seed} | projection(problem, influence) | groups(problem, study)
         rows.append(row | flips(study, influence, seeds, store and store / f"{seed}-flips"))
+        rows[-1] |= leaks(seed, 5 * dtl.scale.current().models, store and store / f"{seed}-examples")
         print(pd.Series(rows[-1]).round(3).to_string(), flush=True)
     table = pd.DataFrame(rows).set_index("testbed")
     print(table.agg(["mean", "std", "min", "max"]).round(3).T.to_string())
