@@ -99,7 +99,7 @@ def subpopulations(
             f"{chosen.sum()} source classes are clearly {side} for these examples as a whole and grouping needs two: "
             "train more models, or use the other side"
         )
-    rows = normalize(first.values[chosen].T)
+    rows = np.asarray(normalize(first.values[chosen].T))
     tried = [_groups(rows, g, seed) for g in ([n_groups] if n_groups else range(2, min(6, n - 1) + 1))]
     group = max(tried, key=lambda g: silhouette_score(rows, g)) if len(tried) > 1 else tried[0]
     size = np.bincount(group)
@@ -109,7 +109,8 @@ def subpopulations(
 
 
 def _groups(rows: np.ndarray, n_groups: int, seed: int) -> np.ndarray:
-    labels = KMeans(n_groups, n_init=10, random_state=seed).fit_predict(rows)
+    kmeans = KMeans(n_groups, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]
+    labels = kmeans.fit_predict(rows)
     by_size = np.argsort(-np.bincount(labels, minlength=n_groups), kind="stable")
     return np.argsort(by_size)[labels]
 

@@ -10,8 +10,10 @@ from typing import Any
 import ipywidgets
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from ipywidgets.embed import embed_data
 from matplotlib import pyplot as plt
 from PIL import Image
@@ -239,3 +241,73 @@ def test_alt_text_when_nothing_helps():
     result = Influence(np.array([[-1.0], [-2.0]]), np.full((2, 1), 0.1), np.ones(1), "ols", "random", 9)
     text = widgets.influence_alt(plots.strongest(result, ("a", "b")), "star")
     assert "helpful for star: none; harmful: b −2.00 ± 0.20, a −1.00 ± 0.20." in text
+
+
+def test_projection_picker_shows_whom_a_class_helps_and_hurts():
+    toy = problem()
+    values = np.random.default_rng(0).normal(size=(len(SOURCES), len(toy.target_validation)))
+    found = Influence(values, np.full(values.shape, 0.5), np.ones(values.shape[1]), "difference", "balanced", 92)
+    choice, stack = parts(widgets.projection_picker(found, toy, k=3))
+    assert [name for name, _ in choice.options] == list(SOURCES)
+    (image,) = Page(stack.children[1].value).images
+    order = np.argsort(-values[1])
+    names = [TARGETS[toy.target_validation.labels[i]] for i in (*order[:3], *order[::-1][:3])]
+    for name, i in zip(names, (*order[:3], *order[::-1][:3]), strict=True):
+        assert f"{name} {values[1, i]:+.1f}".replace("-", "−") in image["alt"]
+    assert "at a false discovery rate of 5%" in stack.children[1].value and "± 1.0 at 95%" in stack.children[1].value
+    with pytest.raises(ValueError, match="estimate it with study.influence"):
+        widgets.projection_picker(influence(), toy)
+
+
+def flips(examples) -> xr.Dataset:
+    share = np.zeros((len(examples), 3, len(TARGETS)))
+    share[:, 0, 1], share[:, 1, 0], share[:, 2, 1] = 0.75, 0.6, 0.7
+    dims = ("example", "arm", "label")
+    return xr.Dataset(
+        {"share": (dims, share), "low": (dims, share * 0.5), "high": (dims, share * 0.5 + 0.5)},
+        coords={
+            "example": examples, "arm": ["full", SOURCES[2], SOURCES[0]], "label": list(TARGETS),
+            "true": ("example", [TARGETS[0]] * len(examples)),
+        },
+        attrs={"split": "validation", "seeds": 20},
+    )  # fmt: skip
+
+
+def test_mistake_picker_names_the_suspect_and_its_flip():
+    toy = problem()
+    values = np.full((len(SOURCES), len(toy.target_validation)), 0.1)
+    values[2] = -0.7
+    found = Influence(values, np.full(values.shape, 0.1), np.ones(values.shape[1]), "difference", "balanced", 92)
+    choice, stack = parts(widgets.mistake_picker(found, flips([0, 3]), toy))
+    assert [name for name, _ in choice.options] == [f"{i}: {TARGETS[0]}, taken for {TARGETS[1]}" for i in (0, 3)]
+    page = Page(stack.children[0].value)
+    assert page.rows[0] == ["predicted", *TARGETS] and page.rows[1][:3] == [
+        "full source",
+        "0% (0% to 50%)",
+        "75% (38% to 88%)",
+    ]
+    assert page.rows[2][0] == f"without {SOURCES[2]}" and page.rows[2][1] == "60% (30% to 80%)"
+    assert f"{SOURCES[2]} −0.70" in page.images[0]["alt"] and "20 retrained models" in page.caption
+    with pytest.raises(ValueError, match="the validation split"):
+        widgets.mistake_picker(influence(), flips([0]), toy)
+
+
+def test_flag_slider_counts_hits():
+    toy = problem()
+    ranking = pd.DataFrame({"source": np.arange(len(toy.source))[::-1]})
+    hits = np.arange(len(ranking)) % 3 == 0
+    slider, stack = widgets.flag_slider(ranking, toy, hits, step=4, k=8).children
+    assert isinstance(slider, ipywidgets.IntSlider) and (slider.value, slider.max) == (0, len(stack.children) - 1)
+    for stop, child in enumerate(stack.children):
+        n = 4 * (stop + 1)
+        found = hits[:n].sum()
+        assert f"{n} flagged, {found} hits: precision {found / n:.2f}, recall {found / hits.sum():.2f}" in child.value
+    data: Any = embed_data(views=[slider, stack])
+    state = data["manager_state"]["state"]
+    links = [w["state"] for w in state.values() if w["model_name"].endswith("LinkModel")]
+    assert (f"IPY_MODEL_{slider.model_id}", "value") in [tuple(link["source"]) for link in links]
+    for bad in ({"hits": hits[1:]}, {"hits": hits & False}):
+        with pytest.raises(ValueError, match="hits must be one truth value for each"):
+            widgets.flag_slider(ranking, toy, **bad)
+    with pytest.raises(ValueError, match="step must lie in 1"):
+        widgets.flag_slider(ranking, toy, hits, step=0)

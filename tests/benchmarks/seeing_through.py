@@ -14,6 +14,7 @@ leaks : on the testbed of examples (920 models of random halves in pairs), how o
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,13 @@ from sklearn.metrics import adjusted_rand_score, roc_auc_score
 import dtl
 
 
+def truth_of(problem: dtl.TransferProblem) -> dtl.Truth:
+    assert problem.truth is not None
+    return problem.truth
+
+
 def projection(problem: dtl.TransferProblem, influence: dtl.Influence) -> dict[str, float]:
-    symbol = problem.truth.subpopulation["validation"]
+    symbol = truth_of(problem).subpopulation["validation"]
     found = {}
     for name, scores in (
         ("influence", influence.values),
@@ -38,7 +44,8 @@ def projection(problem: dtl.TransferProblem, influence: dtl.Influence) -> dict[s
 
 def groups(problem: dtl.TransferProblem, study: dtl.Study) -> dict[str, float]:
     labels, found = problem.target_validation.labels.numpy(), {}
-    truths = {"helpful": problem.truth.subpopulation, "harmful": problem.truth.cue_agrees}
+    truth = truth_of(problem)
+    truths = {"helpful": truth.subpopulation, "harmful": truth.cue_agrees}
     for side, truth in truths.items():
         agreement = []
         for k in range(4):
@@ -53,7 +60,7 @@ def flips(study: dtl.Study, influence: dtl.Influence, seeds: int, store: Path | 
     first = np.array([dtl.suspects(influence, example, 1)[0] for example in wrong])
     rng = np.random.default_rng(0)
     others = rng.choice(np.setdiff1d(np.arange(len(sources)), first), 4, replace=False)
-    rates = dtl.flip_rate(study, wrong, [*np.unique(first), *others], seeds, store=store)
+    rates = dtl.flip_rate(study, wrong.tolist(), [*np.unique(first), *others], seeds, store=store)
     right = rates.share.sel(label=rates.true)
     arms = {"suspect": sources[first], "other": sources[rng.choice(others, len(wrong))]}
     full = right.sel(arm="full").values
@@ -68,7 +75,8 @@ def flips(study: dtl.Study, influence: dtl.Influence, seeds: int, store: Path | 
 def leaks(seed: int, models: int, store: Path | None) -> dict[str, float]:
     problem = dtl.load("testbed-examples", seed=seed)
     study = dtl.Study(problem, design="paired", unit="example", store=store, seed=seed).run(models)
-    role, copy_of = problem.truth.example_role, problem.truth.copy_of
+    truth: Any = truth_of(problem)
+    role, copy_of = truth.example_role, truth.copy_of
     times = pd.Series(copy_of).map(pd.Series(copy_of).value_counts()).to_numpy()
     similar = dtl.leakage.similarity(problem.source, problem.target_validation).max(axis=1)
     lead = dtl.leaked(study.influence(), problem.source).set_index("source").lead.sort_index()

@@ -1,0 +1,145 @@
+"""Leaked and misleading source examples."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+import dtl
+from dtl.leakage import near_duplicates, pool, similarity
+
+
+def dataset(n, seed=0):
+    pixels = torch.randint(0, 256, (n, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return dtl.ImageDataset(pixels, torch.arange(n) % 2, ("a", "b"))
+
+
+def influence(values, stderr=0.1):
+    values = np.asarray(values, dtype=float)
+    return dtl.Influence(values, np.full(values.shape, stderr), np.ones(values.shape[1]), "difference", "paired", 100)
+
+
+def test_a_leak_stands_out_on_one_target():
+    values = np.zeros((6, 5))
+    values[2] = 0.9  # good for all
+    values[4, 3] = 0.6  # a copy of one
+    values[1, 0] = 0.3
+    table = dtl.leaked(influence(values), dataset(6))
+    assert table.source[:2].tolist() == [4, 1] and table.target[:2].tolist() == [3, 0]
+    assert table.lead[:2].tolist() == pytest.approx([6, 3]) and table.influence[0] == pytest.approx(0.6)
+    assert table.q[0] < 1e-4 and table.set_index("source").q[2] < 1e-4 and table.set_index("source").q[0] == 1
+
+
+def test_near_duplicates_come_first_where_similarity_is_given():
+    values = np.zeros((6, 5))
+    values[4, 3] = 0.6
+    like = np.zeros((6, 5))
+    like[0, 2], like[5, 1], like[3, 0] = 0.95, 0.99, 0.5
+    table = dtl.leaked(influence(values), dataset(6), like)
+    assert table.source[:3].tolist() == [5, 0, 4] and table.nearest[:2].tolist() == [1, 2]
+
+
+def test_misleading_examples_by_z_score():
+    values = np.array([[0.1, -0.2], [-0.5, 0.4], [0.0, 0.0], [-0.1, -0.9]])
+    table = dtl.misleading(influence(values), dataset(4))
+    assert table.source.tolist() == [3, 1, 0, 2] and table.column[:2].tolist() == [1, 0]
+    assert table.z[0] == pytest.approx(-9) and table.label.tolist() == ["b", "b", "a", "a"]
+    assert table.q[0] < 1e-10 and table.q[3] == 1
+
+
+def test_false_discoveries_are_kept_to_their_rate():
+    """Of 400 sets of 40 examples that do nothing at most one in twenty or so reports any."""
+    rng = np.random.default_rng(0)
+    reported = [
+        (dtl.misleading(influence(rng.normal(size=(40, 4)), stderr=1.0), dataset(40)).q < 0.05).any()
+        for _ in range(400)
+    ]
+    assert np.mean(reported) < 0.08
+
+
+def test_similarity_is_the_correlation_of_pixels():
+    source, target = dataset(4), dataset(3, seed=1)
+    x, y = (d.images.flatten(1).double().numpy() for d in (source, target))
+    np.testing.assert_allclose(similarity(source, target), np.corrcoef(x, y)[:4, 4:], atol=1e-6)
+    brighter = dtl.ImageDataset((source.images / 2 + 60).byte(), source.labels, source.classes)
+    np.testing.assert_allclose(np.diag(similarity(source, brighter)), 1, atol=1e-3)
+
+
+def test_copies_are_pooled():
+    source = dataset(5)
+    images = torch.cat([source.images, source.images[[1, 1]]])
+    copied = dtl.ImageDataset(images, torch.zeros(7, dtype=torch.int64), ("a",))
+    groups = near_duplicates(copied)
+    assert groups.tolist() == [0, 1, 2, 3, 4, 1, 1]
+    masks = np.zeros((2, 7), dtype=bool)
+    masks[0, 6] = masks[1, 0] = True
+    assert pool(masks, groups).tolist() == [[False, True, False, False, False], [True, False, False, False, False]]
+
+
+def test_copies_hide_each_other_and_pooling_shows_them():
+    """The output needs any one of five copies: each alone has little influence, the five together have all of it."""
+    masks = dtl.subset_masks(40, 2000, design="random", seed=3)
+    outputs = masks[:, :5].any(axis=1) + 0.1 * np.random.default_rng(0).normal(size=2000)
+    alone = dtl.estimate_influence(masks, outputs[:, None])
+    groups = np.array([0] * 5 + list(range(1, 36)))
+    together = dtl.estimate_influence(pool(masks, groups), outputs[:, None], design="random")
+    assert (alone.values[:5] < 0.12).all() and together.values[0] == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: dtl.leaked(influence(np.zeros((24, 5))), dataset(6)),
+            "24 units but the source has 6 examples: .*unit=",
+        ),
+        (lambda: dtl.misleading(influence(np.zeros((24, 5))), dataset(6)), "need a study of examples"),
+        (lambda: dtl.leaked(influence(np.zeros((6, 1))), dataset(6)), "influence on single target examples"),
+        (lambda: dtl.leaked(influence(np.zeros((6, 5))), dataset(6), np.zeros((6, 4))), r"source x target .*\(6, 4\)"),
+        (lambda: pool(np.ones((2, 6), bool), [0, 1]), "one number for each of 6 examples"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_testbed_of_examples_plants_what_it_says():
+    problem = dtl.load("testbed-examples", seed=3)
+    truth: Any = problem.truth
+    role, copy_of = truth.example_role, truth.copy_of
+    assert len(role) == len(copy_of) == len(problem.source) == 336
+    assert pd.Series(role).value_counts().to_dict() == {"clean": 240, "leaked": 64, "mislabelled": 16, "ambiguous": 16}
+    copies = pd.Series(copy_of[role == "leaked"]).value_counts()
+    assert sorted(copies.unique().tolist()) == [1, 2, 5] and (copies.value_counts() == 8).all()
+    assert (copy_of[role != "leaked"] == -1).all()
+    originals = np.unique(copy_of[role == "leaked"])
+    leaked_by, symbol = truth.leaked_by["validation"], truth.subpopulation["validation"]
+    np.testing.assert_array_equal(np.flatnonzero(leaked_by >= 0), originals)
+    labels = problem.source.labels.numpy()
+    assert (labels[role == "leaked"] == symbol[copy_of[role == "leaked"]]).all()
+    like = similarity(problem.source, problem.target_validation)
+    of_copies = like[np.flatnonzero(role == "leaked"), copy_of[role == "leaked"]]
+    assert 20 <= (of_copies > 0.93).sum() < 64  # the plain ones, not those that were moved
+    again = dtl.load("testbed-examples", seed=3)
+    assert again.source.fingerprint == problem.source.fingerprint
+    assert dtl.load("testbed-examples", seed=4).source.fingerprint != problem.source.fingerprint
+    with pytest.raises(ValueError, match="leaks in sixes and flawed in eights, not 16, 30, 7 and 16"):
+        dtl.load("testbed-examples", leaks=7)
+
+
+def test_planted_leaks_and_lies_are_found():
+    problem = dtl.load("testbed-examples", seed=0)
+    study = dtl.Study(problem, design="paired", unit="example").run(400, progress=False)
+    truth: Any = problem.truth
+    role, copy_of = truth.example_role, truth.copy_of
+    influence = study.influence()
+    single = np.flatnonzero(pd.Series(copy_of).map(pd.Series(copy_of).value_counts()).to_numpy() == 1)
+    z = influence.values[single, copy_of[single]] / influence.stderr[single, copy_of[single]]
+    assert z.mean() > 2  # eight single copies, half of them moved
+    worst = dtl.misleading(study.influence(by="all"), problem.source).set_index("source").z.sort_index()
+    chosen = np.isin(role, ["clean", "mislabelled"])
+    assert roc_auc_score(role[chosen] == "mislabelled", -worst[chosen]) > 0.65
