@@ -50,9 +50,11 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
 class Subpopulations:
     """Groups of target examples, and what singles them out.
 
+    Attributes
+    ----------
     group : (n,) int, the group of each example, the largest group being 0
-    influence : (K, groups), influence of each source class on the mean output of a group minus that of all other
-        examples; estimated from models that had no part in forming the groups, so its errors are honest
+    influence : of each source class on the mean output of a group minus that of all other examples, (K, groups);
+        estimated from models that had no part in forming the groups, so its errors are honest
     """
 
     group: np.ndarray
