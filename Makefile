@@ -21,7 +21,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it or run make PYTHON=/path/to/python3."; exit 1; }
 	@SECONDS=0; echo "== Installing into $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"; \
 	$(PYTHON) -m venv $(VENV); \
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,cluster,dev]'; \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,cluster,trak,dev]'; \
 	touch $@; echo "   installed in $$SECONDS s"
 
 book: $(INSTALLED) ## Execute every chapter and build the site into _build/html

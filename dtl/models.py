@@ -76,6 +76,21 @@ def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequenc
     return nets
 
 
+def unstack(nets: Nets, model: str, widths: Sequence[int] = (16, 32, 64)) -> list[Nets]:
+    """The nets one by one, copies of a stack of `model` with these widths.
+
+    >>> [net.n_models for net in unstack(initialise("small", 24, seeds=[0, 1]), "small")]
+    [1, 1]
+    """
+    single = []
+    states = {k: v.chunk(nets.n_models) if v.ndim else [v] * nets.n_models for k, v in nets.state_dict().items()}
+    for i in range(nets.n_models):
+        net = Nets(model, nets.weight.shape[2], 1, widths).to(nets.weight.device)
+        net.load_state_dict({k: v[i] for k, v in states.items()})
+        single.append(net.eval())
+    return single
+
+
 PARALLEL = ("small", "resnet9")
 _SEEDING = threading.Lock()  # torch draws initial weights from one generator, which all threads share
 
@@ -109,6 +124,8 @@ class _Patches(nn.Conv2d):
 
 class _PatchConvolution(torch.autograd.Function):
     """Its input gradient by four 1 x 1 convolutions: twice as fast on a CPU as the one call, with the same sums."""
+
+    generate_vmap_rule = True  # per-example gradients by torch.func
 
     @staticmethod
     def forward(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:

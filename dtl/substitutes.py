@@ -4,16 +4,24 @@ Each gives a score for every source class and target example, to be ranked like 
 so none can tell harm from mere distance.
 """
 
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from copy import deepcopy
 from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from dtl.data import TransferProblem
-from dtl.models import Nets
+from dtl.data import ImageDataset, TransferProblem
+from dtl.models import Nets, unstack
 from dtl.training import Pixels, Recipe, resolve_device, train_sources
-from dtl.transfer import features
+from dtl.transfer import features, solve_probes
 
 
 def full_source_nets(
@@ -65,12 +73,130 @@ def _features(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Features of the source and of a target split, (nets, n, n_features) each."""
     recipe = recipe or Recipe()
-    part = f"target_{split}"
-    if part not in problem.parts:
-        raise ValueError(f"unknown split {split!r}: use 'train', 'validation' or 'test'")
+    datasets = (problem.source, _part(problem, split))
     nets = nets or full_source_nets(problem, recipe)
-    device = nets.weight.device
-    source, target = (
-        features(nets, Pixels(data, problem.source, device), recipe) for data in (problem.source, problem.parts[part])
-    )
+    source, target = (features(nets, Pixels(data, problem.source, nets.weight.device), recipe) for data in datasets)
     return source, target
+
+
+def _part(problem: TransferProblem, split: str) -> ImageDataset:
+    if f"target_{split}" not in problem.parts:
+        raise ValueError(f"unknown split {split!r}: use 'train', 'validation' or 'test'")
+    return problem.parts[f"target_{split}"]
+
+
+def trak(
+    problem: TransferProblem,
+    nets: Nets | None = None,
+    recipe: Recipe | None = None,
+    split: str = "validation",
+    dimension: int = 64,
+    seed: int = 0,
+) -> np.ndarray:
+    """Score of each source example for the margin of each target example, (N, n), averaged over nets.
+
+    TRAK (Park et al. 2023) by its authors' library, with one change for transfer: the margin of a source example comes
+    from the source head, that of a target example from the probe of "fixed" transfer, and gradients are with respect
+    to the backbone, which both share. The library fixes the unit up to a factor, so scores are for ranking. Sum the
+    rows of a class for the score of the class, `class_sums`.
+
+    Parameters
+    ----------
+    dimension : of the random projection of gradients, at most N; the more source examples, the larger it may be
+    seed : of that projection
+
+    Raises
+    ------
+    ModuleNotFoundError : the extra `trak` is not installed
+    ValueError : unknown split, or a dimension out of range
+
+    >>> by_class = dtl.substitutes.class_sums(dtl.substitutes.trak(problem), problem.source)
+    """
+    try:
+        from trak import TRAKer
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("TRAK needs its library: install it with pip install 'dtl[trak]'") from error
+    if not 1 <= dimension <= len(problem.source):
+        raise ValueError(f"dimension must lie in 1..{len(problem.source)}, the source examples, not {dimension}")
+    recipe, evaluated = recipe or Recipe(), _part(problem, split)
+    nets = nets or full_source_nets(problem, recipe)
+    like, device, n_source = problem.source, nets.weight.device, problem.source.n_classes
+    train = Pixels(problem.target_train, like, device)
+    probes = solve_probes(features(nets, train, recipe), train.labels, problem.target_train.n_classes, recipe.probe_l2)
+    models = [_TwoHeads(net, *probe) for *probe, net in zip(*probes, unstack(nets, recipe.model, recipe.widths))]
+    with TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):  # no option turns its progress bars off
+        tracer = TRAKer(
+            deepcopy(models[0]), cast(Any, _Margin(n_source)), len(like), folder, device=str(device), proj_dim=dimension,
+            use_half_precision=False, logging_level=logging.WARNING, projector_seed=seed,
+            grad_wrt=[name for name, _ in models[0].named_parameters() if name.startswith("net.backbone")],
+        )  # fmt: skip
+        for number, model in enumerate(models):
+            tracer.load_checkpoint(cast(Any, model.state_dict()), number)
+            for images, labels in _batches(Pixels(like, like, device)):
+                tracer.featurize((images, labels), num_samples=len(labels))
+        tracer.finalize_features()
+        for number, model in enumerate(models):
+            tracer.start_scoring_checkpoint("target", cast(Any, model.state_dict()), number, len(evaluated))
+            for images, labels in _batches(Pixels(evaluated, like, device)):
+                tracer.score((images, labels + n_source), num_samples=len(labels))
+        return np.array(tracer.finalize_scores("target"))
+
+
+def class_sums(by_example: np.ndarray, source: ImageDataset) -> np.ndarray:
+    """Scores of source examples summed over those of each class, (N, n) -> (K, n).
+
+    >>> dtl.substitutes.class_sums(np.ones((len(problem.source), 1)), problem.source)[:, 0]      # images of each class
+    """
+    if len(by_example) != len(source):
+        raise ValueError(f"{len(by_example)} rows of scores for {len(source)} source examples: give one row for each")
+    return np.stack([by_example[source.labels.numpy() == c].sum(0) for c in range(source.n_classes)])
+
+
+class _TwoHeads(nn.Module):
+    """Logits of one source model and of its target probe, side by side, (batch, source classes + target classes)."""
+
+    def __init__(self, net: Nets, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.net, self.probe = net, nn.ParameterList([weight, bias])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.net.features(x)[0]
+        return torch.cat(
+            [features @ self.net.weight[0] + self.net.bias[0], features @ self.probe[0] + self.probe[1]], 1
+        )
+
+
+class _Margin:
+    """The output function that TRAK explains: the margin under the head that a label belongs to."""
+
+    def __init__(self, n_source: int) -> None:
+        self.n_source = n_source
+
+    def logits(
+        self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
+        images: torch.Tensor, labels: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        logits = torch.func.functional_call(model, (weights, buffers), images)
+        of_source = torch.arange(logits.shape[1], device=logits.device) < self.n_source
+        return logits.masked_fill(of_source != (labels < self.n_source)[:, None], -torch.inf)
+
+    def get_output(
+        self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
+        image: torch.Tensor, label: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        logits = self.logits(model, weights, buffers, image[None], label[None])
+        correct = torch.arange(logits.shape[1], device=logits.device) == label
+        return logits[0].gather(0, label[None])[0] - logits[0].masked_fill(correct, -torch.inf).logsumexp(0)
+
+    def get_out_to_loss_grad(
+        self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
+        batch: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:  # fmt: skip
+        """Derivative of the loss with respect to the margin, up to its sign: 1 - p of the correct class, (batch, 1)."""
+        p = self.logits(model, weights, buffers, *batch).softmax(1)
+        return 1 - p.gather(1, batch[1][:, None]).detach()
+
+
+def _batches(pixels: Pixels, size: int = 100) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for index in torch.arange(len(pixels.labels), device=pixels.labels.device).split(size):
+        yield pixels.batch(index[None]), pixels.labels[index]

@@ -1,6 +1,7 @@
 """Feature similarity and label mapping, against plain loops."""
 
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
@@ -69,3 +70,66 @@ def test_similarity_finds_helpful_classes_and_not_harm():
     scores = feature_similarity(problem, full_source_nets(problem, device="cpu"))
     graded = dtl.testbed.score(dtl.Influence(scores, np.ones_like(scores), np.ones(400), "none", "none", 1), problem)
     assert graded["helpful"] > 0.95 and graded["mislabelled"] < 0.3
+
+
+def margin(logits, label):
+    return logits[label] - torch.cat([logits[:label], logits[label + 1 :]]).logsumexp(0)
+
+
+def test_trak_is_its_formula_on_gradients_of_a_loop(problem, nets):
+    from trak.projectors import BasicProjector, ProjectionType
+
+    source, target, train = problem.source, problem.target_validation, problem.target_train
+    dimension, scores, weights = 8, 0.0, 0.0
+    images = source.images.float() / 255
+    mean, std = images.mean((0, 2, 3))[:, None, None], images.std((0, 2, 3))[:, None, None]
+    for number, net in enumerate(dtl.models.unstack(nets, RECIPE.model, RECIPE.widths)):
+        with torch.no_grad():
+            x = net.features((train.images.float() / 255 - mean) / std)
+        (head,), (bias,) = dtl.transfer.solve_probes(x, train.labels, 4, RECIPE.probe_l2)
+        parameters, rows, one_minus_p = list(net.backbone.parameters()), {}, []
+        for name, data in (("source", source), ("target", target)):
+            rows[name] = []
+            for image, label in zip(data.images, data.labels.tolist(), strict=True):
+                z = net.features(((image.float() / 255 - mean) / std)[None])[0, 0]
+                m = margin(*((net.weight[0].T @ z + net.bias[0, 0] if name == "source" else z @ head + bias[0]), label))
+                one_minus_p += [1 - m.sigmoid().item()] if name == "source" else []
+                gradient = torch.autograd.grad(m, parameters)
+                rows[name].append(torch.cat([g.flatten() for g in gradient]))
+        size = sum(p.numel() for p in parameters)
+        projector = BasicProjector(size, dimension, 0, ProjectionType.normal, torch.device("cpu"), dtype=torch.float32)
+        of_source, of_target = (projector.project(torch.stack(rows[n]), number) / size**0.5 for n in rows)
+        inverse = torch.linalg.inv(of_source.T @ of_source)
+        scores = scores + of_source @ (inverse / inverse.abs().mean()) @ of_target.T / 2
+        weights = weights + torch.tensor(one_minus_p)[:, None] / 2
+    expected = (scores * weights).numpy()
+    found = dtl.substitutes.trak(problem, nets, RECIPE, dimension=dimension)
+    assert found.shape == (480, 40)
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_trak_ranks_the_original_of_a_copy_high():
+    problem = dtl.load("testbed-examples", seed=0)
+    truth = problem.truth
+    scores = dtl.substitutes.trak(problem, full_source_nets(problem, seeds=(0, 1, 2, 3), device="cpu"))
+    copies = np.flatnonzero(truth.copy_of >= 0)
+    before = [(scores[c] > scores[c, truth.copy_of[c]]).sum() for c in copies]
+    assert np.mean(before) < 100  # of 400 target pictures; chance has 200
+
+
+def test_sums_of_classes(problem):
+    by_example = np.arange(2 * 480.0).reshape(480, 2)
+    expected = [by_example[problem.source.labels.numpy() == c].sum(0) for c in range(24)]
+    np.testing.assert_array_equal(dtl.substitutes.class_sums(by_example, problem.source), expected)
+    with pytest.raises(ValueError, match="3 rows of scores for 480 source examples: give one row for each"):
+        dtl.substitutes.class_sums(by_example[:3], problem.source)
+
+
+def test_trak_refuses_bad_input_before_it_trains(problem, monkeypatch):
+    with pytest.raises(ValueError, match="dimension must lie in 1..480, the source examples, not 481"):
+        dtl.substitutes.trak(problem, dimension=481)
+    with pytest.raises(ValueError, match="unknown split 'all'"):
+        dtl.substitutes.trak(problem, split="all")
+    monkeypatch.setitem(sys.modules, "trak", None)
+    with pytest.raises(ModuleNotFoundError, match=r"install it with pip install 'dtl\[trak\]'"):
+        dtl.substitutes.trak(problem)
