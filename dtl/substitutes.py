@@ -123,11 +123,12 @@ def trak(
     like, device, n_source = problem.source, nets.weight.device, problem.source.n_classes
     train = Pixels(problem.target_train, like, device)
     probes = solve_probes(features(nets, train, recipe), train.labels, problem.target_train.n_classes, recipe.probe_l2)
-    models = [_TwoHeads(net, *probe) for *probe, net in zip(*probes, unstack(nets, recipe.model, recipe.widths))]
+    single = unstack(nets, recipe.model, recipe.widths)
+    models = [_TwoHeads(*parts) for parts in zip(single, *probes, strict=True)]
     with TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):  # no option turns its progress bars off
         tracer = TRAKer(
-            deepcopy(models[0]), cast(Any, _Margin(n_source)), len(like), folder, device=str(device), proj_dim=dimension,
-            use_half_precision=False, logging_level=logging.WARNING, projector_seed=seed,
+            deepcopy(models[0]), cast(Any, _Margin(n_source)), len(like), folder, device=str(device),
+            proj_dim=dimension, projector_seed=seed, use_half_precision=False, logging_level=logging.WARNING,
             grad_wrt=[name for name, _ in models[0].named_parameters() if name.startswith("net.backbone")],
         )  # fmt: skip
         for number, model in enumerate(models):
