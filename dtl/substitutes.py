@@ -85,6 +85,19 @@ def _part(problem: TransferProblem, split: str) -> ImageDataset:
     return problem.parts[f"target_{split}"]
 
 
+def source_loss(problem: TransferProblem, nets: Nets | None = None, recipe: Recipe | None = None) -> np.ndarray:
+    """Cross-entropy of each source example under its own label, (N,), averaged over nets that trained on it.
+
+    What nets fit last is often wrong or ambiguous: a loss ranks such examples without any retraining.
+
+    >>> dtl.substitutes.source_loss(problem).argsort()[::-1][:20]       # examples to look at
+    """
+    nets = nets or full_source_nets(problem, recipe)
+    pixels = Pixels(problem.source, problem.source, nets.weight.device)
+    logits = torch.baddbmm(nets.bias.detach(), features(nets, pixels, recipe or Recipe()), nets.weight.detach())
+    return -logits.log_softmax(2)[:, range(len(pixels.labels)), pixels.labels].mean(0).cpu().numpy()
+
+
 def trak(
     problem: TransferProblem,
     nets: Nets | None = None,

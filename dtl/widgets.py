@@ -292,8 +292,8 @@ def flag_slider(
         raise ValueError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
     if not 1 <= step <= len(ranking):
         raise ValueError(f"step must lie in 1..{len(ranking)}, the rows of the ranking, not {step}.")
-    children = []
-    for flagged in range(step, min(len(ranking), 12 * step) + 1, step):
+    children, counts = [], range(step, min(len(ranking), 12 * step) + 1, step)
+    for flagged in counts:
         found = int(hits[:flagged].sum())
         last = ranking["source"].to_numpy()[max(0, flagged - k) : flagged].tolist()
         marks = ["hit" if hit else "no hit" for hit in hits[max(0, flagged - k) : flagged]]
@@ -304,11 +304,11 @@ def flag_slider(
             f'<p style="font-size: 0.9em; margin: 0.3em 0; {_TEXT}">{flagged} flagged, {found} hits: {numbers}. '
             f"Flagged last:</p>{_image(figure, alt)}"
         )
-    slider = ipywidgets.IntSlider(
-        0, 0, len(children) - 1, description=description, readout=False, style={"description_width": "initial"}
+    slider = ipywidgets.SelectionSlider(
+        options=[str(count) for count in counts], description=description, style={"description_width": "initial"}
     )
     stack = ipywidgets.Stack([ipywidgets.HTML(child) for child in children], selected_index=0)
-    ipywidgets.jsdlink((slider, "value"), (stack, "selected_index"))
+    ipywidgets.jsdlink((slider, "index"), (stack, "selected_index"))
     return ipywidgets.VBox([slider, stack])
 
 

@@ -143,3 +143,24 @@ def test_planted_leaks_and_lies_are_found():
     worst = dtl.misleading(study.influence(by="all"), problem.source).set_index("source").z.sort_index()
     chosen = np.isin(role, ["clean", "mislabelled"])
     assert roc_auc_score(role[chosen] == "mislabelled", -worst[chosen]) > 0.65
+
+
+def test_score_examples_counts_pairs_in_the_right_order():
+    problem = dtl.load("testbed-examples", seed=0)
+    truth = problem.truth
+    assert truth is not None and truth.copy_of is not None and truth.moved is not None
+    suspicion = np.random.default_rng(0).random(len(problem.source))
+    found = dtl.testbed.score_examples(suspicion, problem)
+    copies = np.array([(truth.copy_of == of).sum() if of >= 0 else 0 for of in truth.copy_of])
+    clean = suspicion[truth.example_role == "clean"]
+    for kind, chosen in (
+        ("2 moved", (copies == 2) & truth.moved),
+        ("5 plain", (copies == 5) & ~truth.moved),
+        ("ambiguous", truth.example_role == "ambiguous"),
+    ):
+        assert chosen.any()
+        assert found[kind] == pytest.approx(np.mean([a > b for a in suspicion[chosen] for b in clean]))
+    with pytest.raises(ValueError, match="give one suspicion for each of 336 source examples"):
+        dtl.testbed.score_examples(suspicion[1:], problem)
+    with pytest.raises(ValueError, match="no example is planted in problem testbed-0: use dtl.load"):
+        dtl.testbed.score_examples(suspicion, dtl.load("testbed"))

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import dtl
 from dtl.substitutes import feature_similarity, full_source_nets, label_mapping
@@ -53,6 +54,19 @@ def test_label_mapping_is_the_softmax_of_the_source_head(problem, nets):
     e = np.exp(logits - logits.max(2, keepdims=True))
     expected = (e / e.sum(2, keepdims=True)).mean(0).T
     np.testing.assert_allclose(label_mapping(problem, nets, RECIPE, split="test"), expected, atol=1e-5)
+
+
+def test_source_loss_is_the_cross_entropy(problem, nets):
+    _, logits = loop(problem, nets, problem.source)
+    labels = problem.source.labels
+    expected = np.mean([F.cross_entropy(torch.tensor(x), labels, reduction="none").numpy() for x in logits], 0)
+    np.testing.assert_allclose(dtl.substitutes.source_loss(problem, nets, RECIPE), expected, atol=1e-4)
+
+
+def test_source_loss_finds_false_labels():
+    problem = dtl.load("testbed-examples", seed=1)
+    found = dtl.testbed.score_examples(dtl.substitutes.source_loss(problem), problem)
+    assert found["mislabelled"] > 0.8 and found["1 plain"] < 0.8
 
 
 def test_nets_are_trained_when_none_are_given(problem):

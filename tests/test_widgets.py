@@ -297,7 +297,8 @@ def test_flag_slider_counts_hits():
     ranking = pd.DataFrame({"source": np.arange(len(toy.source))[::-1]})
     hits = np.arange(len(ranking)) % 3 == 0
     slider, stack = widgets.flag_slider(ranking, toy, hits, step=4, k=8).children
-    assert isinstance(slider, ipywidgets.IntSlider) and (slider.value, slider.max) == (0, len(stack.children) - 1)
+    assert isinstance(slider, ipywidgets.SelectionSlider) and slider.index == 0
+    assert [int(option) for option in slider.options] == [4 * (n + 1) for n in range(len(stack.children))]
     for stop, child in enumerate(stack.children):
         n = 4 * (stop + 1)
         found = hits[:n].sum()
@@ -305,7 +306,7 @@ def test_flag_slider_counts_hits():
     data: Any = embed_data(views=[slider, stack])
     state = data["manager_state"]["state"]
     links = [w["state"] for w in state.values() if w["model_name"].endswith("LinkModel")]
-    assert (f"IPY_MODEL_{slider.model_id}", "value") in [tuple(link["source"]) for link in links]
+    assert (f"IPY_MODEL_{slider.model_id}", "index") in [tuple(link["source"]) for link in links]
     for bad in ({"hits": hits[1:]}, {"hits": hits & False}):
         with pytest.raises(ValueError, match="hits must be one truth value for each"):
             widgets.flag_slider(ranking, toy, **bad)
