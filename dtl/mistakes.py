@@ -7,6 +7,7 @@ many times, and see how often the prediction flips.
 import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -14,6 +15,9 @@ from scipy.stats import binomtest
 
 from dtl.influence import Influence
 from dtl.study import Study
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 def wrong(study: Study, split: str = "validation") -> np.ndarray:
@@ -26,10 +30,13 @@ def wrong(study: Study, split: str = "validation") -> np.ndarray:
     return order[right[order] < 0.5]
 
 
-def suspects(influence: Influence, example: int, k: int = 5) -> np.ndarray:
+def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0) -> np.ndarray:
     """The source classes with the most negative influence on one example, the worst first, int (at most k,).
 
-    Classes whose influence is not negative are no suspects, so there can be fewer than k.
+    Parameters
+    ----------
+    least : standard errors by which the influence must lie below zero; classes that do not are no suspects, so there
+        can be fewer than k, or none
 
     Raises
     ------
@@ -43,7 +50,8 @@ def suspects(influence: Influence, example: int, k: int = 5) -> np.ndarray:
     if not 1 <= k <= n_classes:
         raise ValueError(f"k must lie in 1..{n_classes}, the source classes, not {k}")
     worst = np.argsort(influence.values[:, example], kind="stable")[:k]
-    return worst[influence.values[worst, example] < 0]
+    values, stderr = influence.values[worst, example], influence.stderr[worst, example]
+    return worst[(values < 0) & (values <= -least * stderr)]
 
 
 def flip_rate(
@@ -54,8 +62,9 @@ def flip_rate(
     *,
     split: str = "validation",
     store: str | Path | None = None,
-    seed: int = 1,
+    seed: int | None = None,
     device: str = "auto",
+    client: "Client | None" = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """How often retrained models predict each label, with the whole source and without one class of it.
@@ -70,12 +79,14 @@ def flip_rate(
         control that tells a flip from luck
     seeds : retrainings of each arm
     store : folder that keeps the retrained models' outputs, so that a killed call resumes
-    seed : of the retrainings; another one than the study's, for examples were picked by the study's models
+    seed : of the retrainings; the default is one more than the study's, whose models picked the examples
+    device, client, progress : as in `Study.run`
 
     Returns
     -------
     Dataset with dimensions example, arm ("full", then names of classes left out) and label: `count` of retrained models
-    that predict the label, `share` of them, and `low` and `high` of its 95% interval (Wilson 1927); coordinate `true`
+    that predict the label, `share` of them, and `low` and `high` of its 95% interval (Wilson 1927); `change`, the share
+    minus that of the full source, with `change_low` and `change_high` (Newcombe 1998, method 10); coordinate `true`
 
     Raises
     ------
@@ -105,17 +116,24 @@ def flip_rate(
     masks = np.ones(((1 + len(classes)) * seeds, len(names)), dtype=bool)
     for arm, c in enumerate(classes, 1):
         masks[arm * seeds : (arm + 1) * seeds, c] = False
+    seed = study.seed + 1 if seed is None else seed
     retrained = Study(study.problem, study.recipe, masks, study.transfer[:1], store, seed)
-    predicted = retrained.run(device=device, progress=progress).outputs("prediction", split=split)[:, examples]
+    retrained.run(device=device, client=client, progress=progress)
+    predicted = retrained.outputs("prediction", split=split)[:, examples]
     labels = study.problem.target_train.classes
     hits = predicted.reshape(1 + len(classes), seeds, len(examples), 1) == np.arange(len(labels))
     count = hits.sum(axis=1).transpose(1, 0, 2)
     interval = np.array([binomtest(int(c), seeds).proportion_ci(method="wilson") for c in count.flat])
     low, high = interval.T.reshape(2, *count.shape)
+    share = count / seeds
+    shares = np.stack([share, low, high])
+    change_low, change_high = newcombe(shares, shares[:, :, :1])
+    found = dict(count=count, share=share, low=low, high=high, change=share - share[:, :1])
+    found |= dict(change_low=change_low, change_high=change_high)
     dims = ("example", "arm", "label")
     true = study.problem.parts[f"target_{split}"].labels.numpy()[examples]
     return xr.Dataset(
-        {"count": (dims, count), "share": (dims, count / seeds), "low": (dims, low), "high": (dims, high)},
+        {name: (dims, values) for name, values in found.items()},
         coords={
             "example": examples,
             "arm": ["full", *(names[c] for c in classes)],
@@ -124,3 +142,14 @@ def flip_rate(
         },
         attrs={"problem": study.problem.name, "split": split, "seeds": seeds, "transfer": study.transfer[0]},
     )
+
+
+def newcombe(shares: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of a difference of two independent proportions, from the Wilson interval of each (Newcombe 1998).
+
+    shares, reference : proportion, its low and its high, along the first dimension
+
+    >>> low, high = newcombe(np.array([0.8, 0.69, 0.88]), np.array([0.6, 0.49, 0.7]))
+    """
+    (p, low, high), (p0, low0, high0) = shares, reference
+    return p - p0 - np.hypot(p - low, high0 - p0), p - p0 + np.hypot(high - p, p0 - low0)

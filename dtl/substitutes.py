@@ -44,8 +44,11 @@ def feature_similarity(
 
     >>> dtl.substitutes.feature_similarity(problem)[:, 0].argmax()
     """
-    source, target = _features(problem, nets, recipe, split)
-    centre, deviation = source.mean(1, keepdim=True), source.std(1, keepdim=True).clamp(min=1e-6)
+    recipe, target_split = recipe or Recipe(), _part(problem, split)
+    nets = nets or full_source_nets(problem, recipe)
+    source, target = (_features(nets, data, problem, recipe) for data in (problem.source, target_split))
+    centre, deviation = source.mean(1, keepdim=True), source.std(1, keepdim=True)
+    deviation = torch.where(deviation > 1e-6 * deviation.amax(2, keepdim=True), deviation, torch.inf)  # dead: out
     source, target = (source - centre) / deviation, (target - centre) / deviation
     labels = problem.source.labels.to(source.device)
     means = torch.stack([source[:, labels == c].mean(1) for c in range(problem.source.n_classes)], 1)
@@ -58,25 +61,22 @@ def label_mapping(
 ) -> np.ndarray:
     """Probability that the source model gives to each source class for each target example, (K, n), averaged over nets.
 
-    Counting the most probable class over target images gives the label mapping of Zhang et al. 2023 (DP4TL).
+    Zhang et al. 2023 (DP4TL) count the most probable class of each target image; means keep ties apart.
 
     >>> dtl.substitutes.label_mapping(problem).mean(axis=1)
     """
+    recipe, target = recipe or Recipe(), _part(problem, split)
     nets = nets or full_source_nets(problem, recipe)
-    _, target = _features(problem, nets, recipe, split)
-    logits = torch.baddbmm(nets.bias.detach(), target, nets.weight.detach())
-    return logits.softmax(2).mean(0).T.cpu().numpy()
+    return _logits(nets, target, problem, recipe).softmax(2).mean(0).T.cpu().numpy()
 
 
-def _features(
-    problem: TransferProblem, nets: Nets | None, recipe: Recipe | None, split: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of the source and of a target split, (nets, n, n_features) each."""
-    recipe = recipe or Recipe()
-    datasets = (problem.source, _part(problem, split))
-    nets = nets or full_source_nets(problem, recipe)
-    source, target = (features(nets, Pixels(data, problem.source, nets.weight.device), recipe) for data in datasets)
-    return source, target
+def _features(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
+    return features(nets, Pixels(dataset, problem.source, nets.weight.device), recipe)
+
+
+def _logits(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
+    """Of the source heads, (nets, n, K)."""
+    return torch.baddbmm(nets.bias.detach(), _features(nets, dataset, problem, recipe), nets.weight.detach())
 
 
 def _part(problem: TransferProblem, split: str) -> ImageDataset:
@@ -92,10 +92,10 @@ def source_loss(problem: TransferProblem, nets: Nets | None = None, recipe: Reci
 
     >>> dtl.substitutes.source_loss(problem).argsort()[::-1][:20]       # examples to look at
     """
+    recipe, labels = recipe or Recipe(), problem.source.labels
     nets = nets or full_source_nets(problem, recipe)
-    pixels = Pixels(problem.source, problem.source, nets.weight.device)
-    logits = torch.baddbmm(nets.bias.detach(), features(nets, pixels, recipe or Recipe()), nets.weight.detach())
-    return -logits.log_softmax(2)[:, range(len(pixels.labels)), pixels.labels].mean(0).cpu().numpy()
+    p = _logits(nets, problem.source, problem, recipe).log_softmax(2).cpu()
+    return -p[:, range(len(labels)), labels].mean(0).numpy()
 
 
 def trak(

@@ -200,8 +200,8 @@ def score(influence: Influence, problem: TransferProblem) -> dict[str, float]:
     >>> dtl.testbed.score(study.influence(), problem)["helpful"]
     """
     truth = problem.truth
-    if truth is None:
-        raise ValueError(f"problem {problem.name} has no planted truth to score against")
+    if truth is None or "irrelevant" not in truth.role:
+        raise ValueError(f"problem {problem.name} has no planted classes to score against: use dtl.load('testbed')")
     n = len(problem.target_validation)
     if influence.values.shape != (len(truth.role), n):
         raise ValueError(

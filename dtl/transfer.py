@@ -72,6 +72,7 @@ def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe
     rng = [np.random.default_rng([int(seed), 2]) for seed in seeds]
     order = torch.stack([draw_order(np.arange(len(target)), steps, batch, r) for r in rng], 1)
     pixels = Pixels(target, problem.source, nets.weight.device, recipe.augment)
+    nets.backbone.requires_grad_(not only_head)
     fit(nets, pixels, order, recipe, recipe.finetune_lr, rng, nets.head if only_head else nets.parameters())
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import logging
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, cast
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from dtl.data import TransferProblem
     from dtl.influence import Influence
 
-log = logging.getLogger(__name__)
 
 _DPI = 192  # two device pixels for each CSS pixel
 _TEXT = "color: inherit; line-height: 1.5"  # the page or the notebook knows its own background, light or dark
@@ -84,14 +82,6 @@ def picker(
     for i, (name, alt) in enumerate(zip(names, alts, strict=True)):
         figure = figures(name) if callable(figures) else figures[i]
         children.append(_image(figure, alt) + (captions[i] if captions is not None else ""))
-    if not hasattr(ipywidgets, "Stack"):
-        log.warning(
-            "ipywidgets %s has no Stack: all figures are listed; install ipywidgets>=8.", ipywidgets.__version__
-        )
-        headed = [
-            f"<p><strong>{html.escape(name)}</strong></p>{child}" for name, child in zip(names, children, strict=True)
-        ]
-        return ipywidgets.VBox([ipywidgets.HTML(child) for child in headed])
     choice = ipywidgets.Dropdown(
         options=[(name, i) for i, name in enumerate(names)],  # pairs, so that two items may share a name
         index=0,
@@ -245,7 +235,7 @@ def mistake_picker(
         of = flips.sel(example=example)
         suspect = sources[min(arms, key=lambda c: influence.values[c, example])]
         taken = of.label.values[of.share.sel(arm="full").values.argmax()]
-        seen = f"taken for {taken}" if taken != of.true else "right in more than other retrainings"
+        seen = f"taken for {taken}" if taken != of.true else "most often right"
         names.append(f"{example}: {of.true.item()}, {seen}")
         table = plots.strongest(influence, sources, int(example), k)
         alts.append(f"Target picture {example}, {of.true.item()}. {influence_alt(table, 'it')}")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 import dtl
 import dtl.study as study_module
@@ -14,6 +14,8 @@ INFLUENCE = dtl.Influence(VALUES, np.full((4, 2), 0.1), np.ones(2), "difference"
 def test_suspects_are_negative_and_the_worst_come_first():
     assert dtl.suspects(INFLUENCE, 0, k=4).tolist() == [2, 1]
     assert dtl.suspects(INFLUENCE, 1, k=1).tolist() == [0]
+    assert dtl.suspects(INFLUENCE, 0, k=4, least=3).tolist() == [2]
+    assert dtl.suspects(INFLUENCE, 1, k=4, least=11).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,7 @@ def test_flip_rate_counts_labels_with_wilson_intervals(study):
     middle, half = (p + z**2 / (2 * n)), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     np.testing.assert_allclose(flips.low, (middle - half) / (1 + z**2 / n), atol=1e-12)
     np.testing.assert_allclose(flips.high, (middle + half) / (1 + z**2 / n), atol=1e-12)
+    np.testing.assert_allclose(flips.change, flips.share - flips.share.sel(arm="full"))
     masks = np.concatenate(calls)
     assert masks.shape == (24, 24) and masks[:8].all() and (~masks[8:]).sum() == 16
     assert not masks[8:16, 5].any() and not masks[16:, 7].any()
@@ -114,3 +117,10 @@ def test_flip_rate_of_real_models_is_that_of_a_study(tmp_path):
     for arm, part in (("full", said[:4]), (problem.source.classes[3], said[4:])):
         counted = np.bincount(part.astype(int), minlength=4)
         np.testing.assert_array_equal(flips["count"].sel(example=example, arm=arm), counted)
+
+
+def test_the_interval_of_a_change_is_newcombes():
+    """56 of 70 against 48 of 80: +0.2, 0.0524 to 0.3339 (Newcombe 1998, table II, example a, method 10)."""
+    wilson = [(k / n, *binomtest(k, n).proportion_ci(method="wilson")) for k, n in ((56, 70), (48, 80))]
+    low, high = dtl.mistakes.newcombe(*(np.array(arm) for arm in wilson))
+    assert (low, high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))

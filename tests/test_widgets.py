@@ -2,7 +2,6 @@
 
 import base64
 import io
-import logging
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -155,15 +154,6 @@ def test_picker_refuses_what_does_not_fit(names, alts, captions, message):
         widgets.picker(names, lambda name: figure(), alts, "which", captions)
     with pytest.raises(ValueError, match="0 figures for 1 names"):
         widgets.picker(["a"], [], ["A."], "which")
-
-
-def test_picker_without_stack_lists_everything_and_says_so(monkeypatch, caplog):
-    monkeypatch.delattr(ipywidgets, "Stack")
-    with caplog.at_level(logging.WARNING):
-        listed = widgets.picker(["a", "b<"], [figure(), figure()], ["Chart a.", "Chart b."], "which")
-    assert "no Stack" in caplog.text and "ipywidgets>=8" in caplog.text
-    assert [isinstance(child, ipywidgets.HTML) for child in listed.children] == [True, True]
-    assert "<strong>b&lt;</strong>" in listed.children[1].value and 'alt="Chart b."' in listed.children[1].value
 
 
 def test_class_picker_has_an_item_for_each_target_class():
