@@ -9,8 +9,8 @@ subpopulations : adjusted Rand index of two groups of each target class, with it
 flips : validation pictures that most models of the study get wrong; share of retrained models that are right with the
     full source, without the first suspect and without a class drawn by lot (mean over four); mistakes that stay wrong
     on the full source, and how many of these flip
-leaks : on the testbed of examples (920 models of random halves in pairs, and the first 184 and 368 of them), how often a
-    leaked, mislabelled or ambiguous source picture ranks before a clean one: by influence, that of pooled near
+leaks : on the testbed of examples (920 models of random halves in pairs, and the first 184 and 368 of them), how often
+    a leaked, mislabelled or ambiguous source picture ranks before a clean one: by influence, that of pooled near
     duplicates, similarity of pixels, and the loss of four nets
 """
 
