@@ -43,6 +43,7 @@ def leaked(
     >>> dtl.leaked(study.influence(), problem.source).head()
     """
     _check_examples(influence, source)
+    _check_threshold(near)
     n = influence.values.shape[1]
     if n < 2:
         raise ValueError("leaks need the influence on single target examples: estimate it with study.influence()")
@@ -62,8 +63,8 @@ def leaked(
     )
     if similarity is not None:
         similarity = np.asarray(similarity)
-        if similarity.shape != z.shape:
-            raise ValueError(f"similarity must be source x target examples, {z.shape}, not {similarity.shape}")
+        if similarity.shape != z.shape or not np.isfinite(similarity).all():
+            raise ValueError(f"similarity must be finite, source x target examples, {z.shape}, not {similarity.shape}")
         table["nearest"], table["similarity"] = similarity.argmax(axis=1), similarity.max(axis=1)
         close = table["similarity"].where(table["similarity"] > near, 0.0)
         return table.iloc[np.lexsort((-table["lead"], -close))].reset_index(drop=True)
@@ -128,7 +129,10 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93) -> np.ndarray
 
     >>> dtl.leakage.near_duplicates(problem.source).max() + 1   # groups
     """
-    near = radius_neighbors_graph(_centred(source), 1 - threshold, metric="cosine", n_jobs=-1)
+    _check_threshold(threshold)
+    near = radius_neighbors_graph(_centred(source), 1 - threshold, metric="cosine", n_jobs=-1).tolil()
+    _, first, same = np.unique(source.images.flatten(1).numpy(), axis=0, return_index=True, return_inverse=True)
+    near[np.arange(len(source)), first[same]] = 1  # equal images without contrast have no correlation
     return connected_components(near, directed=False)[1]
 
 
@@ -151,6 +155,11 @@ def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
     if not np.array_equal(numbers, np.arange(len(numbers))):
         raise ValueError(f"groups must be numbered 0, 1, ... without gaps, not {numbers.tolist()}")
     return np.logical_or.reduceat(included[:, np.argsort(groups, kind="stable")], starts, axis=1)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise ValueError(f"near duplicates correlate above a threshold between 0 and 1, not {threshold}")
 
 
 def _check_examples(influence: Influence, source: ImageDataset) -> None:

@@ -4,7 +4,6 @@ After Jain et al. 2022, section 4.2: list the most negative source classes of an
 many times, and see how often the prediction flips.
 """
 
-import operator
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import xarray as xr
 from scipy.stats import binomtest
 
 from dtl.influence import Influence
+from dtl.projection import check_number
 from dtl.study import Study
 
 if TYPE_CHECKING:
@@ -45,10 +45,8 @@ def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0)
     >>> [problem.source.classes[c] for c in dtl.suspects(study.influence(), example=17)]
     """
     n_classes, n = influence.values.shape
-    if not -1 < example < n:
-        raise ValueError(f"there is no example {example}: the influence has examples 0..{n - 1}")
-    if not 1 <= k <= n_classes:
-        raise ValueError(f"k must lie in 1..{n_classes}, the source classes, not {k}")
+    check_number(example, 0, n - 1, "example, one of those of the influence,")
+    check_number(k, 1, n_classes, "k, of the source classes,")
     worst = np.argsort(influence.values[:, example], kind="stable")[:k]
     values, stderr = influence.values[worst, example], influence.stderr[worst, example]
     return worst[(values < 0) & (values <= -least * stderr)]
@@ -101,17 +99,17 @@ def flip_rate(
     names = study.problem.source.classes
     right = study.outputs("correct", split=split).mean(0)
     for what, given, n in (("example", examples, len(right)), ("source class", classes, len(names))):
-        unknown = [index for index in given if not -1 < operator.index(index) < n]
-        if unknown or not given or len(set(given)) < len(given):
+        if not given or len(set(given)) < len(given):
             raise ValueError(f"give one or more different {what} numbers in 0..{n - 1}, not {given}")
+        for index in given:
+            check_number(index, 0, n - 1, f"each {what}")
     fine = [index for index in examples if right[index] >= 0.5]
     if fine:
         raise ValueError(
             f"example {fine[0]} is not wrong: {right[fine[0]]:.0%} of the study's models predict it right; choose from "
             "dtl.mistakes.wrong(study)"
         )
-    if seeds < 2:
-        raise ValueError(f"seeds must be at least 2, not {seeds}")
+    check_number(seeds, 2, 10**6, "seeds")
 
     masks = np.ones(((1 + len(classes)) * seeds, len(names)), dtype=bool)
     for arm, c in enumerate(classes, 1):

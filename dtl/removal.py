@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from dtl.influence import Influence
+from dtl.projection import check_number
 from dtl.study import Study
 
 if TYPE_CHECKING:
@@ -54,23 +56,27 @@ def removal_curve(
     >>> curve = dtl.removal_curve(study, study.influence(), counts=[2, 4, 6])
     >>> curve.test.mean("seed")
     """
-    given = dict(given or {})
-    n_source = study.n_units
-    counts = sorted({0, *(int(count) for count in counts)})
+    given, orders, n_source = dict(given or {}), [orders] if isinstance(orders, str) else list(orders), study.n_units
     unknown = [order for order in orders if order not in ORDERS and order not in given]
-    if unknown or not orders:
-        raise ValueError(f"unknown orders {unknown}: use {', '.join(ORDERS)}, or name them in `given`")
+    if unknown or not orders or len(set(orders)) < len(orders) or set(given) & set(ORDERS):
+        raise ValueError(
+            f"orders must be different, out of {', '.join(ORDERS)} and names of your own in `given`, not {orders} with "
+            f"{list(given)} given"
+        )
+    if not np.isfinite(influence.values).all():
+        raise ValueError("the influence is not finite, so it orders nothing: estimate it from finished models")
     if influence.values.shape[0] != n_source:
         raise ValueError(f"influence is of {influence.values.shape[0]} classes but the source has {n_source}")
-    if counts[0] < 0 or counts[-1] > n_source - 2 or len(counts) == 1:
-        raise ValueError(
-            f"counts must lie in 1..{n_source - 2} (a source model needs two classes), not {counts[1:] or counts}"
-        )
-    if seeds < 2:
-        raise ValueError(f"seeds must be at least 2 for a standard error, not {seeds}")
+    if not set(counts) - {0}:
+        raise ValueError(f"counts must lie in 1..{n_source - 2} (a source model needs two classes), not {list(counts)}")
+    for count in counts:
+        check_number(count, 0, n_source - 2, "each of counts (a source model needs two classes)")
+    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
+    counts = sorted({0, *map(int, counts)})
     for name, classes in given.items():
         short = len(classes) < counts[-1] and name in orders
-        if short or len(set(classes)) < len(classes) or not set(classes) <= set(range(n_source)):
+        whole = all(isinstance(c, Integral) for c in classes)
+        if short or len(set(classes)) < len(classes) or not whole or not set(classes) <= set(range(n_source)):
             raise ValueError(
                 f"order {name!r} must list at least {counts[-1]} different class indices in 0..{n_source - 1}"
             )

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from dtl.data import ImageDataset, TransferProblem
 from dtl.models import Nets, unstack
-from dtl.training import Pixels, Recipe, resolve_device, train_sources
+from dtl.training import Pixels, Recipe, check_size, resolve_device, train_sources
 from dtl.transfer import features, solve_probes
 
 
@@ -31,8 +31,12 @@ def full_source_nets(
 
     >>> nets = dtl.substitutes.full_source_nets(problem, seeds=(0, 1))
     """
+    if not seeds:
+        raise ValueError("seeds is empty: give one seed for each model")
+    recipe = recipe or Recipe()
+    check_size(recipe, *problem.source.images.shape[2:])
     everything = np.ones((len(seeds), problem.source.n_classes), dtype=bool)
-    return train_sources(problem.source, everything, seeds, recipe or Recipe(), resolve_device(device))
+    return train_sources(problem.source, everything, seeds, recipe, resolve_device(device))
 
 
 def feature_similarity(
@@ -71,12 +75,21 @@ def label_mapping(
 
 
 def _features(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
+    _check_nets(nets, problem)
     return features(nets, Pixels(dataset, problem.source, nets.weight.device), recipe)
 
 
 def _logits(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
     """Of the source heads, (nets, n, K)."""
     return torch.baddbmm(nets.bias.detach(), _features(nets, dataset, problem, recipe), nets.weight.detach())
+
+
+def _check_nets(nets: Nets, problem: TransferProblem) -> None:
+    if nets.weight.shape[2] != problem.source.n_classes:
+        raise ValueError(
+            f"the nets have {nets.weight.shape[2]} source classes and the problem {problem.source.n_classes}: use nets "
+            "of full_source_nets(problem)"
+        )
 
 
 def _part(problem: TransferProblem, split: str) -> ImageDataset:
@@ -133,6 +146,7 @@ def trak(
         raise ValueError(f"dimension must lie in 1..{len(problem.source)}, the source examples, not {dimension}")
     recipe, evaluated = recipe or Recipe(), _part(problem, split)
     nets = nets or full_source_nets(problem, recipe)
+    _check_nets(nets, problem)
     like, device, n_source = problem.source, nets.weight.device, problem.source.n_classes
     train = Pixels(problem.target_train, like, device)
     probes = solve_probes(features(nets, train, recipe), train.labels, problem.target_train.n_classes, recipe.probe_l2)
@@ -149,6 +163,7 @@ def trak(
             for images, labels in _batches(Pixels(like, like, device)):
                 tracer.featurize((images, labels), num_samples=len(labels))
         tracer.finalize_features()
+        cast(Any, tracer.projector).model_id = None  # it has dropped its matrix: it must draw that of net 0 again
         for number, model in enumerate(models):
             tracer.start_scoring_checkpoint("target", cast(Any, model.state_dict()), number, len(evaluated))
             for images, labels in _batches(Pixels(evaluated, like, device)):

@@ -69,6 +69,7 @@ def make(
             "the testbed needs size and train of at least 1, per_class of at least 20, validation and test of at "
             f"least 5, not {size}, {train}, {per_class}, {validation} and {test}"
         )
+    _check_shares(noise, cue)
     rng = np.random.default_rng([seed, 7])
     target = {"train": _target(rng, train, cue), "validation": _target(rng, validation), "test": _target(rng, test)}
     others = {"symbol": lambda: rng.integers(N_TARGET, N_SYMBOLS, per_class)}
@@ -144,6 +145,9 @@ def make_examples(
             "the testbed of examples needs size and per_class of at least 1, leaks in sixes and flawed in eights, not "
             f"{size}, {per_class}, {leaks} and {flawed}"
         )
+    _check_shares(noise)
+    if leaks > N_TARGET * 50:
+        raise ValueError(f"leaks must not exceed {N_TARGET * 50}, the validation pictures, not {leaks}")
     rng = np.random.default_rng([seed, 11])
     target = {split: _target(rng, n) for split, n in (("train", 15), ("validation", 50), ("test", 100))}
     chosen = rng.choice(len(target["validation"]), leaks, replace=False)
@@ -250,6 +254,11 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
     order = [f"{times} {how}" for how in ("plain", "moved") for times in COPIES] + ["mislabelled", "ambiguous"]
     clean = kind == "clean"
     return {k: float(roc_auc_score((kind == k)[clean | (kind == k)], suspicion[clean | (kind == k)])) for k in order}
+
+
+def _check_shares(noise: float, cue: float = 0.5) -> None:
+    if not 0 <= noise <= 1 or not 0 <= cue <= 1:
+        raise ValueError(f"noise and cue must lie between 0 and 1, not {noise} and {cue}")
 
 
 def _scenes(rng: np.random.Generator, n: int, **fixed: object) -> pd.DataFrame:

@@ -211,9 +211,11 @@ def train_sources(
 
 def resolve_device(device: str) -> torch.device:
     """A torch device from "auto", "cpu", "cuda" or "cuda:1"; one clear error when it is unknown or absent."""
+    if isinstance(device, torch.device):
+        device = str(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name, _, number = device.partition(":")
+    name, _, number = str(device).partition(":")
     if name not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise ValueError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'")
     if name == "cuda" and int(number or 0) >= torch.cuda.device_count():

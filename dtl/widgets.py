@@ -277,8 +277,8 @@ def flag_slider(
     --------
     >>> dtl.widgets.flag_slider(ranking, problem, hits=problem.truth.example_role[ranking.source] == "leaked")
     """
-    hits = np.asarray(hits, dtype=bool)
-    if len(hits) != len(ranking) or not hits.any():
+    hits = np.asarray(hits)
+    if hits.dtype != bool or len(hits) != len(ranking) or not hits.any():
         raise ValueError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
     if not 1 <= step <= len(ranking):
         raise ValueError(f"step must lie in 1..{len(ranking)}, the rows of the ranking, not {step}.")

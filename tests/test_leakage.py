@@ -164,3 +164,21 @@ def test_score_examples_counts_pairs_in_the_right_order():
         dtl.testbed.score_examples(suspicion[1:], problem)
     with pytest.raises(ValueError, match="no example is planted in problem testbed-0: use dtl.load"):
         dtl.testbed.score_examples(suspicion, dtl.load("testbed"))
+
+
+def test_equal_images_without_contrast_are_near_duplicates():
+    grey = torch.full((3, 3, 4, 4), 128, dtype=torch.uint8)
+    other = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    source = dtl.ImageDataset(torch.cat([grey, other]), torch.tensor([0, 1, 0, 1, 0]), ("a", "b"))
+    assert dtl.leakage.near_duplicates(source).tolist() == [0, 0, 0, 1, 2]
+    for threshold in (0, 1, 93, float("nan")):
+        with pytest.raises(ValueError, match="near duplicates correlate above a threshold between 0 and 1"):
+            dtl.leakage.near_duplicates(source, threshold)
+
+
+def test_pool_is_any_member_of_a_group():
+    masks, groups = np.random.default_rng(0).random((20, 7)) < 0.5, np.array([2, 0, 1, 0, 2, 2, 1])
+    expected = np.stack([masks[:, groups == g].any(1) for g in range(3)], 1)
+    np.testing.assert_array_equal(dtl.leakage.pool(masks, groups), expected)
+    with pytest.raises(ValueError, match="without gaps"):
+        dtl.leakage.pool(masks, groups * 2)

@@ -150,3 +150,19 @@ def test_trak_refuses_bad_input_before_it_trains(problem, monkeypatch):
     monkeypatch.setitem(sys.modules, "trak", None)
     with pytest.raises(ModuleNotFoundError, match=r"install it with pip install 'dtl\[trak\]'"):
         dtl.substitutes.trak(problem)
+
+
+def test_trak_of_one_net(problem, nets):
+    one = dtl.models.unstack(nets, RECIPE.model, RECIPE.widths)[0]
+    assert np.isfinite(dtl.substitutes.trak(problem, one, RECIPE, dimension=4)).all()
+
+
+def test_nets_of_another_problem_and_of_a_diverged_training(problem):
+    others = full_source_nets(dtl.load("testbed-examples", per_class=2), RECIPE)
+    for score in (feature_similarity, label_mapping, dtl.substitutes.source_loss, dtl.substitutes.trak):
+        with pytest.raises(ValueError, match="the nets have 8 source classes and the problem 24"):
+            score(problem, others, RECIPE)
+    with pytest.raises(RuntimeError, match=r"features of nets \[0\] are not finite: training diverged"):
+        label_mapping(problem, recipe=dataclasses.replace(RECIPE, lr=1e8))
+    with pytest.raises(ValueError, match="seeds is empty"):
+        full_source_nets(problem, RECIPE, seeds=())

@@ -3,10 +3,12 @@
     python tests/benchmarks/substitutes.py                     # five testbeds, five minutes or so on two quiet cores
 
 On each testbed, one after the other: influences of 184 models and of the first block of 46, and the scores that four
-models on the full source give, by similarity of features, label mapping and TRAK. seconds : training and scoring on this
-machine, also as a share of the study's; the four models count for each method. rho : Spearman correlation with the
-influence of all 184 models, over classes, of means over the target. gain : test accuracy after removing the classes of
-the lowest scores, their number chosen among 6, 12 and 16 by the other retraining seeds, minus that of the full source.
+models on the full source give, by similarity of features, label mapping and TRAK.
+
+seconds : training and scoring on this machine, also as a share of the study's; four models count for each substitute
+rho : Spearman correlation with the influence of all 184 models, over classes, of means over the target
+gain : test accuracy after removing the classes of the lowest scores, their number chosen among 6, 12 and 16 by the
+    other retraining seeds, minus that of the full source
 """
 
 import time
