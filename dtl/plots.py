@@ -244,8 +244,8 @@ def influence_heatmap(
 
 
 ORDERS = {
-    "negative": ("most harmful first", HURTS),
-    "positive": ("most helpful first", HELPS),
+    "negative": ("most negative first", HURTS),
+    "positive": ("most positive first", HELPS),
     "random": ("at random", NEUTRAL),
 }
 

@@ -113,9 +113,13 @@ def removal_curve(
 class Selection:
     """How many classes to remove, chosen on validation, and what that gains on test.
 
+    For each seed the count is chosen by the other seeds, because a model that happens to train well does so on both
+    splits.
+
+    Attributes
+    ----------
     count : classes removed; 0 when removing none is best on validation
-    gain, stderr : test accuracy minus that of the full source, mean and standard error over seeds; for each seed the
-        count is chosen by the other seeds, because a model that happens to train well does so on both splits
+    gain, stderr : test accuracy minus that of the full source, mean and standard error over seeds
     """
 
     order: str

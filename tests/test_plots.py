@@ -228,7 +228,7 @@ def test_removal_curves_show_means_intervals_and_the_full_source():
     reference = float(data.test.sel(count=0).mean())
     np.testing.assert_allclose(full.get_ydata(), reference)
     assert set(texts(ax)) == {
-        "most harmful first", "most helpful first", "at random", f"full source {reference:.1%}", "chosen on validation",
+        "most negative first", "most positive first", "at random", f"full source {reference:.1%}", "chosen on validation",
     }  # fmt: skip
     assert ax.get_xlabel() == "source classes removed" and ax.get_ylabel() == "target test accuracy"
     (ring,) = [line for line in ax.lines if line.get_markersize() >= 10]
@@ -238,7 +238,7 @@ def test_removal_curves_show_means_intervals_and_the_full_source():
 def test_removal_curves_validation_without_reference_and_with_a_given_order():
     data = curve(orders=("negative", "my own"))
     ax: Any = plots.removal_curves(data, reference=False, split="validation")
-    assert texts(ax) == ["my own", "most harmful first"] and len(ax.lines) == 2
+    assert texts(ax) == ["my own", "most negative first"] and len(ax.lines) == 2
     np.testing.assert_allclose(ax.lines[1].get_ydata(), data.validation.sel(order="my own").mean("seed"))
     assert ax.lines[1].get_color() in plots.CATEGORIES
 

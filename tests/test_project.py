@@ -22,7 +22,7 @@ CHAPTERS = sorted((ROOT / "chapters").glob("*.md"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 MAX_CELL_LINES = 20
-MAX_CELL_COLUMNS = 88  # wider lines scroll on the page
+MAX_CELL_COLUMNS = 84  # wider lines scroll on the page
 
 
 def locked() -> dict[str, Requirement]:
