@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dtl.data import TransferProblem
 from dtl.models import Nets
-from dtl.training import Pixels, Recipe, resolve_device, train_sources
+from dtl.training import Recipe, open_pixels, resolve_device, train_sources
 from dtl.transfer import features
 
 
@@ -71,6 +71,6 @@ def _features(
     nets = nets or full_source_nets(problem, recipe)
     device = nets.weight.device
     source, target = (
-        features(nets, Pixels(data, problem.source, device), recipe) for data in (problem.source, problem.parts[part])
+        features(nets, open_pixels(data, problem.source, device), recipe) for data in (problem.source, problem.parts[part])
     )
     return source, target
