@@ -174,7 +174,9 @@ def _samples(data: Any) -> tuple[Callable[[int], tuple[Any, int]], int, tuple[st
         return partial(_from_files, files), len(files.paths), files.classes
     classes = getattr(data, "classes", None) or getattr(data, "categories", None)
     if classes is None:
-        raise TypeError(f"cannot write {type(data).__name__}: give an ImageDataset, a folder, or a dataset with classes")
+        raise TypeError(
+            f"cannot write {type(data).__name__}: give an ImageDataset, a folder, or a dataset with classes"
+        )
     return data.__getitem__, len(data), tuple(str(name) for name in classes)
 
 
@@ -294,9 +296,9 @@ class Beton(ImageDataset):
         """SHA-256 of encoded images, labels, class names and how they are read; the whole file is read once."""
         how = (self.resolution, self.crop, self.schedule, self.classes)
         digest = hashlib.sha256(repr(how).encode())
-        for i in self.indices:
+        for i in self.indices.tolist():
             digest.update(self._file.sides[i].tobytes())
-            digest.update(self._file.encoded(i))
+            digest.update(self._file.encoded(i).data)
         digest.update(self.labels.numpy().data)
         return digest.hexdigest()
 
@@ -343,6 +345,7 @@ class Beton(ImageDataset):
         resolution : pixels a side to resize to; default as the data set says
         """
         index = np.asarray(index)
+        stored = self.indices[index]
         boxes = self.boxes(index) if boxes is None else boxes
         flips = np.zeros(len(index), dtype=bool) if flips is None else flips
         height, width = (resolution, resolution) if resolution else self.size
@@ -350,7 +353,7 @@ class Beton(ImageDataset):
 
         def decode(part: np.ndarray) -> None:
             for i in part:
-                self._file.decode(self.indices[index[i]], boxes[i], found[i])
+                self._file.decode(int(stored[i]), boxes[i], found[i])
                 if flips[i]:
                     found[i] = found[i, :, ::-1].copy()
 

@@ -189,8 +189,8 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
 
     Parameters
     ----------
-    name : "testbed" (procedural images with planted truth, option `seed`)
-    root : folder of the data, for problems that are read from disk
+    name : "testbed" (procedural images with planted truth, option `seed`) or "imagenet-<target>" (see `dtl.targets`)
+    root : folder of the data, for problems that are read from disk; default is $DTL_DATA
     options : passed to the problem's own loader
 
     >>> problem = dtl.load("testbed", seed=0)
@@ -248,8 +248,8 @@ def from_folders(
     def read(folder: Path) -> ImageDataset:
         return _read_tree(folder, size, limit, seed, cache, show_progress)
 
-    source = read(_split_folder(source_dir, "train") or source_dir)
-    splits = {split: _split_folder(target_dir, split) for split in SPLIT_FOLDERS}
+    source = read(split_folder(source_dir, "train") or source_dir)
+    splits = {split: split_folder(target_dir, split) for split in SPLIT_FOLDERS}
     if not splits["train"] and any(splits.values()):
         found = ", ".join(str(folder) for folder in splits.values() if folder)
         raise FileNotFoundError(f"{target_dir} has {found} but no train folder: add one, or give a tree of classes")
@@ -260,19 +260,19 @@ def from_folders(
     if missing:
         share = f"{holdout:.0%} of its training images each"
         logger.info("no folder for %s in %s: held out, %s", " and ".join(missing), target_dir, share)
-        target |= _hold_out(target["train"], missing, holdout, seed)
+        target |= hold_out(target["train"], missing, holdout, seed)
     return TransferProblem(
         f"{source_dir.name}-{target_dir.name}", source, target["train"], target["validation"], target["test"]
     )
 
 
-def _split_folder(folder: Path, split: str) -> Path | None:
+def split_folder(folder: Path, split: str) -> Path | None:
     """The folder of a split; one without folders in it is a class of that name, such as trains."""
     folders = (folder / name for name in SPLIT_FOLDERS[split])
     return next((found for found in folders if found.is_dir() and any(p.is_dir() for p in found.iterdir())), None)
 
 
-def _hold_out(dataset: ImageDataset, splits: Sequence[str], share: float, seed: int) -> dict[str, ImageDataset]:
+def hold_out(dataset: ImageDataset, splits: Sequence[str], share: float, seed: int) -> dict[str, ImageDataset]:
     """What stays in train, and the missing splits: the same share of every class for each, at least one image."""
     small = [name for name, n in zip(dataset.classes, dataset.counts, strict=True) if n <= len(splits)]
     if small:

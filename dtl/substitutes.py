@@ -71,6 +71,7 @@ def _features(
     nets = nets or full_source_nets(problem, recipe)
     device = nets.weight.device
     source, target = (
-        features(nets, open_pixels(data, problem.source, device), recipe) for data in (problem.source, problem.parts[part])
+        features(nets, open_pixels(data, problem.source, device), recipe)
+        for data in (problem.source, problem.parts[part])
     )
     return source, target

@@ -158,7 +158,9 @@ class BetonPixels(Pixels):
         boxes = flips = None
         if self.augment:
             drawn = [self.dataset.draw(row, r) for row, r in zip(rows, rng, strict=True)]
-            boxes, flips = (np.stack(part, 1).reshape(rows.size, *part[0].shape[1:]) for part in zip(*drawn, strict=True))
+            boxes, flips = (
+                np.stack(part, 1).reshape(rows.size, *part[0].shape[1:]) for part in zip(*drawn, strict=True)
+            )
         x = self.dataset.read(rows.T.flatten(), boxes, flips, resolution)
         return x.unflatten(0, rows.T.shape)
 
