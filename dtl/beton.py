@@ -405,6 +405,9 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers)
 
 
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process
+
+
 def ffcv(module: str) -> ModuleType:
     """A module of FFCV; ImportError that says how to install it where it is missing."""
     try:
