@@ -1,7 +1,8 @@
 """FFCV files (`.beton`): images that do not fit memory, read where in-memory images are.
 
-FFCV writes the files and its C library decodes them; crops and flips are drawn here, from a model's own seed, so that
-a run can be repeated. FFCV is the extra `ffcv`, imported when a file is written or opened.
+FFCV writes the files and its C library decodes them. Crops and flips are drawn here, from a model's own seed, so that a
+run can be repeated; FFCV's `Loader` draws them without one, and compiles itself anew for every subset and resolution.
+FFCV is the extra `ffcv`, imported when a file is written or opened.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ from dtl.progress import hidden
 
 JPEG = 0  # how FFCV marks an image that is kept as JPEG; others are kept as pixels
 PAGE = 1 << 23  # bytes; an image must fit into one page of the file
+RESERVE = 1 << 28  # bytes of the disk that a writer leaves free
 STATISTICS = 10_000  # images from which the mean and deviation of the channels are computed
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of random resized crops (Szegedy et al. 2015)
 
@@ -132,8 +135,8 @@ def write(
     Raises
     ------
     ImportError : FFCV is not installed
-    ValueError : an image cannot be read, or is larger than 8 MB of pixels and no `max_side` was given; nothing is
-        written then
+    ValueError : an image cannot be read, or is larger than 8 MB of pixels and no `max_side` was given, or the disk is
+        full; nothing is left behind then
 
     >>> dtl.beton.write("imagenet/train", "imagenet.beton", quality=90, max_side=500)
     """
@@ -149,7 +152,7 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     image = fields.RGBImageField("raw" if quality is None else "jpg", max_side, jpeg_quality=quality or 90)
-    samples = _Samples(read, n, max_side, SimpleQueue())
+    samples = _Samples(read, n, max_side, path.parent, SimpleQueue())
     try:
         with redirect_stderr(io.StringIO() if hidden(show_progress) else sys.stderr):  # where FFCV draws its bar
             writer.DatasetWriter(
@@ -195,6 +198,7 @@ class _Samples:
     read: Callable[[int], tuple[Any, int]]
     n: int
     max_side: int | None
+    folder: Path
     failed: Any
 
     def __len__(self) -> int:
@@ -202,17 +206,26 @@ class _Samples:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         try:
-            image, label = self.read(int(i))
-            pixels = np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
-            height, width, _ = pixels.shape
-            shrink = min(1, (self.max_side or np.inf) / max(height, width))
-            if pixels.nbytes * shrink**2 > PAGE:
-                raise ValueError(f"image {i} has {height} x {width} pixels, too many for a .beton: give max_side")
-            return pixels, int(label)
-        except Exception as error:
             if self.failed.empty():
-                self.failed.put(str(error))
-            return np.zeros((1, 1, 3), dtype=np.uint8), 0
+                return self._checked(i)
+        except Exception as error:
+            self.failed.put(str(error))
+        return np.zeros((1, 1, 3), dtype=np.uint8), 0
+
+    def _checked(self, i: int) -> tuple[np.ndarray, int]:
+        if shutil.disk_usage(self.folder).free < RESERVE:
+            raise OSError(f"the disk of {self.folder} is full: free space, or give quality or max_side")
+        image, label = self.read(int(i))
+        pixels = np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(
+                f"image {i} is {pixels.dtype} {pixels.shape}, not a picture: write data without transforms"
+            )
+        height, width, _ = pixels.shape
+        shrink = min(1, (self.max_side or np.inf) / max(height, width))
+        if pixels.nbytes * shrink**2 > PAGE:
+            raise ValueError(f"image {i} has {height} x {width} pixels, too many for a .beton: give max_side")
+        return pixels, int(label)
 
 
 class Beton(ImageDataset):

@@ -236,12 +236,7 @@ def from_folders(
     >>> problem = dtl.from_folders("animals", "pets/", size=32)
     >>> problem.target_validation.classes
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, not {size}")
-    if not 0 < holdout < 0.5:
-        raise ValueError(f"holdout must be a share between 0 and 0.5, not {holdout}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 image a class, not {limit}")
+    check_reading(size, holdout, limit)
     source_dir, target_dir = Path(source_dir), Path(target_dir)
     cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
 
@@ -264,6 +259,16 @@ def from_folders(
     return TransferProblem(
         f"{source_dir.name}-{target_dir.name}", source, target["train"], target["validation"], target["test"]
     )
+
+
+def check_reading(size: int, holdout: float, limit: int | None) -> None:
+    """ValueError for settings of reading images that make no sense."""
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, not {size}")
+    if not 0 < holdout < 0.5:
+        raise ValueError(f"holdout must be a share between 0 and 0.5, not {holdout}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 image a class, not {limit}")
 
 
 def split_folder(folder: Path, split: str) -> Path | None:

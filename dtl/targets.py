@@ -20,6 +20,7 @@ from dtl.data import (
     ImageDataset,
     Listing,
     TransferProblem,
+    check_reading,
     hold_out,
     list_tree,
     loader,
@@ -51,7 +52,8 @@ class Target:
         all others
     batch_size, momentum, weight_decay : the same for all targets
 
-    Source: configuration released with Jain et al. 2022; which splits they used is not on record.
+    Source: configuration released with Jain et al. 2022; which splits they used is not on record. It left most targets
+    without normalisation; `dtl` normalises every target as its source.
 
     >>> pets = dtl.targets.TARGETS["pets"]
     >>> dtl.Recipe(finetune_epochs=pets.epochs, finetune_lr=pets.lr, batch_size=pets.batch_size)
@@ -218,6 +220,7 @@ def make(
 
     >>> problem = dtl.load("imagenet-pets", root="/data", size=64, limit=100)
     """
+    check_reading(size, holdout, limit)
     target = TARGETS[name]
     roots = [root] if root else [Path(folder) for folder in os.environ.get("DTL_DATA", "").split(os.pathsep) if folder]
     if not roots:

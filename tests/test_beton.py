@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import RandomResizedCrop, ToTensor
 
 import dtl
 from dtl import beton
@@ -248,6 +248,8 @@ def test_batches_are_those_of_in_memory_data(problem: TransferProblem, betons: T
     for found, expected in zip(ours.batches(order, ()), theirs.batches(order, ()), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert torch.equal(ours.labels, theirs.labels)
+    mixed = open_pixels(problem.target_test, betons.source, CPU)  # a target in memory, normalised as its source
+    torch.testing.assert_close(mixed.batch(index), b, rtol=0, atol=1e-5)
 
 
 @needs_ffcv
@@ -322,12 +324,20 @@ def test_betons_are_sent_by_name(tmp_path: Path) -> None:
 
 
 @needs_ffcv
-def test_a_failed_image_ends_the_writing_and_leaves_nothing(photos: Path, tmp_path: Path) -> None:
+def test_a_failed_image_ends_the_writing_and_leaves_nothing(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "tree/a/broken.png"
     broken.parent.mkdir(parents=True)
     broken.write_bytes((photos / "cat/0.png").read_bytes()[:100])
     with pytest.raises(ValueError, match=r"cannot read the image .*broken.png"):
         write(tmp_path / "tree", tmp_path / "x.beton")
+    monkeypatch.setattr(beton, "RESERVE", 1 << 62)
+    with pytest.raises(ValueError, match="the disk of .* is full: free space"):
+        write(photos, tmp_path / "x.beton")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="image . is float32 .*not a picture: write data without transforms"):
+        write(ImageFolder(photos, ToTensor()), tmp_path / "x.beton")
     Image.new("RGB", (2000, 1800)).save(broken)
     with pytest.raises(ValueError, match="1800 x 2000 pixels, too many for a .beton: give max_side"):
         write(tmp_path / "tree", tmp_path / "x.beton")

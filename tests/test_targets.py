@@ -300,6 +300,16 @@ def test_what_else_can_be_missing(root: Path, tmp_path: Path) -> None:
         load("birdsnap", tmp_path)
 
 
+def test_settings_are_checked_first(tmp_path: Path) -> None:
+    for options, problem in (
+        ({"size": 0}, "size must"),
+        ({"holdout": 0.5}, "holdout must"),
+        ({"limit": 0}, "limit must"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            load("pets", tmp_path, **options)
+
+
 def test_accuracy_is_the_mean_over_classes_where_the_paper_uses_it() -> None:
     correct = np.array([[True, True, True, False], [False, False, False, True]])
     labels = torch.tensor([2, 2, 2, 5])  # others have no examples
