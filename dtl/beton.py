@@ -14,7 +14,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -371,7 +371,10 @@ class Beton(ImageDataset):
                     found[i] = found[i, :, ::-1].copy()
 
         workers = joblib.cpu_count()
-        list(_pool(workers).map(decode, np.array_split(np.arange(len(index)), workers)))
+        jobs = [_pool(workers).submit(decode, part) for part in np.array_split(np.arange(len(index)), workers)]
+        wait(jobs)  # all of them: none may still read the file when one has failed
+        for job in jobs:
+            job.result()
         return torch.from_numpy(found).permute(0, 3, 1, 2)
 
 
