@@ -260,7 +260,9 @@ class Beton(ImageDataset):
     ) -> None:
         if not 0 < crop <= 1:
             raise ValueError(f"crop is a share of the shorter side, above 0 and at most 1, not {crop}")
-        self.path, self.resolution, self.crop, self.schedule = Path(path), resolution, crop, schedule
+        if resolution is not None and resolution < 1:
+            raise ValueError(f"resolution must be at least 1 pixel, not {resolution}")
+        self.path, self.resolution, self.crop, self.schedule = Path(path).absolute(), resolution, crop, schedule
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist: write it with dtl.beton.write(data, path)")
         names = self.path.with_suffix(".json")
@@ -291,7 +293,7 @@ class Beton(ImageDataset):
     def size(self) -> tuple[int, int]:
         if self.resolution is not None:
             return self.resolution, self.resolution
-        height, width = self._file.sides[self.indices[0]]
+        height, width = self._file.sides[self.indices[0] if len(self) else 0]
         return int(height), int(width)
 
     @property
@@ -334,13 +336,14 @@ class Beton(ImageDataset):
     def boxes(self, index: np.ndarray) -> np.ndarray:
         """The centre crop of each image, (n, 4) int: top, left, height and width."""
         sides = self._file.sides[self.indices[index]]
-        kept = sides if self.resolution is None else (self.crop * sides.min(1, keepdims=True)).astype(int).repeat(2, 1)
+        square = np.maximum(self.crop * sides.min(1, keepdims=True), 1).astype(np.int64).repeat(2, 1)
+        kept = sides if self.resolution is None else square
         return np.concatenate([(sides - kept) // 2, kept], 1)
 
-    def draw(self, n: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Random resized crops (n, 4) and flips (n,) bool of the images at `n`, from `rng` alone."""
-        height, width = self._file.sides[self.indices[n]].T
-        return random_boxes(height, width, rng), rng.random(len(n)) < 0.5
+    def draw(self, index: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A random resized crop (n, 4) and a flip (n,) bool for each image, from `rng` alone."""
+        height, width = self._file.sides[self.indices[index]].T
+        return random_boxes(height, width, rng), rng.random(len(index)) < 0.5
 
     def read(
         self,
@@ -371,7 +374,8 @@ class Beton(ImageDataset):
                     found[i] = found[i, :, ::-1].copy()
 
         workers = joblib.cpu_count()
-        jobs = [_pool(workers).submit(decode, part) for part in np.array_split(np.arange(len(index)), workers)]
+        pool = _pool(workers, os.getpid())
+        jobs = [pool.submit(decode, part) for part in np.array_split(np.arange(len(index)), workers)]
         wait(jobs)  # all of them: none may still read the file when one has failed
         for job in jobs:
             job.result()
@@ -417,11 +421,9 @@ class _File:
 
 
 @cache
-def _pool(workers: int) -> ThreadPoolExecutor:
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+    """The threads of a process; a forked one has none of its parent's."""
     return ThreadPoolExecutor(workers)
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a forked process
 
 
 def ffcv(module: str) -> ModuleType:

@@ -112,6 +112,8 @@ def test_settings_and_files_are_checked_first(tmp_path: Path) -> None:
         Beton(tmp_path / "x.beton")
     with pytest.raises(ValueError, match="crop is a share"):
         Beton(tmp_path / "x.beton", crop=1.5)
+    with pytest.raises(ValueError, match="resolution must be at least 1"):
+        Beton(tmp_path / "x.beton", resolution=0)
 
 
 # With FFCV
@@ -179,6 +181,7 @@ def test_subsets_of_classes_and_examples(tmp_path: Path) -> None:
         assert torch.equal(part.images, expected.images) and torch.equal(part.labels, expected.labels)
     assert torch.equal(read.subset([8, 0, 3]).subset([1]).images, data.images[[0]])
     assert torch.equal(Beton(path, indices=[4, 2]).images, data.images[[4, 2]])
+    assert len(read.subset(data.labels == 7)) == 0 and read.subset(data.labels == 7).size == (12, 12)
     for wrong in ([9], [-1]):
         with pytest.raises(ValueError, match=r"indices must be 0..8"):
             Beton(path, indices=wrong)
