@@ -115,6 +115,7 @@ class Truth:
     leaked_by : for each target split, (n,) int, the source class that holds near copies of the example, -1 for none
     example_role : (N,) str, what each source example does: clean, leaked, mislabelled or ambiguous; None if not planted
     copy_of : (N,) int, the validation example that a source example copies, -1 for none; None if not planted
+    moved : (N,) bool, whether a copy is also shifted, turned, scaled and tinted; None if not planted
     """
 
     role: np.ndarray
@@ -125,6 +126,7 @@ class Truth:
     leaked_by: dict[str, np.ndarray]
     example_role: np.ndarray | None = None
     copy_of: np.ndarray | None = None
+    moved: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import false_discovery_control, norm
 from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.neighbors import radius_neighbors_graph
 
 from dtl.data import ImageDataset
 from dtl.influence import Influence
@@ -42,6 +43,7 @@ def leaked(
     >>> dtl.leaked(study.influence(), problem.source).head()
     """
     _check_examples(influence, source)
+    _check_threshold(near)
     n = influence.values.shape[1]
     if n < 2:
         raise ValueError("leaks need the influence on single target examples: estimate it with study.influence()")
@@ -61,8 +63,8 @@ def leaked(
     )
     if similarity is not None:
         similarity = np.asarray(similarity)
-        if similarity.shape != z.shape:
-            raise ValueError(f"similarity must be source x target examples, {z.shape}, not {similarity.shape}")
+        if similarity.shape != z.shape or not np.isfinite(similarity).all():
+            raise ValueError(f"similarity must be finite, source x target examples, {z.shape}, not {similarity.shape}")
         table["nearest"], table["similarity"] = similarity.argmax(axis=1), similarity.max(axis=1)
         close = table["similarity"].where(table["similarity"] > near, 0.0)
         return table.iloc[np.lexsort((-table["lead"], -close))].reset_index(drop=True)
@@ -114,8 +116,12 @@ def similarity(source: ImageDataset, target: ImageDataset) -> np.ndarray:
     """
     if source.images.shape[1:] != target.images.shape[1:]:
         raise ValueError(f"images must have one size, not {source.images.shape[2:]} and {target.images.shape[2:]}")
-    flat = (dataset.images.flatten(1).float().numpy() for dataset in (source, target))
-    return cosine_similarity(*(x - x.mean(axis=1, keepdims=True) for x in flat))
+    return cosine_similarity(_centred(source), _centred(target))
+
+
+def _centred(dataset: ImageDataset) -> np.ndarray:
+    flat = dataset.images.flatten(1).float().numpy()
+    return flat - flat.mean(axis=1, keepdims=True)
 
 
 def near_duplicates(source: ImageDataset, threshold: float = 0.93) -> np.ndarray:
@@ -123,20 +129,37 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93) -> np.ndarray
 
     >>> dtl.leakage.near_duplicates(problem.source).max() + 1   # groups
     """
-    return connected_components(similarity(source, source) > threshold, directed=False)[1]
+    _check_threshold(threshold)
+    near = radius_neighbors_graph(_centred(source), 1 - threshold, metric="cosine", n_jobs=-1).tolil()
+    _, first, same = np.unique(source.images.flatten(1).numpy(), axis=0, return_index=True, return_inverse=True)
+    near[np.arange(len(source)), first[same]] = 1  # equal images without contrast have no correlation
+    return connected_components(near, directed=False)[1]
 
 
 def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
     """Which groups a model saw at least one member of, bool (models, groups), from masks of examples (models, N).
 
-    Copies stand in for each other, so each has little influence of its own; the group has all of it.
+    Copies stand in for each other, so each has little influence of its own; the group has all of it. A group so large
+    that every model saw some of it has no influence to estimate: `estimate_influence` names it.
+
+    Parameters
+    ----------
+    groups : (N,) int without gaps, such as `near_duplicates`
 
     >>> dtl.estimate_influence(dtl.leakage.pool(study.masks, groups), study.outputs(), design="random")
     """
     included, groups = np.asarray(masks, dtype=bool), np.asarray(groups)
     if groups.shape != included.shape[1:]:
         raise ValueError(f"groups must hold one number for each of {included.shape[1]} examples, not {groups.shape}")
-    return np.stack([included[:, groups == g].any(axis=1) for g in range(groups.max() + 1)], axis=1)
+    numbers, starts = np.unique(np.sort(groups), return_index=True)
+    if not np.array_equal(numbers, np.arange(len(numbers))):
+        raise ValueError(f"groups must be numbered 0, 1, ... without gaps, not {numbers.tolist()}")
+    return np.logical_or.reduceat(included[:, np.argsort(groups, kind="stable")], starts, axis=1)
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise ValueError(f"near duplicates correlate above a threshold between 0 and 1, not {threshold}")
 
 
 def _check_examples(influence: Influence, source: ImageDataset) -> None:

@@ -4,16 +4,20 @@ After Jain et al. 2022, section 4.2: list the most negative source classes of an
 many times, and see how often the prediction flips.
 """
 
-import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 from scipy.stats import binomtest
 
 from dtl.influence import Influence
+from dtl.projection import check_number
 from dtl.study import Study
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 def wrong(study: Study, split: str = "validation") -> np.ndarray:
@@ -26,10 +30,13 @@ def wrong(study: Study, split: str = "validation") -> np.ndarray:
     return order[right[order] < 0.5]
 
 
-def suspects(influence: Influence, example: int, k: int = 5) -> np.ndarray:
+def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0) -> np.ndarray:
     """The source classes with the most negative influence on one example, the worst first, int (at most k,).
 
-    Classes whose influence is not negative are no suspects, so there can be fewer than k.
+    Parameters
+    ----------
+    least : standard errors by which the influence must lie below zero; classes that do not are no suspects, so there
+        can be fewer than k, or none
 
     Raises
     ------
@@ -38,12 +45,11 @@ def suspects(influence: Influence, example: int, k: int = 5) -> np.ndarray:
     >>> [problem.source.classes[c] for c in dtl.suspects(study.influence(), example=17)]
     """
     n_classes, n = influence.values.shape
-    if not -1 < example < n:
-        raise ValueError(f"there is no example {example}: the influence has examples 0..{n - 1}")
-    if not 1 <= k <= n_classes:
-        raise ValueError(f"k must lie in 1..{n_classes}, the source classes, not {k}")
+    check_number(example, 0, n - 1, "example, one of those of the influence,")
+    check_number(k, 1, n_classes, "k, of the source classes,")
     worst = np.argsort(influence.values[:, example], kind="stable")[:k]
-    return worst[influence.values[worst, example] < 0]
+    values, stderr = influence.values[worst, example], influence.stderr[worst, example]
+    return worst[(values < 0) & (values <= -least * stderr)]
 
 
 def flip_rate(
@@ -54,8 +60,9 @@ def flip_rate(
     *,
     split: str = "validation",
     store: str | Path | None = None,
-    seed: int = 1,
+    seed: int | None = None,
     device: str = "auto",
+    client: "Client | None" = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """How often retrained models predict each label, with the whole source and without one class of it.
@@ -70,12 +77,14 @@ def flip_rate(
         control that tells a flip from luck
     seeds : retrainings of each arm
     store : folder that keeps the retrained models' outputs, so that a killed call resumes
-    seed : of the retrainings; another one than the study's, for examples were picked by the study's models
+    seed : of the retrainings; the default is one more than the study's, whose models picked the examples
+    device, client, progress : as in `Study.run`
 
     Returns
     -------
     Dataset with dimensions example, arm ("full", then names of classes left out) and label: `count` of retrained models
-    that predict the label, `share` of them, and `low` and `high` of its 95% interval (Wilson 1927); coordinate `true`
+    that predict the label, `share` of them, and `low` and `high` of its 95% interval (Wilson 1927); `change`, the share
+    minus that of the full source, with `change_low` and `change_high` (Newcombe 1998, method 10); coordinate `true`
 
     Raises
     ------
@@ -90,32 +99,39 @@ def flip_rate(
     names = study.problem.source.classes
     right = study.outputs("correct", split=split).mean(0)
     for what, given, n in (("example", examples, len(right)), ("source class", classes, len(names))):
-        unknown = [index for index in given if not -1 < operator.index(index) < n]
-        if unknown or not given or len(set(given)) < len(given):
+        if not given or len(set(given)) < len(given):
             raise ValueError(f"give one or more different {what} numbers in 0..{n - 1}, not {given}")
+        for index in given:
+            check_number(index, 0, n - 1, f"each {what}")
     fine = [index for index in examples if right[index] >= 0.5]
     if fine:
         raise ValueError(
             f"example {fine[0]} is not wrong: {right[fine[0]]:.0%} of the study's models predict it right; choose from "
             "dtl.mistakes.wrong(study)"
         )
-    if seeds < 2:
-        raise ValueError(f"seeds must be at least 2, not {seeds}")
+    check_number(seeds, 2, 10**6, "seeds")
 
     masks = np.ones(((1 + len(classes)) * seeds, len(names)), dtype=bool)
     for arm, c in enumerate(classes, 1):
         masks[arm * seeds : (arm + 1) * seeds, c] = False
+    seed = study.seed + 1 if seed is None else seed
     retrained = Study(study.problem, study.recipe, masks, study.transfer[:1], store, seed)
-    predicted = retrained.run(device=device, progress=progress).outputs("prediction", split=split)[:, examples]
+    retrained.run(device=device, client=client, progress=progress)
+    predicted = retrained.outputs("prediction", split=split)[:, examples]
     labels = study.problem.target_train.classes
     hits = predicted.reshape(1 + len(classes), seeds, len(examples), 1) == np.arange(len(labels))
     count = hits.sum(axis=1).transpose(1, 0, 2)
     interval = np.array([binomtest(int(c), seeds).proportion_ci(method="wilson") for c in count.flat])
     low, high = interval.T.reshape(2, *count.shape)
+    share = count / seeds
+    shares = np.stack([share, low, high])
+    change_low, change_high = newcombe(shares, shares[:, :, :1])
+    found = dict(count=count, share=share, low=low, high=high, change=share - share[:, :1])
+    found |= dict(change_low=change_low, change_high=change_high)
     dims = ("example", "arm", "label")
     true = study.problem.parts[f"target_{split}"].labels.numpy()[examples]
     return xr.Dataset(
-        {"count": (dims, count), "share": (dims, count / seeds), "low": (dims, low), "high": (dims, high)},
+        {name: (dims, values) for name, values in found.items()},
         coords={
             "example": examples,
             "arm": ["full", *(names[c] for c in classes)],
@@ -124,3 +140,14 @@ def flip_rate(
         },
         attrs={"problem": study.problem.name, "split": split, "seeds": seeds, "transfer": study.transfer[0]},
     )
+
+
+def newcombe(shares: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of a difference of two independent proportions, from the Wilson interval of each (Newcombe 1998).
+
+    shares, reference : proportion, its low and its high, along the first dimension
+
+    >>> low, high = newcombe(np.array([0.8, 0.69, 0.88]), np.array([0.6, 0.49, 0.7]))
+    """
+    (p, low, high), (p0, low0, high0) = shares, reference
+    return p - p0 - np.hypot(p - low, high0 - p0), p - p0 + np.hypot(high - p, p0 - low0)

@@ -69,11 +69,26 @@ def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequenc
     states = []
     with _SEEDING, torch.random.fork_rng(devices=[]):
         for seed in seeds:
-            torch.manual_seed(int(seed))
+            torch.default_generator.manual_seed(int(seed))  # not torch.manual_seed, which reseeds every GPU
             states.append(Nets(model, n_classes, 1, widths).state_dict())
         nets = Nets(model, n_classes, len(seeds), widths)
     nets.load_state_dict({k: torch.cat([s[k] for s in states]) if v.ndim else v for k, v in states[0].items()})
     return nets
+
+
+def unstack(nets: Nets, model: str, widths: Sequence[int] = (16, 32, 64)) -> list[Nets]:
+    """The nets one by one, copies of a stack of `model` with these widths.
+
+    >>> [net.n_models for net in unstack(initialise("small", 24, seeds=[0, 1]), "small")]
+    [1, 1]
+    """
+    single = []
+    states = {k: v.chunk(nets.n_models) if v.ndim else [v] * nets.n_models for k, v in nets.state_dict().items()}
+    for i in range(nets.n_models):
+        net = Nets(model, nets.weight.shape[2], 1, widths).to(nets.weight.device)
+        net.load_state_dict({k: v[i] for k, v in states.items()})
+        single.append(net.eval())
+    return single
 
 
 PARALLEL = ("small", "resnet9")
@@ -88,9 +103,14 @@ def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Modu
         return nn.Sequential(*layers, _Mean()), widths[-1]
     if model == "resnet9":
         return _resnet9(n_models), 512
-    if model in torchvision.models.list_models(module=torchvision.models):
-        return _torchvision_backbone(model)
-    raise ValueError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
+    check_model(model)
+    return _torchvision_backbone(model)
+
+
+def check_model(model: str) -> None:
+    """ValueError if there is no such backbone."""
+    if model not in PARALLEL and model not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
 
 
 class _Patches(nn.Conv2d):
@@ -100,15 +120,19 @@ class _Patches(nn.Conv2d):
         super().__init__(n_in * n_models, n_out * n_models, 2, stride=2, groups=n_models, bias=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        device, weight = input.device.type, self.weight
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        if input.device.type != "cpu":
+            return super().forward(input)
+        weight = self.weight
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
             input, weight = input.to(dtype), weight.to(dtype)
         return _PatchConvolution.apply(input, weight, self.groups)
 
 
 class _PatchConvolution(torch.autograd.Function):
     """Its input gradient by four 1 x 1 convolutions: twice as fast on a CPU as the one call, with the same sums."""
+
+    generate_vmap_rule = True  # per-example gradients by torch.func
 
     @staticmethod
     def forward(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
@@ -170,7 +194,8 @@ def _torchvision_backbone(model: str) -> tuple[nn.Module, int]:
 
     Dropout draws from the generator that all threads share, so a model would not be a function of its seed.
     """
-    net = torchvision.models.get_model(model, weights=None)
+    auxiliary = {"aux_logits": False, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
+    net = torchvision.models.get_model(model, weights=None, **auxiliary)
     linear = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ValueError(f"{model} has no linear layer to replace by a head: use another torchvision classifier")

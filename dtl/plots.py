@@ -386,15 +386,15 @@ def images(
     columns: int = 8,
     ax: Axes | None = None,
 ) -> Axes:
-    """Chosen examples, each under its title (its class name by default).
+    """Chosen examples, by number or by a mask, each under its title (its class name by default).
 
     Examples
     --------
     >>> dtl.plots.images(problem.target_test, [3, 14, 15])
     """
-    index = [int(i) for i in index]
-    if not index:
-        raise ValueError("index is empty: choose at least one example.")
+    index = np.arange(len(dataset))[np.asarray(index) if len(index) else slice(0)].tolist()  # numbers or a mask
+    if not index or columns < 1:
+        raise ValueError(f"choose at least one example and one column, not {len(index)} and {columns}.")
     titles = [dataset.classes[int(dataset.labels[i])] for i in index] if titles is None else titles
     if len(titles) != len(index):
         raise ValueError(f"there are {len(titles)} titles for {len(index)} images: give one for each.")

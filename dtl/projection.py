@@ -5,6 +5,7 @@ the source class *ostrich* helps (Jain et al. 2022, section 4.1).
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,14 +37,18 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
     >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=8)
     """
     n_classes, n = influence.values.shape
-    if not -1 < source_class < n_classes:
-        raise ValueError(f"there is no source class {source_class}: the influence has classes 0..{n_classes - 1}")
-    if not 1 <= k <= n:
-        raise ValueError(f"k must lie in 1..{n}, the target examples of the influence, not {k}")
+    check_number(source_class, 0, n_classes - 1, "source_class, one of the classes of the influence,")
+    check_number(k, 1, n, "k, of the target examples of the influence,")
     if most not in ("helped", "hurt"):
         raise ValueError(f"unknown side {most!r}: use 'helped' or 'hurt'")
     values = influence.values[source_class]
     return np.argsort(-values if most == "helped" else values, kind="stable")[:k]
+
+
+def check_number(value: object, low: int, high: int, what: str) -> None:
+    """ValueError unless `value` is one whole number in low..high; names and arrays are none."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+        raise ValueError(f"{what} must be one whole number in {low}..{high}, not {value!r}")
 
 
 @dataclass(frozen=True, eq=False)

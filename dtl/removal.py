@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from dtl.influence import Influence
+from dtl.projection import check_number
 from dtl.study import Study
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 ORDERS = ("negative", "positive", "random")
 
@@ -22,8 +28,9 @@ def removal_curve(
     *,
     given: Mapping[str, Sequence[int]] | None = None,
     store: str | Path | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
+    client: "Client | None" = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Target accuracy after retraining without the first `count` source classes of an order (Jain et al. 2022, Fig. 2).
@@ -33,10 +40,14 @@ def removal_curve(
     study : gives problem, recipe and transfer (its first); its models are not used
     influence : classes are ordered by its mean over targets
     counts : numbers of classes to remove; 0, the full source, is always included
-    orders : "negative" (most negative first), "positive", "random" (a new order every time), and names in `given`
+    orders : "negative" (most negative first), "positive", "random" (a new order for each seed, followed through all
+        counts), and names in `given`
     seeds : retrainings for each order and count
     given : your own orders, name -> source class indices, first to be removed first
     store : folder that keeps the retrained models' outputs, so that a killed call resumes
+    seed : of the retrainings and the random orders; the default is one more than the study's, whose models gave the
+        influence and must not judge it
+    device, client, progress : as in `Study.run`
 
     Returns
     -------
@@ -45,27 +56,32 @@ def removal_curve(
     >>> curve = dtl.removal_curve(study, study.influence(), counts=[2, 4, 6])
     >>> curve.test.mean("seed")
     """
-    given = dict(given or {})
-    n_source = study.n_units
-    counts = sorted({0, *(int(count) for count in counts)})
+    given, orders, n_source = dict(given or {}), [orders] if isinstance(orders, str) else list(orders), study.n_units
     unknown = [order for order in orders if order not in ORDERS and order not in given]
-    if unknown or not orders:
-        raise ValueError(f"unknown orders {unknown}: use {', '.join(ORDERS)}, or name them in `given`")
+    if unknown or not orders or len(set(orders)) < len(orders) or set(given) & set(ORDERS):
+        raise ValueError(
+            f"orders must be different, out of {', '.join(ORDERS)} and names of your own in `given`, not {orders} with "
+            f"{list(given)} given"
+        )
+    if not np.isfinite(influence.values).all():
+        raise ValueError("the influence is not finite, so it orders nothing: estimate it from finished models")
     if influence.values.shape[0] != n_source:
         raise ValueError(f"influence is of {influence.values.shape[0]} classes but the source has {n_source}")
-    if counts[0] < 0 or counts[-1] > n_source - 2 or len(counts) == 1:
-        raise ValueError(
-            f"counts must lie in 1..{n_source - 2} (a source model needs two classes), not {counts[1:] or counts}"
-        )
-    if seeds < 2:
-        raise ValueError(f"seeds must be at least 2 for a standard error, not {seeds}")
+    if not set(counts) - {0}:
+        raise ValueError(f"counts must lie in 1..{n_source - 2} (a source model needs two classes), not {list(counts)}")
+    for count in counts:
+        check_number(count, 0, n_source - 2, "each of counts (a source model needs two classes)")
+    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
+    counts = sorted({0, *map(int, counts)})
     for name, classes in given.items():
         short = len(classes) < counts[-1] and name in orders
-        if short or len(set(classes)) < len(classes) or not set(classes) <= set(range(n_source)):
+        whole = all(isinstance(c, Integral) for c in classes)
+        if short or len(set(classes)) < len(classes) or not whole or not set(classes) <= set(range(n_source)):
             raise ValueError(
                 f"order {name!r} must list at least {counts[-1]} different class indices in 0..{n_source - 1}"
             )
 
+    seed = study.seed + 1 if seed is None else seed
     rank = np.argsort(influence.values.mean(1), kind="stable")
     rng = np.random.default_rng([seed, 3])
     fixed = {"negative": rank, "positive": rank[::-1]} | given
@@ -77,7 +93,7 @@ def removal_curve(
         mask[np.asarray(fixed.get(order, shuffled[s]))[:count]] = False
 
     retrained = Study(study.problem, study.recipe, masks, study.transfer[:1], store, seed, unit=study.unit).run(
-        device=device, progress=progress
+        device=device, client=client, progress=progress
     )
     accuracy = {}
     for split in ("validation", "test"):
@@ -98,7 +114,8 @@ class Selection:
     """How many classes to remove, chosen on validation, and what that gains on test.
 
     count : classes removed; 0 when removing none is best on validation
-    gain, stderr : test accuracy minus that of the full source, mean and standard error over retrainings
+    gain, stderr : test accuracy minus that of the full source, mean and standard error over seeds; for each seed the
+        count is chosen by the other seeds, because a model that happens to train well does so on both splits
     """
 
     order: str
@@ -109,7 +126,7 @@ class Selection:
 
 
 def select(curve: xr.Dataset, order: str = "negative") -> Selection:
-    """Choose the count with the best mean validation accuracy and report its gain on test.
+    """Choose the count with the best mean validation accuracy and estimate what choosing so gains on test.
 
     >>> dtl.removal.select(curve).gain
     """
@@ -117,7 +134,7 @@ def select(curve: xr.Dataset, order: str = "negative") -> Selection:
         raise ValueError(f"the curve has no order {order!r}: it has {', '.join(curve.order.values)}")
     arm = curve.sel(order=order)
     count = int(arm.validation.mean("seed").idxmax("count"))
-    removed, full = arm.test.sel(count=count), arm.test.sel(count=0)
     n = curve.sizes["seed"]
-    variance = removed.var("seed", ddof=1) + full.var("seed", ddof=1) if count else 0.0
-    return Selection(order, count, float(removed.mean() - full.mean()), float((variance / n) ** 0.5), n)
+    others = (arm.validation.sum("seed") - arm.validation).argmax("count")  # of each seed
+    gains = (arm.test.isel(count=others) - arm.test.sel(count=0)).values
+    return Selection(order, count, float(gains.mean()), float(gains.std(ddof=1) / n**0.5), n)

@@ -4,16 +4,24 @@ Each gives a score for every source class and target example, to be ranked like 
 so none can tell harm from mere distance.
 """
 
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import redirect_stderr
+from copy import deepcopy
 from functools import partial
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from dtl.data import TransferProblem
-from dtl.models import Nets
-from dtl.training import Recipe, open_pixels, resolve_device, train_sources
-from dtl.transfer import features
+from dtl.data import ImageDataset, TransferProblem
+from dtl.models import Nets, unstack
+from dtl.training import Pixels, Recipe, check_size, open_pixels, resolve_device, train_sources
+from dtl.transfer import features, solve_probes
 
 
 def full_source_nets(
@@ -23,8 +31,12 @@ def full_source_nets(
 
     >>> nets = dtl.substitutes.full_source_nets(problem, seeds=(0, 1))
     """
+    if not seeds:
+        raise ValueError("seeds is empty: give one seed for each model")
+    recipe = recipe or Recipe()
+    check_size(recipe, *problem.source.size)
     everything = np.ones((len(seeds), problem.source.n_classes), dtype=bool)
-    return train_sources(problem.source, everything, seeds, recipe or Recipe(), resolve_device(device))
+    return train_sources(problem.source, everything, seeds, recipe, resolve_device(device))
 
 
 def feature_similarity(
@@ -36,8 +48,11 @@ def feature_similarity(
 
     >>> dtl.substitutes.feature_similarity(problem)[:, 0].argmax()
     """
-    source, target = _features(problem, nets, recipe, split)
-    centre, deviation = source.mean(1, keepdim=True), source.std(1, keepdim=True).clamp(min=1e-6)
+    recipe, target_split = recipe or Recipe(), _part(problem, split)
+    nets = nets or full_source_nets(problem, recipe)
+    source, target = (_features(nets, data, problem, recipe) for data in (problem.source, target_split))
+    centre, deviation = source.mean(1, keepdim=True), source.std(1, keepdim=True)
+    deviation = torch.where(deviation > 1e-6 * deviation.amax(2, keepdim=True), deviation, torch.inf)  # dead: out
     source, target = (source - centre) / deviation, (target - centre) / deviation
     labels = problem.source.labels.to(source.device)
     means = torch.stack([source[:, labels == c].mean(1) for c in range(problem.source.n_classes)], 1)
@@ -50,28 +65,167 @@ def label_mapping(
 ) -> np.ndarray:
     """Probability that the source model gives to each source class for each target example, (K, n), averaged over nets.
 
-    Counting the most probable class over target images gives the label mapping of Zhang et al. 2023 (DP4TL).
+    Zhang et al. 2023 (DP4TL) count the most probable class of each target image; means keep ties apart.
 
     >>> dtl.substitutes.label_mapping(problem).mean(axis=1)
     """
+    recipe, target = recipe or Recipe(), _part(problem, split)
     nets = nets or full_source_nets(problem, recipe)
-    _, target = _features(problem, nets, recipe, split)
-    logits = torch.baddbmm(nets.bias.detach(), target, nets.weight.detach())
-    return logits.softmax(2).mean(0).T.cpu().numpy()
+    return _logits(nets, target, problem, recipe).softmax(2).mean(0).T.cpu().numpy()
 
 
-def _features(
-    problem: TransferProblem, nets: Nets | None, recipe: Recipe | None, split: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features of the source and of a target split, (nets, n, n_features) each."""
-    recipe = recipe or Recipe()
-    part = f"target_{split}"
-    if part not in problem.parts:
+def _features(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
+    _check_nets(nets, problem)
+    return features(nets, open_pixels(dataset, problem.source, nets.weight.device), recipe)
+
+
+def _logits(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
+    """Of the source heads, (nets, n, K)."""
+    return torch.baddbmm(nets.bias.detach(), _features(nets, dataset, problem, recipe), nets.weight.detach())
+
+
+def _check_nets(nets: Nets, problem: TransferProblem) -> None:
+    if nets.weight.shape[2] != problem.source.n_classes:
+        raise ValueError(
+            f"the nets have {nets.weight.shape[2]} source classes and the problem {problem.source.n_classes}: use nets "
+            "of full_source_nets(problem)"
+        )
+
+
+def _part(problem: TransferProblem, split: str) -> ImageDataset:
+    if f"target_{split}" not in problem.parts:
         raise ValueError(f"unknown split {split!r}: use 'train', 'validation' or 'test'")
+    return problem.parts[f"target_{split}"]
+
+
+def source_loss(problem: TransferProblem, nets: Nets | None = None, recipe: Recipe | None = None) -> np.ndarray:
+    """Cross-entropy of each source example under its own label, (N,), averaged over nets that trained on it.
+
+    What nets fit last is often wrong or ambiguous: a loss ranks such examples without any retraining.
+
+    >>> dtl.substitutes.source_loss(problem).argsort()[::-1][:20]       # examples to look at
+    """
+    recipe, labels = recipe or Recipe(), problem.source.labels
     nets = nets or full_source_nets(problem, recipe)
-    device = nets.weight.device
-    source, target = (
-        features(nets, open_pixels(data, problem.source, device), recipe)
-        for data in (problem.source, problem.parts[part])
-    )
-    return source, target
+    p = _logits(nets, problem.source, problem, recipe).log_softmax(2).cpu()
+    return -p[:, range(len(labels)), labels].mean(0).numpy()
+
+
+def trak(
+    problem: TransferProblem,
+    nets: Nets | None = None,
+    recipe: Recipe | None = None,
+    split: str = "validation",
+    dimension: int = 64,
+    seed: int = 0,
+) -> np.ndarray:
+    """Score of each source example for the margin of each target example, (N, n), averaged over nets.
+
+    TRAK (Park et al. 2023) by its authors' library, with one change for transfer: the margin of a source example comes
+    from the source head, that of a target example from the probe of "fixed" transfer, and gradients are with respect
+    to the backbone, which both share. The library fixes the unit up to a factor, so scores are for ranking. Sum the
+    rows of a class for the score of the class, `class_sums`.
+
+    Parameters
+    ----------
+    dimension : of the random projection of gradients, at most N; the more source examples, the larger it may be
+    seed : of that projection
+
+    Raises
+    ------
+    ModuleNotFoundError : the extra `trak` is not installed
+    ValueError : unknown split, or a dimension out of range
+
+    >>> by_class = dtl.substitutes.class_sums(dtl.substitutes.trak(problem), problem.source)
+    """
+    try:
+        from trak import TRAKer
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("TRAK needs its library: install it with pip install 'dtl[trak]'") from error
+    if not 1 <= dimension <= len(problem.source):
+        raise ValueError(f"dimension must lie in 1..{len(problem.source)}, the source examples, not {dimension}")
+    recipe, evaluated = recipe or Recipe(), _part(problem, split)
+    nets = nets or full_source_nets(problem, recipe)
+    _check_nets(nets, problem)
+    like, device, n_source = problem.source, nets.weight.device, problem.source.n_classes
+    train = open_pixels(problem.target_train, like, device)
+    probes = solve_probes(features(nets, train, recipe), train.labels, problem.target_train.n_classes, recipe.probe_l2)
+    single = unstack(nets, recipe.model, recipe.widths)
+    models = [_TwoHeads(*parts) for parts in zip(single, *probes, strict=True)]
+    with TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):  # no option turns its progress bars off
+        tracer = TRAKer(
+            deepcopy(models[0]), cast(Any, _Margin(n_source)), len(like), folder, device=str(device),
+            proj_dim=dimension, projector_seed=seed, use_half_precision=False, logging_level=logging.WARNING,
+            grad_wrt=[name for name, _ in models[0].named_parameters() if name.startswith("net.backbone")],
+        )  # fmt: skip
+        for number, model in enumerate(models):
+            tracer.load_checkpoint(cast(Any, model.state_dict()), number)
+            for images, labels in _batches(open_pixels(like, like, device)):
+                tracer.featurize((images, labels), num_samples=len(labels))
+        tracer.finalize_features()
+        cast(Any, tracer.projector).model_id = None  # it has dropped its matrix: it must draw that of net 0 again
+        for number, model in enumerate(models):
+            tracer.start_scoring_checkpoint("target", cast(Any, model.state_dict()), number, len(evaluated))
+            for images, labels in _batches(open_pixels(evaluated, like, device)):
+                tracer.score((images, labels + n_source), num_samples=len(labels))
+        return np.array(tracer.finalize_scores("target"))
+
+
+def class_sums(by_example: np.ndarray, source: ImageDataset) -> np.ndarray:
+    """Scores of source examples summed over those of each class, (N, n) -> (K, n).
+
+    >>> dtl.substitutes.class_sums(np.ones((len(problem.source), 1)), problem.source)[:, 0]      # images of each class
+    """
+    if len(by_example) != len(source):
+        raise ValueError(f"{len(by_example)} rows of scores for {len(source)} source examples: give one row for each")
+    return np.stack([by_example[source.labels.numpy() == c].sum(0) for c in range(source.n_classes)])
+
+
+class _TwoHeads(nn.Module):
+    """Logits of one source model and of its target probe, side by side, (batch, source classes + target classes)."""
+
+    def __init__(self, net: Nets, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.net, self.probe = net, nn.ParameterList([weight, bias])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = self.net.features(x)[0]
+        return torch.cat(
+            [features @ self.net.weight[0] + self.net.bias[0], features @ self.probe[0] + self.probe[1]], 1
+        )
+
+
+class _Margin:
+    """The output function that TRAK explains: the margin under the head that a label belongs to."""
+
+    def __init__(self, n_source: int) -> None:
+        self.n_source = n_source
+
+    def logits(
+        self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
+        images: torch.Tensor, labels: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        logits = torch.func.functional_call(model, (weights, buffers), images)
+        of_source = torch.arange(logits.shape[1], device=logits.device) < self.n_source
+        return logits.masked_fill(of_source != (labels < self.n_source)[:, None], -torch.inf)
+
+    def get_output(
+        self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
+        image: torch.Tensor, label: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        logits = self.logits(model, weights, buffers, image[None], label[None])
+        correct = torch.arange(logits.shape[1], device=logits.device) == label
+        return logits[0].gather(0, label[None])[0] - logits[0].masked_fill(correct, -torch.inf).logsumexp(0)
+
+    def get_out_to_loss_grad(
+        self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
+        batch: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:  # fmt: skip
+        """Derivative of the loss with respect to the margin, up to its sign: 1 - p of the correct class, (batch, 1)."""
+        p = self.logits(model, weights, buffers, *batch).softmax(1)
+        return 1 - p.gather(1, batch[1][:, None]).detach()
+
+
+def _batches(pixels: Pixels, size: int = 100) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    for index in torch.arange(len(pixels.labels), device=pixels.labels.device).split(size):
+        yield pixels.batch(index[None]), pixels.labels[index]

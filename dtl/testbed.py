@@ -12,6 +12,7 @@ from matplotlib import style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
@@ -68,6 +69,7 @@ def make(
             "the testbed needs size and train of at least 1, per_class of at least 20, validation and test of at "
             f"least 5, not {size}, {train}, {per_class}, {validation} and {test}"
         )
+    _check_shares(noise, cue)
     rng = np.random.default_rng([seed, 7])
     target = {"train": _target(rng, train, cue), "validation": _target(rng, validation), "test": _target(rng, test)}
     others = {"symbol": lambda: rng.integers(N_TARGET, N_SYMBOLS, per_class)}
@@ -143,14 +145,17 @@ def make_examples(
             "the testbed of examples needs size and per_class of at least 1, leaks in sixes and flawed in eights, not "
             f"{size}, {per_class}, {leaks} and {flawed}"
         )
+    _check_shares(noise)
+    if leaks > N_TARGET * 50:
+        raise ValueError(f"leaks must not exceed {N_TARGET * 50}, the validation pictures, not {leaks}")
     rng = np.random.default_rng([seed, 11])
     target = {split: _target(rng, n) for split, n in (("train", 15), ("validation", 50), ("test", 100))}
     chosen = rng.choice(len(target["validation"]), leaks, replace=False)
     copied = np.repeat(chosen, np.repeat(COPIES, leaks // 3))
-    moved = np.repeat(np.arange(leaks) % 2 == 1, np.repeat(COPIES, leaks // 3))
+    is_moved = np.repeat(np.arange(leaks) % 2 == 1, np.repeat(COPIES, leaks // 3))
     shown = target["validation"].iloc[copied].reset_index(drop=True)
     for column, spread in {"dx": 0.1, "dy": 0.1, "angle": 0.2, "zoom": 0.08, "hue": 0.04}.items():
-        shown[column] += moved * rng.normal(0, spread, len(shown))
+        shown[column] += is_moved * rng.normal(0, spread, len(shown))
     symbols = np.arange(N_TARGET)
     clean = _scenes(rng, N_TARGET * per_class, symbol=np.repeat(symbols, per_class))
     mislabelled, ambiguous, other = (_scenes(rng, flawed, symbol=np.resize(symbols, flawed)) for _ in range(3))
@@ -165,6 +170,8 @@ def make_examples(
     role = np.repeat(list(parts), [len(scenes) for scenes in parts.values()])
     copy_of = np.full(len(labels), -1)
     copy_of[role == "leaked"] = copied
+    moved = np.zeros(len(labels), dtype=bool)
+    moved[role == "leaked"] = is_moved
     leaked_by = {split: np.full(len(scenes), -1) for split, scenes in target.items()}
     leaked_by["validation"][chosen] = target["validation"].symbol.iloc[chosen]
     truth = Truth(
@@ -176,6 +183,7 @@ def make_examples(
         leaked_by=leaked_by,
         example_role=role,
         copy_of=copy_of,
+        moved=moved,
     )
     splits = {
         k: _dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for k, v in target.items()
@@ -196,8 +204,8 @@ def score(influence: Influence, problem: TransferProblem) -> dict[str, float]:
     >>> dtl.testbed.score(study.influence(), problem)["helpful"]
     """
     truth = problem.truth
-    if truth is None:
-        raise ValueError(f"problem {problem.name} has no planted truth to score against")
+    if truth is None or "irrelevant" not in truth.role:
+        raise ValueError(f"problem {problem.name} has no planted classes to score against: use dtl.load('testbed')")
     n = len(problem.target_validation)
     if influence.values.shape != (len(truth.role), n):
         raise ValueError(
@@ -220,6 +228,37 @@ def score(influence: Influence, problem: TransferProblem) -> dict[str, float]:
         "leaked": against_irrelevant([(c, copied == c) for c in members["leaked"]], 1),
         "misleading": against_irrelevant([(c, everywhere) for c in members["misleading"]], -1),
     }
+
+
+def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, float]:
+    """How often each kind of planted source example ranks before a clean one: an AUROC for each kind.
+
+    Kinds are "1 plain" to "5 moved" (copies of one validation example, and whether they are moved), "mislabelled" and
+    "ambiguous".
+
+    Parameters
+    ----------
+    suspicion : (N,) of all source examples of the testbed of examples, higher for what should be found
+
+    >>> dtl.testbed.score_examples(dtl.leakage.similarity(problem.source, problem.target_validation).max(1), problem)
+    """
+    suspicion, truth = np.asarray(suspicion), problem.truth
+    if truth is None or truth.example_role is None or truth.copy_of is None or truth.moved is None:
+        raise ValueError(f"no example is planted in problem {problem.name}: use dtl.load('testbed-examples')")
+    if suspicion.shape != (len(problem.source),):
+        raise ValueError(f"give one suspicion for each of {len(problem.source)} source examples, not {suspicion.shape}")
+    kind = truth.example_role.astype(object)
+    for example in np.flatnonzero(truth.copy_of >= 0):
+        times = (truth.copy_of == truth.copy_of[example]).sum()
+        kind[example] = f"{times} {'moved' if truth.moved[example] else 'plain'}"
+    order = [f"{times} {how}" for how in ("plain", "moved") for times in COPIES] + ["mislabelled", "ambiguous"]
+    clean = kind == "clean"
+    return {k: float(roc_auc_score((kind == k)[clean | (kind == k)], suspicion[clean | (kind == k)])) for k in order}
+
+
+def _check_shares(noise: float, cue: float = 0.5) -> None:
+    if not 0 <= noise <= 1 or not 0 <= cue <= 1:
+        raise ValueError(f"noise and cue must lie between 0 and 1, not {noise} and {cue}")
 
 
 def _scenes(rng: np.random.Generator, n: int, **fixed: object) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from dtl.beton import Beton
 from dtl.data import ImageDataset
-from dtl.models import Nets, initialise
+from dtl.models import Nets, check_model, initialise
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,28 @@ class Recipe:
     finetune_lr: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "models_at_once", "finetune_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        at_least = {"epochs": 1, "batch_size": 2, "models_at_once": 1, "finetune_epochs": 1, "augment": 0}
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+            object.__setattr__(self, name, int(value))  # numbers of NumPy cannot be written to a store
+        for name in ("lr", "finetune_lr", "probe_l2", "momentum", "weight_decay", "warmup"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
+                raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
+            object.__setattr__(self, name, float(value))
         for name in ("lr", "finetune_lr", "probe_l2"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        for name in ("momentum", "weight_decay", "augment"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        if not self.widths or min(self.widths) < 1:
+        if not self.widths or not all(isinstance(n, Integral) and n > 0 for n in self.widths):
             raise ValueError(f"widths must be one or more positive numbers of channels, not {self.widths}")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is the share of the steps before the peak, between 0 and 1, not {self.warmup}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"unknown precision {self.precision!r}: use 'float32' or 'bfloat16'")
-        object.__setattr__(self, "widths", tuple(self.widths))
-        with torch.device("meta"):
-            Nets(self.model, 2, 1, self.widths)  # an unknown model is an error here, before any training
+        object.__setattr__(self, "widths", tuple(map(int, self.widths)))
+        check_model(self.model)
 
     def settings(self) -> dict[str, object]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -76,16 +81,15 @@ class Recipe:
 
 def check_size(recipe: Recipe, height: int, width: int) -> None:
     """ValueError if images are too small for the recipe's net, found out without computing anything."""
-    with torch.device("meta"):
-        nets = Nets(recipe.model, 2, 1, recipe.widths).eval()
-        try:
-            nets(torch.empty(2, 3, height, width))
-        except RuntimeError as error:
-            widths = f" with widths {recipe.widths}" if recipe.model == "small" else ""
-            raise ValueError(
-                f"images of {height} x {width} pixels are too small for {recipe.model}{widths}: use larger images, or "
-                "a net that halves them fewer times"
-            ) from error
+    nets = Nets(recipe.model, 2, 1, recipe.widths).to("meta")  # made elsewhere: some torchvision nets cannot be there
+    try:
+        nets(torch.empty(2, 3, height, width, device="meta"))
+    except (RuntimeError, AssertionError) as error:
+        widths = f" with widths {recipe.widths}" if recipe.model == "small" else ""
+        raise ValueError(
+            f"{recipe.model}{widths} cannot take images of {height} x {width} pixels ({error}): use images of another "
+            "size, or a net that halves them fewer times"
+        ) from error
 
 
 class Pixels:
@@ -119,8 +123,8 @@ class Pixels:
 
     def batches(self, order: torch.Tensor, rng: Sequence[np.random.Generator]) -> Iterator[torch.Tensor]:
         """`batch` of each step of an order (steps, models, batch)."""
-        for index in order:
-            yield self.batch(index.to(self.labels.device), rng)
+        for index in order.to(self.labels.device):
+            yield self.batch(index, rng)
 
     def _finish(self, x: torch.Tensor) -> torch.Tensor:
         """uint8 (batch, models, 3, height, width) -> float (batch, models * 3, height, width), normalised"""
@@ -206,8 +210,7 @@ def fit(
     )
     nets.train()
     device = pixels.labels.device
-    for index, x in zip(order, pixels.batches(order, rng), strict=True):
-        index = index.to(device)
+    for index, x in zip(order.to(device), pixels.batches(order, rng), strict=True):
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             logits = nets(x).float()  # (models, batch, classes)
         if absent is not None:
@@ -264,9 +267,11 @@ def train_sources(
 
 def resolve_device(device: str) -> torch.device:
     """A torch device from "auto", "cpu", "cuda" or "cuda:1"; one clear error when it is unknown or absent."""
+    if isinstance(device, torch.device):
+        device = str(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name, _, number = device.partition(":")
+    name, _, number = str(device).partition(":")
     if name not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise ValueError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'")
     if name == "cuda" and int(number or 0) >= torch.cuda.device_count():

@@ -72,6 +72,7 @@ def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe
     rng = [np.random.default_rng([int(seed), 2]) for seed in seeds]
     order = torch.stack([draw_order(np.arange(len(target)), steps, batch, r) for r in rng], 1)
     pixels = open_pixels(target, problem.source, nets.weight.device, recipe.augment)
+    nets.backbone.requires_grad_(not only_head)
     fit(nets, pixels, order, recipe, recipe.finetune_lr, rng, nets.head if only_head else nets.parameters())
 
 
@@ -84,7 +85,15 @@ def features(nets: Nets, pixels: Pixels, recipe: Recipe, batch: int = 256) -> to
         x = pixels.batch(index[None]).repeat(1, nets.n_models, 1, 1)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             found.append(nets.features(x.contiguous(memory_format=torch.channels_last)).float())
-    return torch.cat(found, 1)
+    return _finite(torch.cat(found, 1))
+
+
+def _finite(x: torch.Tensor) -> torch.Tensor:
+    """Features as they are, or an error that names the nets whose features are not finite."""
+    if not torch.isfinite(x).all():
+        diverged = (~torch.isfinite(x).all(2).all(1)).nonzero().flatten().tolist()
+        raise RuntimeError(f"features of nets {diverged} are not finite: training diverged, so lower the learning rate")
+    return x
 
 
 def solve_probes(
@@ -108,14 +117,14 @@ def solve_probes(
     >>> weight, bias = solve_probes(torch.randn(8, 100, 64), torch.arange(100) % 4, 4, l2=1e-2)
     """
     n = x.shape[1]
-    if not torch.isfinite(x).all():
-        raise RuntimeError("features are not finite: source training diverged, so lower the learning rate")
-    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
+    mean, std = _finite(x).mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
     std = torch.where(std > 1e-6 * std.amax(2, keepdim=True).clamp(min=1e-30), std, torch.inf)  # dead features: out
     z = (x - mean) / std
     onehot = F.one_hot(labels, n_classes).to(z.dtype)
     bound = z.mT @ z / (2 * n) + l2 * torch.eye(z.shape[2], device=z.device, dtype=z.dtype)
-    factor = torch.linalg.cholesky(bound)
+    factor, failed = torch.linalg.cholesky_ex(bound)
+    if failed.any():
+        raise RuntimeError(f"the probe of fixed features has no solution in float32 at probe_l2={l2}: raise it")
     w = z.new_zeros(len(z), z.shape[2], n_classes)
     b = z.new_zeros(len(z), 1, n_classes)
     (w_ahead, b_ahead), momentum = (w, b), z.new_ones(len(z), 1, 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import logging
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, cast
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from dtl.data import TransferProblem
     from dtl.influence import Influence
 
-log = logging.getLogger(__name__)
 
 _DPI = 192  # two device pixels for each CSS pixel
 _TEXT = "color: inherit; line-height: 1.5"  # the page or the notebook knows its own background, light or dark
@@ -84,14 +82,6 @@ def picker(
     for i, (name, alt) in enumerate(zip(names, alts, strict=True)):
         figure = figures(name) if callable(figures) else figures[i]
         children.append(_image(figure, alt) + (captions[i] if captions is not None else ""))
-    if not hasattr(ipywidgets, "Stack"):
-        log.warning(
-            "ipywidgets %s has no Stack: all figures are listed; install ipywidgets>=8.", ipywidgets.__version__
-        )
-        headed = [
-            f"<p><strong>{html.escape(name)}</strong></p>{child}" for name, child in zip(names, children, strict=True)
-        ]
-        return ipywidgets.VBox([ipywidgets.HTML(child) for child in headed])
     choice = ipywidgets.Dropdown(
         options=[(name, i) for i, name in enumerate(names)],  # pairs, so that two items may share a name
         index=0,
@@ -245,7 +235,7 @@ def mistake_picker(
         of = flips.sel(example=example)
         suspect = sources[min(arms, key=lambda c: influence.values[c, example])]
         taken = of.label.values[of.share.sel(arm="full").values.argmax()]
-        seen = f"taken for {taken}" if taken != of.true else "right in more than other retrainings"
+        seen = f"taken for {taken}" if taken != of.true else "most often right"
         names.append(f"{example}: {of.true.item()}, {seen}")
         table = plots.strongest(influence, sources, int(example), k)
         alts.append(f"Target picture {example}, {of.true.item()}. {influence_alt(table, 'it')}")
@@ -287,13 +277,13 @@ def flag_slider(
     --------
     >>> dtl.widgets.flag_slider(ranking, problem, hits=problem.truth.example_role[ranking.source] == "leaked")
     """
-    hits = np.asarray(hits, dtype=bool)
-    if len(hits) != len(ranking) or not hits.any():
+    hits = np.asarray(hits)
+    if hits.dtype != bool or len(hits) != len(ranking) or not hits.any():
         raise ValueError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
     if not 1 <= step <= len(ranking):
         raise ValueError(f"step must lie in 1..{len(ranking)}, the rows of the ranking, not {step}.")
-    children = []
-    for flagged in range(step, min(len(ranking), 12 * step) + 1, step):
+    children, counts = [], range(step, min(len(ranking), 12 * step) + 1, step)
+    for flagged in counts:
         found = int(hits[:flagged].sum())
         last = ranking["source"].to_numpy()[max(0, flagged - k) : flagged].tolist()
         marks = ["hit" if hit else "no hit" for hit in hits[max(0, flagged - k) : flagged]]
@@ -304,11 +294,11 @@ def flag_slider(
             f'<p style="font-size: 0.9em; margin: 0.3em 0; {_TEXT}">{flagged} flagged, {found} hits: {numbers}. '
             f"Flagged last:</p>{_image(figure, alt)}"
         )
-    slider = ipywidgets.IntSlider(
-        0, 0, len(children) - 1, description=description, readout=False, style={"description_width": "initial"}
+    slider = ipywidgets.SelectionSlider(
+        options=[str(count) for count in counts], description=description, style={"description_width": "initial"}
     )
     stack = ipywidgets.Stack([ipywidgets.HTML(child) for child in children], selected_index=0)
-    ipywidgets.jsdlink((slider, "value"), (stack, "selected_index"))
+    ipywidgets.jsdlink((slider, "index"), (stack, "selected_index"))
     return ipywidgets.VBox([slider, stack])
 
 

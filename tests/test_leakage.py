@@ -143,3 +143,42 @@ def test_planted_leaks_and_lies_are_found():
     worst = dtl.misleading(study.influence(by="all"), problem.source).set_index("source").z.sort_index()
     chosen = np.isin(role, ["clean", "mislabelled"])
     assert roc_auc_score(role[chosen] == "mislabelled", -worst[chosen]) > 0.65
+
+
+def test_score_examples_counts_pairs_in_the_right_order():
+    problem = dtl.load("testbed-examples", seed=0)
+    truth = problem.truth
+    assert truth is not None and truth.copy_of is not None and truth.moved is not None
+    suspicion = np.random.default_rng(0).random(len(problem.source))
+    found = dtl.testbed.score_examples(suspicion, problem)
+    copies = np.array([(truth.copy_of == of).sum() if of >= 0 else 0 for of in truth.copy_of])
+    clean = suspicion[truth.example_role == "clean"]
+    for kind, chosen in (
+        ("2 moved", (copies == 2) & truth.moved),
+        ("5 plain", (copies == 5) & ~truth.moved),
+        ("ambiguous", truth.example_role == "ambiguous"),
+    ):
+        assert chosen.any()
+        assert found[kind] == pytest.approx(np.mean([a > b for a in suspicion[chosen] for b in clean]))
+    with pytest.raises(ValueError, match="give one suspicion for each of 336 source examples"):
+        dtl.testbed.score_examples(suspicion[1:], problem)
+    with pytest.raises(ValueError, match="no example is planted in problem testbed-0: use dtl.load"):
+        dtl.testbed.score_examples(suspicion, dtl.load("testbed"))
+
+
+def test_equal_images_without_contrast_are_near_duplicates():
+    grey = torch.full((3, 3, 4, 4), 128, dtype=torch.uint8)
+    other = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    source = dtl.ImageDataset(torch.cat([grey, other]), torch.tensor([0, 1, 0, 1, 0]), ("a", "b"))
+    assert dtl.leakage.near_duplicates(source).tolist() == [0, 0, 0, 1, 2]
+    for threshold in (0, 1, 93, float("nan")):
+        with pytest.raises(ValueError, match="near duplicates correlate above a threshold between 0 and 1"):
+            dtl.leakage.near_duplicates(source, threshold)
+
+
+def test_pool_is_any_member_of_a_group():
+    masks, groups = np.random.default_rng(0).random((20, 7)) < 0.5, np.array([2, 0, 1, 0, 2, 2, 1])
+    expected = np.stack([masks[:, groups == g].any(1) for g in range(3)], 1)
+    np.testing.assert_array_equal(dtl.leakage.pool(masks, groups), expected)
+    with pytest.raises(ValueError, match="without gaps"):
+        dtl.leakage.pool(masks, groups * 2)

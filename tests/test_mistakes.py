@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 import dtl
 import dtl.study as study_module
@@ -14,15 +14,17 @@ INFLUENCE = dtl.Influence(VALUES, np.full((4, 2), 0.1), np.ones(2), "difference"
 def test_suspects_are_negative_and_the_worst_come_first():
     assert dtl.suspects(INFLUENCE, 0, k=4).tolist() == [2, 1]
     assert dtl.suspects(INFLUENCE, 1, k=1).tolist() == [0]
+    assert dtl.suspects(INFLUENCE, 0, k=4, least=3).tolist() == [2]
+    assert dtl.suspects(INFLUENCE, 1, k=4, least=11).tolist() == []
 
 
 @pytest.mark.parametrize(
     ("example", "k", "message"),
     [
-        (2, 1, "no example 2: the influence has examples 0..1"),
-        (-1, 1, "no example -1"),
-        (0, 5, "k must lie in 1..4, the source classes, not 5"),
-        (0, 0, "k must lie in 1..4"),
+        (2, 1, r"example, .* must be one whole number in 0\.\.1, not 2"),
+        (-1, 1, "not -1"),
+        (0, 5, r"k, of the source classes, must be one whole number in 1\.\.4, not 5"),
+        (0, 0, "not 0"),
     ],
 )
 def test_bad_suspects(example, k, message):
@@ -73,6 +75,7 @@ def test_flip_rate_counts_labels_with_wilson_intervals(study):
     middle, half = (p + z**2 / (2 * n)), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     np.testing.assert_allclose(flips.low, (middle - half) / (1 + z**2 / n), atol=1e-12)
     np.testing.assert_allclose(flips.high, (middle + half) / (1 + z**2 / n), atol=1e-12)
+    np.testing.assert_allclose(flips.change, flips.share - flips.share.sel(arm="full"))
     masks = np.concatenate(calls)
     assert masks.shape == (24, 24) and masks[:8].all() and (~masks[8:]).sum() == 16
     assert not masks[8:16, 5].any() and not masks[16:, 7].any()
@@ -81,12 +84,12 @@ def test_flip_rate_counts_labels_with_wilson_intervals(study):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"example": 40}, r"one or more different example numbers in 0..39, not \[40\]"),
+        ({"example": 40}, r"each example must be one whole number in 0\.\.39, not 40"),
         ({"example": [0, 0]}, "one or more different example numbers"),
-        ({"without": 24}, r"one or more different source class numbers in 0..23, not \[24\]"),
+        ({"without": 24}, r"each source class must be one whole number in 0\.\.23, not 24"),
         ({"without": []}, "one or more different source class numbers"),
         ({"example": [0, 3]}, "example 3 is not wrong: 100% of the study's models predict it right"),
-        ({"seeds": 1}, "seeds must be at least 2, not 1"),
+        ({"seeds": 1}, "seeds must be one whole number in 2"),
     ],
 )
 def test_bad_flip_tests_are_refused_before_training(study, options, message):
@@ -114,3 +117,10 @@ def test_flip_rate_of_real_models_is_that_of_a_study(tmp_path):
     for arm, part in (("full", said[:4]), (problem.source.classes[3], said[4:])):
         counted = np.bincount(part.astype(int), minlength=4)
         np.testing.assert_array_equal(flips["count"].sel(example=example, arm=arm), counted)
+
+
+def test_the_interval_of_a_change_is_newcombes():
+    """56 of 70 against 48 of 80: +0.2, 0.0524 to 0.3339 (Newcombe 1998, table II, example a, method 10)."""
+    wilson = [(k / n, *binomtest(k, n).proportion_ci(method="wilson")) for k, n in ((56, 70), (48, 80))]
+    low, high = dtl.mistakes.newcombe(*(np.array(arm) for arm in wilson))
+    assert (low, high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import dtl
 from dtl.models import Nets, _Patches, initialise
+from dtl.training import check_size
 
 
 def stacked(nets):
@@ -145,10 +146,17 @@ def test_torchvision_models_train_without_dropout():
     torch.testing.assert_close(nets(x), nets(x))
 
 
+@pytest.mark.parametrize("model", ["googlenet", "regnet_y_400mf"])
+def test_torchvision_models_with_ways_of_their_own(model):
+    check_size(dtl.Recipe(model=model), 64, 64)
+    nets = initialise(model, 5, [0]).train()
+    assert nets(torch.zeros(2, 3, 64, 64)).shape == (1, 2, 5)
+
+
 def test_models_that_cannot_be_had():
     with pytest.raises(ValueError, match="unknown model 'resnet': use one of small, resnet9 or a torchvision"):
         dtl.Recipe(model="resnet")
     with pytest.raises(ValueError, match="squeezenet1_0 has no linear layer"):
-        dtl.Recipe(model="squeezenet1_0")
+        check_size(dtl.Recipe(model="squeezenet1_0"), 64, 64)
     with pytest.raises(ValueError, match="resnet18 runs one model at a time: set models_at_once=1"):
         initialise("resnet18", 5, [0, 1])

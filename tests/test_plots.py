@@ -112,7 +112,7 @@ def test_strongest_averages_targets_with_an_error_that_bounds_the_true_one():
         (lambda r: plots.influence_heatmap(r, NAMES, ("a",), order="size"), "choose 'mean', 'cluster' or 'given'"),
         (lambda r: plots.masks(np.ones((3, 6), bool), ("a",)), "1 source names for 6"),
         (lambda r: plots.image_grid(pictures(), classes=("pear",)), "no class 'pear'"),
-        (lambda r: plots.images(pictures(), []), "index is empty"),
+        (lambda r: plots.images(pictures(), []), "choose at least one example"),
         (lambda r: plots.images(pictures(), [1, 2], titles=["a"]), "1 titles for 2 images"),
         (lambda r: plots.removal_curves(curve(), split="train"), "no split 'train': choose one of validation, test"),
         (lambda r: plots.removal_curves(curve(), chosen=3), "chosen is 3, which is not among the counts"),

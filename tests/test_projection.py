@@ -21,10 +21,13 @@ def test_project_is_a_sort_of_a_row():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source_class": 5}, "no source class 5: the influence has classes 0..4"),
-        ({"source_class": -1}, "no source class -1"),
-        ({"source_class": 0, "k": 13}, "k must lie in 1..12, the target examples of the influence, not 13"),
-        ({"source_class": 0, "k": 0}, "k must lie in 1..12"),
+        ({"source_class": 5}, r"source_class, .* must be one whole number in 0\.\.4, not 5"),
+        ({"source_class": -1}, r"one whole number in 0\.\.4, not -1"),
+        ({"source_class": "star"}, r"one whole number in 0\.\.4, not 'star'"),
+        ({"source_class": np.array([1])}, r"one whole number in 0\.\.4, not array"),
+        ({"source_class": True}, r"one whole number in 0\.\.4, not True"),
+        ({"source_class": 0, "k": 13}, r"k, of the target examples .* in 1\.\.12, not 13"),
+        ({"source_class": 0, "k": 0}, r"whole number in 1\.\.12, not 0"),
         ({"source_class": 0, "most": "loved"}, "unknown side 'loved': use 'helped' or 'hurt'"),
     ],
 )

@@ -101,7 +101,8 @@ def test_a_finished_curve_trains_nothing(problem, recipe, tmp_path, monkeypatch)
     curve = removal_curve(*arguments, store=tmp_path / "s", progress=False)
     assert ((curve.test > 0.1) & (curve.test < 1)).all() and curve.test.values.std() > 0
     # full source by hand: the mean correctness of models of all classes, with this study's seeds
-    full = study_module.train_batch(problem, np.ones((2, 24), bool), study.seeds(2), recipe, ("fixed",), "cpu")
+    own = dtl.Study(problem, recipe, seed=1).seeds(2)
+    full = study_module.train_batch(problem, np.ones((2, 24), bool), own, recipe, ("fixed",), "cpu")
     np.testing.assert_allclose(
         curve.test.sel(order="negative", count=0), full["correct"][0, :, 40:].mean(1), atol=0.051
     )
@@ -132,9 +133,29 @@ TEST = [[0.40, 0.50, 0.45], [0.50, 0.56, 0.59], [0.90, 0.95, 0.99]]
 def test_the_count_is_chosen_on_validation_and_the_gain_is_on_test():
     found = select(curve_of(VALIDATION, TEST))
     assert found.count == 2 and found.n_seeds == 3 and found.order == "negative"  # test alone would say 4
-    removed, full = np.array(TEST[1]), np.array(TEST[0])
-    assert found.gain == pytest.approx(removed.mean() - full.mean())
-    assert found.stderr == pytest.approx(np.sqrt(removed.var(ddof=1) / 3 + full.var(ddof=1) / 3))
+    gains = np.array(TEST[1]) - np.array(TEST[0])
+    assert found.gain == pytest.approx(gains.mean())
+    assert found.stderr == pytest.approx(gains.std(ddof=1) / np.sqrt(3))
+
+
+def test_each_seed_is_judged_at_the_count_that_the_others_choose():
+    """Seed 2 is lucky at count 4, on both splits: the others choose 2 for it, and it alone makes 4 their best."""
+    validation = [[0.5, 0.5, 0.5], [0.6, 0.6, 0.6], [0.55, 0.55, 0.9]]
+    found = select(curve_of(validation, TEST))
+    gains = np.array([TEST[2][0] - TEST[0][0], TEST[2][1] - TEST[0][1], TEST[1][2] - TEST[0][2]])
+    assert found.count == 4 and found.gain == pytest.approx(gains.mean())
+    assert found.stderr == pytest.approx(gains.std(ddof=1) / np.sqrt(3))
+
+
+def test_selection_gains_nothing_where_nothing_is_to_gain():
+    """Luck that validation and test share, and no effect: the mean gain is zero within its error."""
+    rng = np.random.default_rng(0)
+    gains = []
+    for _ in range(400):
+        luck = rng.normal(0, 0.04, (3, 8))
+        noise = rng.normal(0, 0.02, (2, 3, 8))
+        gains.append(select(curve_of((0.8 + luck + noise[0]).tolist(), (0.8 + luck + noise[1]).tolist())).gain)
+    assert abs(np.mean(gains)) < 3 * np.std(gains) / 20  # choosing and judging on the same models: + 9 errors
 
 
 def test_removing_nothing_gains_nothing():
@@ -151,14 +172,19 @@ def test_removing_nothing_gains_nothing():
     [
         (
             {"orders": ("worst",)},
-            r"unknown orders \['worst'\]: use negative, positive, random, or name them",
+            r"orders must be different, out of negative, positive, random and names .*, not \['worst'\]",
         ),
-        ({"orders": ()}, "unknown orders"),
+        ({"orders": ()}, "orders must be different"),
+        ({"orders": ("negative", "negative")}, "orders must be different"),
+        ({"given": {"negative": [0, 1, 2]}}, "orders must be different, .* with .'negative'. given"),
+        ({"influence": influence_of(MEAN * np.nan)}, "the influence is not finite, so it orders nothing"),
+        ({"counts": [1.5]}, r"each of counts .* in 0\.\.22, not 1.5"),
+        ({"given": {"mine": [0.0, 1.0, 2.0]}, "orders": ("mine",)}, "different class indices"),
         ({"counts": []}, r"counts must lie in 1\.\.22"),
         ({"counts": [0]}, r"counts must lie in 1\.\.22 .*, not \[0\]"),
-        ({"counts": [-1, 3]}, r"counts must lie in 1\.\.22"),
-        ({"counts": [23]}, r"counts must lie in 1\.\.22 \(a source model needs two classes\), not \[23\]"),
-        ({"seeds": 1}, "seeds must be at least 2 for a standard error, not 1"),
+        ({"counts": [-1, 3]}, r"each of counts .* whole number in 0\.\.22, not -1"),
+        ({"counts": [23]}, r"each of counts \(a source model needs two classes\) must .*, not 23"),
+        ({"seeds": 1}, "seeds, two or more for a standard error, must be one whole number"),
         ({"influence": influence_of(MEAN[:5])}, "influence is of 5 classes but the source has 24"),
         ({"given": {"mine": [1, 2]}, "orders": ("mine",)}, "order 'mine' must list at least 3 different class indices"),
         ({"given": {"mine": [1, 1, 2]}, "orders": ("mine",)}, "order 'mine' must list"),

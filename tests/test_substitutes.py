@@ -1,10 +1,13 @@
 """Feature similarity and label mapping, against plain loops."""
 
 import dataclasses
+import sys
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 import dtl
 from dtl.substitutes import feature_similarity, full_source_nets, label_mapping
@@ -53,6 +56,19 @@ def test_label_mapping_is_the_softmax_of_the_source_head(problem, nets):
     np.testing.assert_allclose(label_mapping(problem, nets, RECIPE, split="test"), expected, atol=1e-5)
 
 
+def test_source_loss_is_the_cross_entropy(problem, nets):
+    _, logits = loop(problem, nets, problem.source)
+    labels = problem.source.labels
+    expected = np.mean([F.cross_entropy(torch.tensor(x), labels, reduction="none").numpy() for x in logits], 0)
+    np.testing.assert_allclose(dtl.substitutes.source_loss(problem, nets, RECIPE), expected, atol=1e-4)
+
+
+def test_source_loss_finds_false_labels():
+    problem = dtl.load("testbed-examples", seed=1)
+    found = dtl.testbed.score_examples(dtl.substitutes.source_loss(problem), problem)
+    assert found["mislabelled"] > 0.8 and found["1 plain"] < 0.8
+
+
 def test_nets_are_trained_when_none_are_given(problem):
     recipe = dataclasses.replace(RECIPE, epochs=1)
     scores = label_mapping(problem, recipe=recipe)
@@ -69,3 +85,84 @@ def test_similarity_finds_helpful_classes_and_not_harm():
     scores = feature_similarity(problem, full_source_nets(problem, device="cpu"))
     graded = dtl.testbed.score(dtl.Influence(scores, np.ones_like(scores), np.ones(400), "none", "none", 1), problem)
     assert graded["helpful"] > 0.95 and graded["mislabelled"] < 0.3
+
+
+def margin(logits, label):
+    return logits[label] - torch.cat([logits[:label], logits[label + 1 :]]).logsumexp(0)
+
+
+def test_trak_is_its_formula_on_gradients_of_a_loop(problem, nets):
+    from trak.projectors import BasicProjector
+
+    source, target, train = problem.source, problem.target_validation, problem.target_train
+    dimension, scores, weights = 8, torch.zeros(480, 40), torch.zeros(480, 1)
+    images = source.images.float() / 255
+    mean, std = images.mean((0, 2, 3))[:, None, None], images.std((0, 2, 3))[:, None, None]
+    for number, net in enumerate(dtl.models.unstack(nets, RECIPE.model, RECIPE.widths)):
+        with torch.no_grad():
+            x = net.features((train.images.float() / 255 - mean) / std)
+        (head,), (bias,) = dtl.transfer.solve_probes(x, train.labels, 4, RECIPE.probe_l2)
+        parameters, rows, one_minus_p = list(net.backbone.parameters()), {}, []
+        for name, data in (("source", source), ("target", target)):
+            rows[name] = []
+            for image, label in zip(data.images, data.labels.tolist(), strict=True):
+                z = net.features(((image.float() / 255 - mean) / std)[None])[0, 0]
+                m = margin(*((net.weight[0].T @ z + net.bias[0, 0] if name == "source" else z @ head + bias[0]), label))
+                one_minus_p += [1 - m.sigmoid().item()] if name == "source" else []
+                gradient = torch.autograd.grad(m, parameters)
+                rows[name].append(torch.cat([g.flatten() for g in gradient]))
+        size = sum(p.numel() for p in parameters)
+        projector = BasicProjector(size, dimension, 0, cast(Any, "normal"), torch.device("cpu"), dtype=torch.float32)
+        of_source, of_target = (projector.project(torch.stack(rows[n]), number) / size**0.5 for n in rows)
+        inverse = torch.linalg.inv(of_source.T @ of_source)
+        scores = scores + of_source @ (inverse / inverse.abs().mean()) @ of_target.T / 2
+        weights = weights + torch.tensor(one_minus_p)[:, None] / 2
+    expected = (scores * weights).numpy()
+    found = dtl.substitutes.trak(problem, nets, RECIPE, dimension=dimension)
+    assert found.shape == (480, 40)
+    np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
+
+
+def test_trak_ranks_the_original_of_a_copy_high():
+    problem = dtl.load("testbed-examples", seed=0)
+    assert problem.truth is not None
+    copy_of = problem.truth.copy_of
+    assert copy_of is not None
+    scores = dtl.substitutes.trak(problem, full_source_nets(problem, seeds=(0, 1, 2, 3), device="cpu"))
+    copies = np.flatnonzero(copy_of >= 0)
+    before = [(scores[c] > scores[c, copy_of[c]]).sum() for c in copies]
+    assert np.mean(before) < 100  # of 400 target pictures; chance has 200
+
+
+def test_sums_of_classes(problem):
+    by_example = np.arange(2 * 480.0).reshape(480, 2)
+    expected = [by_example[problem.source.labels.numpy() == c].sum(0) for c in range(24)]
+    np.testing.assert_array_equal(dtl.substitutes.class_sums(by_example, problem.source), expected)
+    with pytest.raises(ValueError, match="3 rows of scores for 480 source examples: give one row for each"):
+        dtl.substitutes.class_sums(by_example[:3], problem.source)
+
+
+def test_trak_refuses_bad_input_before_it_trains(problem, monkeypatch):
+    with pytest.raises(ValueError, match="dimension must lie in 1..480, the source examples, not 481"):
+        dtl.substitutes.trak(problem, dimension=481)
+    with pytest.raises(ValueError, match="unknown split 'all'"):
+        dtl.substitutes.trak(problem, split="all")
+    monkeypatch.setitem(sys.modules, "trak", None)
+    with pytest.raises(ModuleNotFoundError, match=r"install it with pip install 'dtl\[trak\]'"):
+        dtl.substitutes.trak(problem)
+
+
+def test_trak_of_one_net(problem, nets):
+    one = dtl.models.unstack(nets, RECIPE.model, RECIPE.widths)[0]
+    assert np.isfinite(dtl.substitutes.trak(problem, one, RECIPE, dimension=4)).all()
+
+
+def test_nets_of_another_problem_and_of_a_diverged_training(problem):
+    others = full_source_nets(dtl.load("testbed-examples", per_class=2), RECIPE)
+    for score in (feature_similarity, label_mapping, dtl.substitutes.source_loss, dtl.substitutes.trak):
+        with pytest.raises(ValueError, match="the nets have 8 source classes and the problem 24"):
+            score(problem, others, RECIPE)
+    with pytest.raises(RuntimeError, match=r"features of nets \[0\] are not finite: training diverged"):
+        label_mapping(problem, recipe=dataclasses.replace(RECIPE, lr=1e8))
+    with pytest.raises(ValueError, match="seeds is empty"):
+        full_source_nets(problem, RECIPE, seeds=())

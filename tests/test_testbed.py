@@ -161,7 +161,7 @@ def test_score_is_an_auroc(problem, sign, expected):
 
 def test_score_refuses_what_it_cannot_score(problem, uneven):
     influence = planted(problem)
-    with pytest.raises(ValueError, match="no planted truth"):
+    with pytest.raises(ValueError, match="no planted classes to score against"):
         testbed.score(influence, uneven)
     by_class = Influence(influence.values[:, :4], influence.stderr[:, :4], np.ones(4), "difference", "balanced", 46)
     with pytest.raises(ValueError, match="24 classes on the 40 validation examples"):

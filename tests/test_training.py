@@ -1,6 +1,7 @@
 """Training side by side against training alone, and against a plain PyTorch loop."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -187,14 +188,16 @@ def test_bfloat16_trains(problem):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"epochs": 0}, "epochs must be at least 1, not 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"models_at_once": 0}, "models_at_once must be at least 1"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 2"),
+        ({"models_at_once": 0}, "models_at_once must be a whole number of at least 1"),
         ({"lr": 0.0}, "lr must be positive"),
-        ({"lr": float("nan")}, "lr must be positive, not nan"),
+        ({"lr": float("nan")}, "lr must be a number that is not negative, not nan"),
         ({"probe_l2": 0.0}, "probe_l2 must be positive"),
-        ({"augment": -1}, "augment must not be negative"),
-        ({"weight_decay": -0.1}, "weight_decay must not be negative"),
+        ({"augment": -1}, "augment must be a whole number of at least 0"),
+        ({"weight_decay": -0.1}, "weight_decay must be a number that is not negative, not -0.1"),
+        ({"epochs": 1.5}, "epochs must be a whole number of at least 1, not 1.5"),
+        ({"lr": "0.1"}, "lr must be a number that is not negative, not '0.1'"),
         ({"warmup": 1.0}, "warmup is the share of the steps"),
         ({"widths": ()}, "widths must be one or more positive"),
         ({"precision": "float16"}, "unknown precision 'float16': use 'float32' or 'bfloat16'"),
@@ -208,6 +211,8 @@ def test_bad_recipes_are_refused_at_once(setting, message):
 def test_recipes_are_plain_settings():
     recipe = dtl.Recipe(widths=[4, 8])  # type: ignore[arg-type]
     assert recipe == dtl.Recipe(widths=(4, 8)) and recipe.settings()["widths"] == [4, 8]
+    of_numpy = dtl.Recipe(epochs=np.int64(3), lr=np.float32(0.5), widths=(np.int32(4),))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(of_numpy.settings())) == dtl.Recipe(epochs=3, lr=0.5, widths=(4,)).settings()
 
 
 @pytest.mark.parametrize("device", ["gpu", "tpu:0", "cuda:x", ""])
@@ -230,10 +235,12 @@ def test_an_absent_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("model", "widths", "side"), [("small", (4, 8, 8), 3), ("resnet9", (16,), 4), ("alexnet", (16,), 32)]
+    ("model", "widths", "side"),
+    [("small", (4, 8, 8), 3), ("resnet9", (16,), 4), ("alexnet", (16,), 32), ("vit_b_16", (16,), 64)],
 )
-def test_images_too_small_for_the_net(model, widths, side):
+def test_images_that_the_net_cannot_take(model, widths, side):
     recipe = dtl.Recipe(model=model, widths=widths, models_at_once=1)
-    check_size(recipe, 64, 64)
-    with pytest.raises(ValueError, match=f"images of {side} x {side} pixels are too small for {model}"):
+    large = 224 if model == "vit_b_16" else 64
+    check_size(recipe, large, large)
+    with pytest.raises(ValueError, match=f"{model}.* cannot take images of {side} x {side} pixels"):
         check_size(recipe, side, side)

@@ -85,7 +85,7 @@ def test_probes_converge_or_say_so():
     with pytest.raises(RuntimeError, match="did not converge in 3 steps .*raise probe_l2"):
         solve_probes(x, labels, 4, 1e-3, max_steps=3)
     x[1, 2, 3] = torch.nan
-    with pytest.raises(RuntimeError, match="features are not finite: source training diverged"):
+    with pytest.raises(RuntimeError, match=r"features of nets \[1\] are not finite: training diverged"):
         solve_probes(x, labels, 4, 1e-3)
 
 

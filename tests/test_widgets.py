@@ -2,7 +2,6 @@
 
 import base64
 import io
-import logging
 import re
 from html.parser import HTMLParser
 from typing import Any
@@ -157,15 +156,6 @@ def test_picker_refuses_what_does_not_fit(names, alts, captions, message):
         widgets.picker(["a"], [], ["A."], "which")
 
 
-def test_picker_without_stack_lists_everything_and_says_so(monkeypatch, caplog):
-    monkeypatch.delattr(ipywidgets, "Stack")
-    with caplog.at_level(logging.WARNING):
-        listed = widgets.picker(["a", "b<"], [figure(), figure()], ["Chart a.", "Chart b."], "which")
-    assert "no Stack" in caplog.text and "ipywidgets>=8" in caplog.text
-    assert [isinstance(child, ipywidgets.HTML) for child in listed.children] == [True, True]
-    assert "<strong>b&lt;</strong>" in listed.children[1].value and 'alt="Chart b."' in listed.children[1].value
-
-
 def test_class_picker_has_an_item_for_each_target_class():
     choice, stack = parts(widgets.class_picker(influence(), problem(), k=2))
     assert [name for name, _ in choice.options] == list(TARGETS) and choice.description == "target class"
@@ -297,7 +287,8 @@ def test_flag_slider_counts_hits():
     ranking = pd.DataFrame({"source": np.arange(len(toy.source))[::-1]})
     hits = np.arange(len(ranking)) % 3 == 0
     slider, stack = widgets.flag_slider(ranking, toy, hits, step=4, k=8).children
-    assert isinstance(slider, ipywidgets.IntSlider) and (slider.value, slider.max) == (0, len(stack.children) - 1)
+    assert isinstance(slider, ipywidgets.SelectionSlider) and slider.index == 0
+    assert [int(option) for option in slider.options] == [4 * (n + 1) for n in range(len(stack.children))]
     for stop, child in enumerate(stack.children):
         n = 4 * (stop + 1)
         found = hits[:n].sum()
@@ -305,7 +296,7 @@ def test_flag_slider_counts_hits():
     data: Any = embed_data(views=[slider, stack])
     state = data["manager_state"]["state"]
     links = [w["state"] for w in state.values() if w["model_name"].endswith("LinkModel")]
-    assert (f"IPY_MODEL_{slider.model_id}", "value") in [tuple(link["source"]) for link in links]
+    assert (f"IPY_MODEL_{slider.model_id}", "index") in [tuple(link["source"]) for link in links]
     for bad in ({"hits": hits[1:]}, {"hits": hits & False}):
         with pytest.raises(ValueError, match="hits must be one truth value for each"):
             widgets.flag_slider(ranking, toy, **bad)

@@ -23,4 +23,10 @@ document.addEventListener("DOMContentLoaded", () => {
   document.getElementById("pst-primary-sidebar")?.setAttribute("aria-label", "Book");
   all(".search-button-field, summary[aria-label]").forEach((element) => element.removeAttribute("aria-label"));
   all(".citation, .citation-list").forEach((element) => element.removeAttribute("role"));
+  // A slider's handle is called by the label beside it, once the widget is there.
+  new MutationObserver(() =>
+    all(".widget-slider .noUi-handle:not([aria-label])").forEach((handle) =>
+      handle.setAttribute("aria-label", handle.closest(".widget-slider").querySelector(".widget-label").textContent),
+    ),
+  ).observe(document.body, { childList: true, subtree: true });
 });

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from built import SITE, built_pages, missing
-from playwright.sync_api import Browser, Page, Request, Route
+from playwright.sync_api import Browser, Locator, Page, Request, Route
 
 pytestmark = pytest.mark.book
 
@@ -101,27 +101,53 @@ def visible_image(page: Page, picker: int) -> tuple[str, str]:
 @pytest.mark.parametrize("name", PICKER_PAGES)
 def test_pickers_answer_mouse_and_keyboard(visit, name: str) -> None:
     page = visit(name).page
-    pickers = page.locator(".widget-subarea").filter(has=page.locator("select"))
-    assert pickers.count(), "The page's state holds no picker with a select."
-    for picker in range(page.locator(".widget-subarea").count()):
-        select = page.locator(".widget-subarea").nth(picker).locator("select")
-        if not select.count():
+    areas = page.locator(".widget-subarea")
+    controls = [areas.nth(picker).locator("select, .noUi-handle") for picker in range(areas.count())]
+    assert any(control.count() for control in controls), "The page's state holds nothing to choose with."
+    for picker, control in enumerate(controls):
+        if control.count() and control.first.evaluate("node => node.tagName") == "SELECT":
+            by_mouse, by_keyboard = select_answers(page, picker, control.first)
+        elif control.count():
+            by_mouse, by_keyboard = slider_answers(page, picker, control.first)
+        else:
             continue
-        options = select.first.locator("option")
-        by_mouse = []
-        for option in range(options.count()):
-            select.first.click()
-            select.first.select_option(index=option)
-            by_mouse.append(visible_image(page, picker))
-        assert len({source for source, _ in by_mouse}) == options.count(), "Two options show the same image."
+        assert len({source for source, _ in by_mouse}) == len(by_mouse) > 1, "Two choices show the same image."
         assert all(len(alt) >= 10 for _, alt in by_mouse)
-        select.first.focus()
-        page.keyboard.press("Home")
-        by_keyboard = [visible_image(page, picker)]
-        for _ in range(options.count() - 1):
-            page.keyboard.press("ArrowDown")
-            by_keyboard.append(visible_image(page, picker))
         assert by_keyboard == by_mouse
+
+
+def select_answers(page: Page, picker: int, select: Locator) -> tuple[list, list]:
+    """What a picker shows for each option, chosen by mouse and by keyboard."""
+    options, by_mouse = select.locator("option").count(), []
+    for option in range(options):
+        select.click()
+        select.select_option(index=option)
+        by_mouse.append(visible_image(page, picker))
+    select.focus()
+    page.keyboard.press("Home")
+    return by_mouse, [visible_image(page, picker), *pressed(page, picker, "ArrowDown", options - 1)]
+
+
+def slider_answers(page: Page, picker: int, handle: Locator) -> tuple[list, list]:
+    """What a slider shows at each stop, dragged from left to right and moved by arrow keys."""
+    stops = int(float(str(handle.get_attribute("aria-valuemax")))) + 1
+    track = handle.locator("xpath=ancestor::*[contains(@class, 'noUi-base')]")
+    track.scroll_into_view_if_needed()
+    box, by_mouse = track.bounding_box(), []
+    assert box is not None
+    for stop in range(stops):
+        page.mouse.click(box["x"] + box["width"] * stop / (stops - 1), box["y"] + box["height"] / 2)
+        page.wait_for_function("([node, stop]) => +node.ariaValueNow === stop", arg=[handle.element_handle(), stop])
+        by_mouse.append(visible_image(page, picker))
+    handle.focus()
+    page.keyboard.press("Home")
+    return by_mouse, [visible_image(page, picker), *pressed(page, picker, "ArrowRight", stops - 1)]
+
+
+def pressed(page: Page, picker: int, key: str, times: int) -> Iterator[tuple[str, str]]:
+    for _ in range(times):
+        page.keyboard.press(key)
+        yield visible_image(page, picker)
 
 
 @pytest.mark.parametrize("name", PICKER_PAGES)
