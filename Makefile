@@ -6,7 +6,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.installed
+EXTRAS ?= book,cluster,trak,dev
+INSTALLED := $(VENV)/.installed-$(EXTRAS)
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -16,12 +17,13 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Everything the targets need, installed again only when pyproject.toml or constraints.txt change.
+# Everything the targets need, installed again only when pyproject.toml, constraints.txt or EXTRAS change. The extra
+# ffcv is left out because it needs a compiler and system libraries (CONTRIBUTING.md).
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it or run make PYTHON=/path/to/python3."; exit 1; }
 	@SECONDS=0; echo "== Installing into $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"; \
 	$(PYTHON) -m venv $(VENV); \
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,cluster,trak,dev]'; \
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
 	touch $@; echo "   installed in $$SECONDS s"
 
 book: $(INSTALLED) ## Execute every chapter and build the site into _build/html

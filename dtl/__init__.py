@@ -1,6 +1,7 @@
 """dtl: which part of the source data helps or hurts a transferred model, and how sure we are."""
 
 from dtl import (
+    beton,
     check,
     data,
     design,
@@ -14,6 +15,7 @@ from dtl import (
     scale,
     study,
     substitutes,
+    targets,
     testbed,
     training,
     transfer,
@@ -37,6 +39,7 @@ __all__ = [
     "Subpopulations",
     "TransferProblem",
     "Truth",
+    "beton",
     "check",
     "data",
     "design",
@@ -63,6 +66,7 @@ __all__ = [
     "subset_masks",
     "substitutes",
     "suspects",
+    "targets",
     "testbed",
     "training",
     "transfer",

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import platformdirs
@@ -69,6 +70,17 @@ class ImageDataset:
     @property
     def n_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        height, width = self.images.shape[2:]
+        return height, width
+
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each channel, (3,) each, of pixels in 0..1."""
+        pixels = self.images.float() / 255
+        return pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=1e-3)
 
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "ImageDataset":
         """The images at `index` (integers or a boolean mask), with the same classes."""
@@ -135,7 +147,7 @@ class TransferProblem:
     truth: Truth | None = None
 
     def __post_init__(self) -> None:
-        sizes = {part: tuple(dataset.images.shape[2:]) for part, dataset in self.parts.items()}
+        sizes = {part: dataset.size for part, dataset in self.parts.items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"all images of a problem must have one size, but they have {sizes}")
         for part, dataset in self.parts.items():
@@ -179,8 +191,8 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
 
     Parameters
     ----------
-    name : "testbed" (procedural images with planted truth, option `seed`)
-    root : folder of the data, for problems that are read from disk
+    name : "testbed" (procedural images with planted truth, option `seed`) or "imagenet-<target>" (see `dtl.targets`)
+    root : folder of the data, for problems that are read from disk; default is $DTL_DATA
     options : passed to the problem's own loader
 
     >>> problem = dtl.load("testbed", seed=0)
@@ -226,20 +238,15 @@ def from_folders(
     >>> problem = dtl.from_folders("animals", "pets/", size=32)
     >>> problem.target_validation.classes
     """
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, not {size}")
-    if not 0 < holdout < 0.5:
-        raise ValueError(f"holdout must be a share between 0 and 0.5, not {holdout}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 image a class, not {limit}")
+    check_reading(size, holdout, limit)
     source_dir, target_dir = Path(source_dir), Path(target_dir)
     cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
 
     def read(folder: Path) -> ImageDataset:
         return _read_tree(folder, size, limit, seed, cache, show_progress)
 
-    source = read(_split_folder(source_dir, "train") or source_dir)
-    splits = {split: _split_folder(target_dir, split) for split in SPLIT_FOLDERS}
+    source = read(split_folder(source_dir, "train") or source_dir)
+    splits = {split: split_folder(target_dir, split) for split in SPLIT_FOLDERS}
     if not splits["train"] and any(splits.values()):
         found = ", ".join(str(folder) for folder in splits.values() if folder)
         raise FileNotFoundError(f"{target_dir} has {found} but no train folder: add one, or give a tree of classes")
@@ -250,19 +257,29 @@ def from_folders(
     if missing:
         share = f"{holdout:.0%} of its training images each"
         logger.info("no folder for %s in %s: held out, %s", " and ".join(missing), target_dir, share)
-        target |= _hold_out(target["train"], missing, holdout, seed)
+        target |= hold_out(target["train"], missing, holdout, seed)
     return TransferProblem(
         f"{source_dir.name}-{target_dir.name}", source, target["train"], target["validation"], target["test"]
     )
 
 
-def _split_folder(folder: Path, split: str) -> Path | None:
+def check_reading(size: int, holdout: float, limit: int | None) -> None:
+    """ValueError for settings of reading images that make no sense."""
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, not {size}")
+    if not 0 < holdout < 0.5:
+        raise ValueError(f"holdout must be a share between 0 and 0.5, not {holdout}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 image a class, not {limit}")
+
+
+def split_folder(folder: Path, split: str) -> Path | None:
     """The folder of a split; one without folders in it is a class of that name, such as trains."""
     folders = (folder / name for name in SPLIT_FOLDERS[split])
     return next((found for found in folders if found.is_dir() and any(p.is_dir() for p in found.iterdir())), None)
 
 
-def _hold_out(dataset: ImageDataset, splits: Sequence[str], share: float, seed: int) -> dict[str, ImageDataset]:
+def hold_out(dataset: ImageDataset, splits: Sequence[str], share: float, seed: int) -> dict[str, ImageDataset]:
     """What stays in train, and the missing splits: the same share of every class for each, at least one image."""
     small = [name for name, n in zip(dataset.classes, dataset.counts, strict=True) if n <= len(splits)]
     if small:
@@ -280,8 +297,25 @@ def _hold_out(dataset: ImageDataset, splits: Sequence[str], share: float, seed: 
     return {split: dataset.subset(part == i) for i, split in enumerate(("train", *splits))}
 
 
+class Listing(NamedTuple):
+    """Image files with one label each, not read yet."""
+
+    paths: list[Path]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def take(self, index: np.ndarray) -> "Listing":
+        """The files at `index`, with the same classes."""
+        return Listing([self.paths[i] for i in index], self.labels[index], self.classes)
+
+
 def _read_tree(folder: Path, size: int, limit: int | None, seed: int, cache: Path, show_progress: bool) -> ImageDataset:
     """One ImageFolder tree, decoded in parallel, or from the cache of the same content."""
+    return read_files(list_tree(folder, limit, seed), folder, size, cache, show_progress)
+
+
+def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
+    """The files of an ImageFolder tree, at most `limit` of each class, drawn with `seed`."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give a folder that holds one folder of images per class")
     try:
@@ -300,8 +334,12 @@ def _read_tree(folder: Path, size: int, limit: int | None, seed: int, cache: Pat
         order = np.random.default_rng(seed).permutation(len(labels))
         kept = np.concatenate([order[labels[order] == k][:limit] for k in range(len(classes))])
         samples, labels = samples[np.sort(kept)], labels[np.sort(kept)]
-    paths = [Path(path) for path in samples[:, 0]]
+    return Listing([Path(path) for path in samples[:, 0]], labels, tuple(classes))
 
+
+def read_files(files: Listing, where: Path, size: int, cache: Path, show_progress: bool) -> ImageDataset:
+    """Files decoded in parallel at size x size pixels, or from the cache of the same content."""
+    paths, labels, classes = files.paths, files.labels, list(files.classes)
     with ThreadPoolExecutor() as pool:
         digest = hashlib.sha256(repr((size, classes, labels.tolist())).encode())
         for file in pool.map(_digest, paths):
@@ -310,7 +348,7 @@ def _read_tree(folder: Path, size: int, limit: int | None, seed: int, cache: Pat
         if cached.exists():
             images = load_file(cached)["images"]
         else:
-            with progress(len(paths), "image", f"reading {folder}", show_progress) as bar:
+            with progress(len(paths), "image", f"reading {where}", show_progress) as bar:
                 images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
                 for i, image in enumerate(pool.map(lambda path: _decode(path, size), paths)):
                     images[i] = image
@@ -337,18 +375,32 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def _decode(path: Path, size: int) -> torch.Tensor:
+    return square(open_rgb(path, size), size)
+
+
+def square(image: Image.Image, size: int) -> torch.Tensor:
+    """An RGB image resized and centre-cropped, uint8 (3, size, size)."""
+    fitted = image if image.size == (size, size) else ImageOps.fit(image, (size, size))
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
+
+
+def open_rgb(path: Path, size: int | None = None) -> Image.Image:
+    """An image file, upright and in RGB; of a large JPEG only the detail that `size` pixels a side need."""
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that is resized away
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to white
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            elif upright.mode in ("I", "F"):
-                raise ValueError(f"its pixels are {upright.mode!r}, 32 bits of unknown range; save it with 8 bits")
-            elif upright.mode in ("P", "PA"):  # what Pillow asks for where a palette is transparent
-                upright = upright.convert("RGBA")
-            upright = upright.convert("RGB")
-            fitted = upright if upright.size == (size, size) else ImageOps.fit(upright, (size, size))
-            return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
+            if size:
+                image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that is resized away
+            return to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # decoders raise almost anything on a broken file
         raise _unreadable(path, error) from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any image with 8 bits a channel, or 16-bit grey, in RGB."""
+    if image.mode.startswith("I;16"):  # Pillow would clip 16-bit grey to white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are {image.mode!r}, 32 bits of unknown range; save it with 8 bits")
+    elif image.mode in ("P", "PA"):  # what Pillow asks for where a palette is transparent
+        image = image.convert("RGBA")
+    return image.convert("RGB")

@@ -455,7 +455,7 @@ def _first(dataset: ImageDataset, label: int, n: int) -> list[int]:
 
 def _pictures(dataset: ImageDataset, index: Sequence[int]) -> np.ndarray:
     """Images as (n, h, w, 3) uint8."""
-    return dataset.images[list(index)].permute(0, 2, 3, 1).cpu().numpy()
+    return dataset.subset(list(index)).images.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def _strip(pictures: np.ndarray) -> np.ndarray:

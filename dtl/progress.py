@@ -19,8 +19,12 @@ def progress(total: int, unit: str, label: str, show: bool = True) -> Iterator[t
     ...     bar.update(2)
     """
     start = time.perf_counter()
-    hidden = not show or os.environ.get("DTL_PROGRESS") == "line"
-    with tqdm(total=total, unit=unit, desc=label, disable=hidden, leave=False, dynamic_ncols=True) as bar:
+    with tqdm(total=total, unit=unit, desc=label, disable=hidden(show), leave=False, dynamic_ncols=True) as bar:
         yield bar
     if show:
         print(f"{label}: {total} {unit}{'s' * (total != 1)} in {time.perf_counter() - start:.0f} s")
+
+
+def hidden(show: bool) -> bool:
+    """Whether bars stay away, because the caller or the book build says so."""
+    return not show or os.environ.get("DTL_PROGRESS") == "line"

@@ -77,7 +77,7 @@ class Study:
         if unit not in UNITS:
             raise ValueError(f"unknown unit {unit!r}: use one of {', '.join(UNITS)}")
         self.unit, self.n_units = unit, problem.source.n_classes if unit == "class" else len(problem.source)
-        check_size(self.recipe, *problem.source.images.shape[2:])
+        check_size(self.recipe, *problem.source.size)
         if isinstance(design, str):
             self.design, self.given = design, None
             subset_masks(self.n_units, 2, design, fraction, self.seed)  # raises now what it would raise later

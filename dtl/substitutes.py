@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from dtl.data import ImageDataset, TransferProblem
 from dtl.models import Nets, unstack
-from dtl.training import Pixels, Recipe, check_size, resolve_device, train_sources
+from dtl.training import Pixels, Recipe, check_size, open_pixels, resolve_device, train_sources
 from dtl.transfer import features, solve_probes
 
 
@@ -34,7 +34,7 @@ def full_source_nets(
     if not seeds:
         raise ValueError("seeds is empty: give one seed for each model")
     recipe = recipe or Recipe()
-    check_size(recipe, *problem.source.images.shape[2:])
+    check_size(recipe, *problem.source.size)
     everything = np.ones((len(seeds), problem.source.n_classes), dtype=bool)
     return train_sources(problem.source, everything, seeds, recipe, resolve_device(device))
 
@@ -76,7 +76,7 @@ def label_mapping(
 
 def _features(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
     _check_nets(nets, problem)
-    return features(nets, Pixels(dataset, problem.source, nets.weight.device), recipe)
+    return features(nets, open_pixels(dataset, problem.source, nets.weight.device), recipe)
 
 
 def _logits(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
@@ -148,7 +148,7 @@ def trak(
     nets = nets or full_source_nets(problem, recipe)
     _check_nets(nets, problem)
     like, device, n_source = problem.source, nets.weight.device, problem.source.n_classes
-    train = Pixels(problem.target_train, like, device)
+    train = open_pixels(problem.target_train, like, device)
     probes = solve_probes(features(nets, train, recipe), train.labels, problem.target_train.n_classes, recipe.probe_l2)
     single = unstack(nets, recipe.model, recipe.widths)
     models = [_TwoHeads(*parts) for parts in zip(single, *probes, strict=True)]
@@ -160,13 +160,13 @@ def trak(
         )  # fmt: skip
         for number, model in enumerate(models):
             tracer.load_checkpoint(cast(Any, model.state_dict()), number)
-            for images, labels in _batches(Pixels(like, like, device)):
+            for images, labels in _batches(open_pixels(like, like, device)):
                 tracer.featurize((images, labels), num_samples=len(labels))
         tracer.finalize_features()
         cast(Any, tracer.projector).model_id = None  # it has dropped its matrix: it must draw that of net 0 again
         for number, model in enumerate(models):
             tracer.start_scoring_checkpoint("target", cast(Any, model.state_dict()), number, len(evaluated))
-            for images, labels in _batches(Pixels(evaluated, like, device)):
+            for images, labels in _batches(open_pixels(evaluated, like, device)):
                 tracer.score((images, labels + n_source), num_samples=len(labels))
         return np.array(tracer.finalize_scores("target"))
 

@@ -1,6 +1,7 @@
 """Training several source models at once, each on its own subset of the source."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dtl.beton import Beton
 from dtl.data import ImageDataset
 from dtl.models import Nets, check_model, initialise
 
@@ -23,7 +25,8 @@ class Recipe:
     widths : channels of the stride-2 convolutions of "small"
     epochs, batch_size, lr, momentum, weight_decay : source training by SGD; lr rises to its peak over the first
         `warmup` share of the steps and falls linearly to zero
-    augment : shift images by up to this many pixels and flip them left-right at random; 0 for neither
+    augment : shift images by up to this many pixels and flip them left-right at random; 0 for neither. From a `.beton`
+        any number above 0 means random resized crops and flips
     models_at_once : nets that train side by side, also the number of models that are saved together
     precision : "float32" or "bfloat16" (autocast)
     probe_l2 : penalty of the fixed-feature probe, on standardised features, per example
@@ -90,19 +93,21 @@ def check_size(recipe: Recipe, height: int, width: int) -> None:
 
 
 class Pixels:
-    """Images on a device, normalised with given channel statistics, cut into batches for nets side by side."""
+    """Images on a device, normalised with the channel statistics of `like`, cut into batches for nets side by side."""
 
     def __init__(self, dataset: ImageDataset, like: ImageDataset, device: torch.device, pad: int = 0) -> None:
-        pixels = like.images.float() / 255
-        mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=1e-3)
-        self.scale = (1 / (255 * std))[:, None, None].to(device)
-        self.shift = (-mean / std)[:, None, None].to(device)
-        self.labels = dataset.labels.to(device)
+        self._normalise(dataset, like, device)
         images = dataset.images
         self.height, self.width = images.shape[2:]
         rows, columns = (np.pad(np.arange(side), pad, mode="reflect") for side in images.shape[2:])
         self.images = (images[:, :, rows][..., columns] if pad else images).to(device)
         self.pad = pad
+
+    def _normalise(self, dataset: ImageDataset, like: ImageDataset, device: torch.device) -> None:
+        mean, std = like.statistics()
+        self.scale = (1 / (255 * std))[:, None, None].to(device)
+        self.shift = (-mean / std)[:, None, None].to(device)
+        self.labels = dataset.labels.to(device)
 
     def batch(self, index: torch.Tensor, rng: Sequence[np.random.Generator] = ()) -> torch.Tensor:
         """index (models, batch) -> float (batch, models * 3, height, width), shifted and flipped if padded"""
@@ -114,10 +119,61 @@ class Pixels:
             x = torch.where(flip.bool()[..., None, None, None], x.flip(-1), x)
         else:
             x = self.images.index_select(0, index.T.flatten()).unflatten(0, index.T.shape)  # (batch, models, 3, h, w)
+        return self._finish(x)
+
+    def batches(self, order: torch.Tensor, rng: Sequence[np.random.Generator]) -> Iterator[torch.Tensor]:
+        """`batch` of each step of an order (steps, models, batch)."""
+        for index in order.to(self.labels.device):
+            yield self.batch(index, rng)
+
+    def _finish(self, x: torch.Tensor) -> torch.Tensor:
+        """uint8 (batch, models, 3, height, width) -> float (batch, models * 3, height, width), normalised"""
+        models = x.shape[1]
         # reordered while a pixel is still one byte
         x = x.flatten(1, 2).contiguous(memory_format=torch.channels_last).float()
-        models = len(index)
         return x.mul_(self.scale.repeat(models, 1, 1)).add_(self.shift.repeat(models, 1, 1))
+
+
+class BetonPixels(Pixels):
+    """The same batches from a `.beton`, decoded when they are needed; random resized crops in place of shifts."""
+
+    def __init__(self, dataset: Beton, like: ImageDataset, device: torch.device, augment: bool = False) -> None:
+        self._normalise(dataset, like, device)
+        self.dataset, self.augment = dataset, augment
+
+    def batch(self, index: torch.Tensor, rng: Sequence[np.random.Generator] = ()) -> torch.Tensor:
+        return self._finish(self._decode(index, rng, None).to(self.labels.device))
+
+    def batches(self, order: torch.Tensor, rng: Sequence[np.random.Generator]) -> Iterator[torch.Tensor]:
+        """`batch` of each step, at the resolution that the schedule says; the next one is decoded in the meantime."""
+        schedule = self.dataset.schedule if self.augment else None
+        sizes = [schedule and schedule.resolution(step * schedule.epochs // len(order)) for step in range(len(order))]
+        with ThreadPoolExecutor(1) as ahead:  # one thread, so that draws from `rng` keep their order
+            following = ahead.submit(self._decode, order[0], rng, sizes[0])
+            for step in range(len(order)):
+                x = following.result()
+                if step + 1 < len(order):
+                    following = ahead.submit(self._decode, order[step + 1], rng, sizes[step + 1])
+                yield self._finish(x.to(self.labels.device))
+
+    def _decode(self, index: torch.Tensor, rng: Sequence[np.random.Generator], resolution: int | None) -> torch.Tensor:
+        """index (models, batch) -> uint8 (batch, models, 3, height, width)"""
+        rows = index.cpu().numpy()
+        boxes = flips = None
+        if self.augment:
+            drawn = [self.dataset.draw(row, r) for row, r in zip(rows, rng, strict=True)]
+            boxes, flips = (
+                np.stack(part, 1).reshape(rows.size, *part[0].shape[1:]) for part in zip(*drawn, strict=True)
+            )
+        x = self.dataset.read(rows.T.flatten(), boxes, flips, resolution)
+        return x.unflatten(0, rows.T.shape)
+
+
+def open_pixels(dataset: ImageDataset, like: ImageDataset, device: torch.device, augment: int = 0) -> Pixels:
+    """The batches of a dataset, in memory or in a `.beton`, augmented as `Recipe.augment` says."""
+    if isinstance(dataset, Beton):
+        return BetonPixels(dataset, like, device, augment > 0)
+    return Pixels(dataset, like, device, augment)
 
 
 def members(masks: np.ndarray, source: ImageDataset, unit: str) -> np.ndarray:
@@ -153,10 +209,10 @@ def fit(
         optimiser, lr, total, pct_start=float(warmup), anneal_strategy="linear", cycle_momentum=False
     )
     nets.train()
-    device = pixels.images.device
-    for index in order.to(device):
+    device = pixels.labels.device
+    for index, x in zip(order.to(device), pixels.batches(order, rng), strict=True):
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = nets(pixels.batch(index, rng)).float()  # (models, batch, classes)
+            logits = nets(x).float()  # (models, batch, classes)
         if absent is not None:
             logits = logits.masked_fill(absent[:, None], -torch.inf)
         loss = F.cross_entropy(logits.flatten(0, 1), pixels.labels[index].flatten(), reduction="sum") / index.shape[1]
@@ -201,7 +257,7 @@ def train_sources(
     orders = [draw_order(np.flatnonzero(images), steps, batch, r) for images, r in zip(seen, rng, strict=True)]
     nets = initialise(recipe.model, source.n_classes, seeds, recipe.widths)
     nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    pixels = Pixels(source, source, device, recipe.augment)
+    pixels = open_pixels(source, source, device, recipe.augment)
     absent = torch.ones(len(masks), source.n_classes, dtype=torch.bool)
     for row, images in zip(absent, seen, strict=True):
         row[labels[images]] = False

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from dtl.data import ImageDataset, TransferProblem
 from dtl.models import Nets
-from dtl.training import Pixels, Recipe, draw_order, fit
+from dtl.training import Pixels, Recipe, draw_order, fit, open_pixels
 
 REGIMES = ("fixed", "fixed+bn", "full")
 
@@ -46,9 +46,9 @@ def transfer(
     """
     device = nets.weight.device
     splits = {"validation": problem.target_validation, "test": problem.target_test}
-    pixels = {name: Pixels(split, problem.source, device) for name, split in splits.items()}
+    pixels = {name: open_pixels(split, problem.source, device) for name, split in splits.items()}
     if regime == "fixed":
-        train = Pixels(problem.target_train, problem.source, device)
+        train = open_pixels(problem.target_train, problem.source, device)
         weight, bias = solve_probes(
             features(nets, train, recipe), train.labels, problem.target_train.n_classes, recipe.probe_l2
         )
@@ -71,7 +71,7 @@ def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe
     steps = recipe.finetune_epochs * (len(target) // batch)
     rng = [np.random.default_rng([int(seed), 2]) for seed in seeds]
     order = torch.stack([draw_order(np.arange(len(target)), steps, batch, r) for r in rng], 1)
-    pixels = Pixels(target, problem.source, nets.weight.device, recipe.augment)
+    pixels = open_pixels(target, problem.source, nets.weight.device, recipe.augment)
     nets.backbone.requires_grad_(not only_head)
     fit(nets, pixels, order, recipe, recipe.finetune_lr, rng, nets.head if only_head else nets.parameters())
 
@@ -81,7 +81,7 @@ def features(nets: Nets, pixels: Pixels, recipe: Recipe, batch: int = 256) -> to
     """Features of all images under every net, in eval mode, (models, n, n_features) float32."""
     nets.eval()
     found = []
-    for index in torch.arange(len(pixels.labels), device=pixels.images.device).split(batch):
+    for index in torch.arange(len(pixels.labels), device=pixels.labels.device).split(batch):
         x = pixels.batch(index[None]).repeat(1, nets.n_models, 1, 1)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             found.append(nets.features(x.contiguous(memory_format=torch.channels_last)).float())

@@ -1,4 +1,4 @@
-"""Coverage of the 95% intervals and size of the errors, simulated: python tests/benchmarks/coverage.py [repetitions]
+"""Coverage of the 95% intervals and size of the errors, simulated: python tests/benchmarks/intervals.py [repetitions]
 
 One row per world, method, design and number of models, for K = 20 classes and 16 targets a repetition. ``n`` is the
 number of intervals behind the coverage; they share models, so it is less certain than n independent ones would make it.

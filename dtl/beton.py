@@ -1,0 +1,439 @@
+"""FFCV files (`.beton`): images that do not fit memory, read where in-memory images are.
+
+FFCV writes the files and its C library decodes them. Crops and flips are drawn here, from a model's own seed, so that a
+run can be repeated; FFCV's `Loader` draws them without one, and compiles itself anew for every subset and resolution.
+FFCV is the extra `ffcv`, imported when a file is written or opened.
+"""
+
+import hashlib
+import importlib
+import io
+import json
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from multiprocessing import SimpleQueue
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import joblib
+import numpy as np
+import torch
+from PIL import Image
+
+from dtl.data import ImageDataset, Listing, list_tree, open_rgb, to_rgb
+from dtl.progress import hidden
+
+JPEG = 0  # how FFCV marks an image that is kept as JPEG; others are kept as pixels
+PAGE = 1 << 23  # bytes; an image must fit into one page of the file
+RESERVE = 1 << 28  # bytes of the disk that a writer leaves free
+STATISTICS = 10_000  # images from which the mean and deviation of the channels are computed
+SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of random resized crops (Szegedy et al. 2015)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The papers' source training: learning rate linearly up and down, small images first, larger ones at the end.
+
+    Parameters
+    ----------
+    epochs : length of training
+    peak : epoch of the highest learning rate, before the end
+    low, high : pixels a side of training images up to epoch `ramp[0]` and from `ramp[1]`; in between they grow
+        linearly, by multiples of 32
+
+    Raises
+    ------
+    ValueError : a length at which the learning rate never falls to zero, or images never reach their final size
+
+    Source: settings released with Jain et al. 2022, whose schedule accepts any length.
+
+    >>> Schedule().resolution(0), Schedule().resolution(15)
+    (160, 192)
+    """
+
+    epochs: int = 16
+    peak: float = 2
+    low: int = 160
+    high: int = 192
+    ramp: tuple[int, int] = (11, 13)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.peak < self.epochs:
+            raise ValueError(
+                f"the learning rate never falls: its peak is at epoch {self.peak} of {self.epochs}; train longer, or "
+                "set an earlier peak"
+            )
+        if not 0 <= self.ramp[0] <= self.ramp[1] < self.epochs:
+            raise ValueError(
+                f"images never reach {self.high} pixels for a whole epoch: they grow from epoch {self.ramp[0]} to "
+                f"{self.ramp[1]} of {self.epochs}; train longer, or set an earlier ramp"
+            )
+        if not 0 < self.low <= self.high:
+            raise ValueError(f"images must grow from low to high, not from {self.low} to {self.high} pixels")
+
+    def resolution(self, epoch: int) -> int:
+        """Pixels a side of the training images of an epoch, counted from 0."""
+        start, end = self.ramp
+        if epoch >= end:
+            return self.high
+        if epoch <= start:
+            return self.low
+        grown = self.low + (self.high - self.low) * (epoch - start) / (end - start)
+        return min(max(32 * round(grown / 32), self.low), self.high)
+
+    def lr(self, steps: int) -> np.ndarray:
+        """Learning rate of each step as a share of the highest, (steps,); none is zero, so every step counts."""
+        middle = (np.arange(steps) + 0.5) * self.epochs / steps
+        return np.interp(middle, (0, self.peak, self.epochs), (0, 1, 0))
+
+
+def random_boxes(height: np.ndarray, width: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random resized crop of each image: (n, 4) int, top, left, height and width.
+
+    Area 8% to 100% of the image, aspect ratio 3/4 to 4/3; after ten tries that do not fit, the largest centred crop
+    whose ratio does (Szegedy et al. 2015).
+    """
+    u = rng.random((4, TRIES + 1, len(height)))
+    area = height * width * (SCALE[0] + u[0] * (SCALE[1] - SCALE[0]))
+    ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** u[1]
+    h, w = np.rint(np.sqrt(area / ratio)), np.rint(np.sqrt(area * ratio))
+    h[-1], w[-1] = np.minimum(height, np.rint(width / RATIO[0])), np.minimum(width, np.rint(height * RATIO[1]))
+    u[2:, -1] = 0.5
+    fits = (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
+    fits[-1] = True
+    first = fits.argmax(0), np.arange(len(height))
+    h, w = h[first], w[first]
+    return np.stack([u[2][first] * (height - h + 1), u[3][first] * (width - w + 1), h, w], 1).astype(np.int64)
+
+
+def write(
+    data: ImageDataset | str | Path | Any,
+    path: str | Path,
+    *,
+    quality: int | None = None,
+    max_side: int | None = None,
+    workers: int | None = None,
+    show_progress: bool = True,
+) -> Path:
+    """Write images and labels to a `.beton`, and their class names to a `.json` beside it.
+
+    Parameters
+    ----------
+    data : an `ImageDataset`, the folder of an ImageFolder tree, or a torchvision dataset of (image, label) with classes
+    quality : keep images as JPEG of this quality, 1 to 100 (90 is usual); default is lossless: their pixels as they are
+    max_side : shrink images whose longer side has more pixels
+    workers : processes that read and encode; default one a core
+
+    Raises
+    ------
+    ImportError : FFCV is not installed
+    ValueError : an image cannot be read, or is larger than 8 MB of pixels and no `max_side` was given, or the disk is
+        full; nothing is left behind then
+
+    >>> dtl.beton.write("imagenet/train", "imagenet.beton", quality=90, max_side=500)
+    """
+    path = Path(path)
+    if quality is not None and not 1 <= quality <= 100:
+        raise ValueError(f"quality must be 1 to 100, or None for lossless, not {quality}")
+    if max_side is not None and max_side < 1:
+        raise ValueError(f"max_side must be at least 1 pixel, not {max_side}")
+    writer, fields = ffcv("writer"), ffcv("fields")
+    read, n, classes = _samples(data)
+    if n == 0:
+        raise ValueError("there are no images to write")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    image = fields.RGBImageField("raw" if quality is None else "jpg", max_side, jpeg_quality=quality or 90)
+    samples = _Samples(read, n, max_side, path.parent, SimpleQueue())
+    try:
+        with redirect_stderr(io.StringIO() if hidden(show_progress) else sys.stderr):  # where FFCV draws its bar
+            writer.DatasetWriter(
+                str(unfinished), {"image": image, "label": fields.IntField()}, PAGE, workers or joblib.cpu_count()
+            ).from_indexed_dataset(samples)
+        if not samples.failed.empty():
+            raise ValueError(samples.failed.get())
+        path.with_suffix(".json").write_text(json.dumps({"classes": classes}, ensure_ascii=False), encoding="utf8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _samples(data: Any) -> tuple[Callable[[int], tuple[Any, int]], int, tuple[str, ...]]:
+    """How to read sample i, the number of samples, and the class names."""
+    if isinstance(data, ImageDataset):
+        pixels = data.images.permute(0, 2, 3, 1).numpy()
+        return partial(_from_arrays, pixels, data.labels.numpy()), len(data), data.classes
+    if isinstance(data, str | Path):
+        files = list_tree(Path(data))
+        return partial(_from_files, files), len(files.paths), files.classes
+    classes = getattr(data, "classes", None) or getattr(data, "categories", None)
+    if classes is None:
+        raise TypeError(
+            f"cannot write {type(data).__name__}: give an ImageDataset, a folder, or a dataset with classes"
+        )
+    return data.__getitem__, len(data), tuple(str(name) for name in classes)
+
+
+def _from_arrays(pixels: np.ndarray, labels: np.ndarray, i: int) -> tuple[np.ndarray, int]:
+    return pixels[i], labels[i]
+
+
+def _from_files(files: Listing, i: int) -> tuple[Image.Image, int]:
+    return open_rgb(files.paths[i]), files.labels[i]
+
+
+@dataclass
+class _Samples:
+    """What FFCV's writer reads. It would wait forever for a worker that failed, so errors are passed on in a queue."""
+
+    read: Callable[[int], tuple[Any, int]]
+    n: int
+    max_side: int | None
+    folder: Path
+    failed: Any
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        try:
+            if self.failed.empty():
+                return self._checked(i)
+        except Exception as error:
+            self.failed.put(str(error))
+        return np.zeros((1, 1, 3), dtype=np.uint8), 0
+
+    def _checked(self, i: int) -> tuple[np.ndarray, int]:
+        if shutil.disk_usage(self.folder).free < RESERVE:
+            raise OSError(f"the disk of {self.folder} is full: free space, or give quality or max_side")
+        image, label = self.read(int(i))
+        pixels = np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(
+                f"image {i} is {pixels.dtype} {pixels.shape}, not a picture: write data without transforms"
+            )
+        height, width, _ = pixels.shape
+        shrink = min(1, (self.max_side or np.inf) / max(height, width))
+        if pixels.nbytes * shrink**2 > PAGE:
+            raise ValueError(f"image {i} has {height} x {width} pixels, too many for a .beton: give max_side")
+        return pixels, int(label)
+
+
+class Beton(ImageDataset):
+    """Images in a `.beton`, decoded when they are asked for; stands wherever an `ImageDataset` does.
+
+    Parameters
+    ----------
+    path : the file
+    resolution : pixels a side at which images are read, 224 in the papers; default as they are stored, which needs
+        images of one size
+    crop : share of the shorter side that the centre crop keeps before it is resized
+    indices : the images of a subset, in its order; default all
+    schedule : sizes of training images; default `resolution` throughout
+    classes : class names, for a file without a `.json` beside it
+
+    Training with augmentation draws random resized crops and flips; everything else sees the centre crop.
+
+    >>> source = dtl.beton.Beton("imagenet.beton", resolution=224, schedule=Schedule())
+    >>> cats = source.subset(np.isin(source.labels, range(281, 288)))
+    >>> cats.read([0, 1]).shape
+    torch.Size([2, 3, 224, 224])
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        resolution: int | None = None,
+        crop: float = 224 / 256,
+        indices: np.ndarray | Sequence[int] | None = None,
+        schedule: Schedule | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        if not 0 < crop <= 1:
+            raise ValueError(f"crop is a share of the shorter side, above 0 and at most 1, not {crop}")
+        if resolution is not None and resolution < 1:
+            raise ValueError(f"resolution must be at least 1 pixel, not {resolution}")
+        self.path, self.resolution, self.crop, self.schedule = Path(path).absolute(), resolution, crop, schedule
+        if not self.path.is_file():
+            raise FileNotFoundError(f"{self.path} does not exist: write it with dtl.beton.write(data, path)")
+        names = self.path.with_suffix(".json")
+        if classes is None and not names.is_file():
+            raise FileNotFoundError(f"{names} with the class names is missing: bring it, or give classes=[...]")
+        classes = tuple(json.loads(names.read_text(encoding="utf8"))["classes"] if classes is None else classes)
+        total = len(self._file.label)
+        self.indices = np.arange(total) if indices is None else np.asarray(indices, dtype=np.int64)
+        if self.indices.size and not (0 <= self.indices.min() and self.indices.max() < total):
+            raise ValueError(f"indices must be 0..{total - 1}, the images of {self.path}")
+        labels = torch.from_numpy(self._file.label[self.indices])
+        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(classes)):
+            raise ValueError(f"{self.path} has labels up to {int(labels.max())} but there are {len(classes)} classes")
+        object.__setattr__(self, "labels", labels)  # a field of the frozen ImageDataset
+        object.__setattr__(self, "classes", classes)
+        if resolution is None and len(sizes := np.unique(self._file.sides[self.indices], axis=0)) > 1:
+            raise ValueError(f"the images of {self.path} have {len(sizes)} sizes: give the resolution to read them at")
+
+    def __reduce__(self) -> tuple[type["Beton"], tuple[Any, ...]]:
+        """By name: a worker opens the file itself."""
+        return Beton, (self.path, self.resolution, self.crop, self.indices, self.schedule, self.classes)
+
+    @cached_property
+    def _file(self) -> "_File":
+        return _File(self.path)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        if self.resolution is not None:
+            return self.resolution, self.resolution
+        height, width = self._file.sides[self.indices[0] if len(self) else 0]
+        return int(height), int(width)
+
+    @property
+    def images(self) -> torch.Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All images, uint8 (n, 3, height, width), decoded now: take a subset of a large file first."""
+        return self.read(np.arange(len(self)))
+
+    def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "Beton":
+        return Beton(
+            self.path, self.resolution, self.crop, self.indices[np.asarray(index)], self.schedule, self.classes
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of encoded images, labels, class names and how they are read; the whole file is read once."""
+        how = (self.resolution, self.crop, self.schedule, self.classes)
+        digest = hashlib.sha256(repr(how).encode())
+        for i in self.indices.tolist():
+            digest.update(self._file.sides[i].tobytes())
+            digest.update(self._file.encoded(i).data)
+        digest.update(self.labels.numpy().data)
+        return digest.hexdigest()
+
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each channel, (3,) each, of at most 10,000 images spread over the file."""
+        return self._statistics
+
+    @cached_property
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        spread = np.unique(np.linspace(0, len(self) - 1, min(len(self), STATISTICS)).astype(np.int64))
+        count, total, squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+        for index in np.array_split(spread, -(-len(spread) // 256)):
+            pixels = self.read(index).long()
+            count += pixels[:, 0].numel()
+            total, squares = total + pixels.sum((0, 2, 3)), squares + (pixels * pixels).sum((0, 2, 3))
+        mean = total.double() / count
+        variance = (squares.double() - count * mean**2) / max(count - 1, 1)
+        return (mean / 255).float(), (variance.clamp(min=0).sqrt() / 255).float().clamp(min=1e-3)
+
+    def boxes(self, index: np.ndarray) -> np.ndarray:
+        """The centre crop of each image, (n, 4) int: top, left, height and width."""
+        sides = self._file.sides[self.indices[index]]
+        square = np.maximum(self.crop * sides.min(1, keepdims=True), 1).astype(np.int64).repeat(2, 1)
+        kept = sides if self.resolution is None else square
+        return np.concatenate([(sides - kept) // 2, kept], 1)
+
+    def draw(self, index: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A random resized crop (n, 4) and a flip (n,) bool for each image, from `rng` alone."""
+        height, width = self._file.sides[self.indices[index]].T
+        return random_boxes(height, width, rng), rng.random(len(index)) < 0.5
+
+    def read(
+        self,
+        index: np.ndarray | Sequence[int],
+        boxes: np.ndarray | None = None,
+        flips: np.ndarray | None = None,
+        resolution: int | None = None,
+    ) -> torch.Tensor:
+        """Images as uint8 (n, 3, height, width), decoded in parallel.
+
+        Parameters
+        ----------
+        boxes : (n, 4) what to cut out; default is the centre crop
+        flips : (n,) bool, which ones to mirror left-right; default none
+        resolution : pixels a side to resize to; default as the data set says
+        """
+        index = np.asarray(index)
+        stored = self.indices[index]
+        boxes = self.boxes(index) if boxes is None else boxes
+        flips = np.zeros(len(index), dtype=bool) if flips is None else flips
+        height, width = (resolution, resolution) if resolution else self.size
+        found = np.empty((len(index), height, width, 3), dtype=np.uint8)
+
+        def decode(part: np.ndarray) -> None:
+            for i in part:
+                self._file.decode(int(stored[i]), boxes[i], found[i])
+                if flips[i]:
+                    found[i] = found[i, :, ::-1].copy()
+
+        workers = joblib.cpu_count()
+        pool = _pool(workers, os.getpid())
+        jobs = [pool.submit(decode, part) for part in np.array_split(np.arange(len(index)), workers)]
+        wait(jobs)  # all of them: none may still read the file when one has failed
+        for job in jobs:
+            job.result()
+        return torch.from_numpy(found).permute(0, 3, 1, 2)
+
+
+class _File:
+    """What a `.beton` holds, in the order in which it was written."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            reader = ffcv("reader").Reader(str(path))
+            image, label = (reader.metadata[reader.metadata.dtype.names[reader.field_names.index(name)]]
+                            for name in ("image", "label"))  # fmt: skip
+            table = np.sort(reader.alloc_table, order="ptr")
+            self.start = image["data_ptr"]
+            self.end = self.start + table["size"][np.searchsorted(table["ptr"], self.start)]
+        except (AssertionError, ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is no complete .beton of images with labels ({error}): write it again") from error
+        self.path = path
+        self.data = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        self.sides = np.stack([image["height"], image["width"]], 1).astype(np.int64)  # (n, 2)
+        self.label, self.jpeg = label.astype(np.int64), image["mode"] == JPEG
+        self.library = ffcv("libffcv")
+
+    def encoded(self, i: int) -> np.ndarray:
+        return self.data[self.start[i] : self.end[i]]
+
+    def decode(self, i: int, box: np.ndarray, found: np.ndarray) -> None:
+        """Image i, cut to the box (top, left, height, width) and resized, into `found` (height, width, 3)."""
+        (height, width), data = self.sides[i].tolist(), self.encoded(i)
+        if self.jpeg[i]:
+            image = np.empty((height, width, 3), dtype=np.uint8)
+            if self.library.imdecode(data, image, height, width, height, width, 0, 0, 1, 1, False, False) != 0:
+                raise ValueError(f"cannot decode image {i} of {self.path}: write the file again")
+        else:
+            image = data.reshape(height, width, 3)
+        top, left, h, w = box.tolist()
+        if (h, w) == found.shape[:2]:
+            found[:] = image[top : top + h, left : left + w]
+        else:
+            self.library.resize_crop(image, top, top + h, left, left + w, found)
+
+
+@cache
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+    """The threads of a process; a forked one has none of its parent's."""
+    return ThreadPoolExecutor(workers)
+
+
+def ffcv(module: str) -> ModuleType:
+    """A module of FFCV; ImportError that says how to install it where it is missing."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it imports distutils
+            return importlib.import_module(f"ffcv.{module}")
+    except ImportError as error:
+        raise ImportError(
+            f"FFCV cannot be imported ({error}): install a C++ compiler, pkg-config, OpenCV and libjpeg-turbo (Debian: "
+            "g++ pkg-config libopencv-dev libturbojpeg0-dev; conda: environment.yml), then pip install 'dtl[ffcv]'"
+        ) from error
