@@ -1,0 +1,208 @@
+"""Studies as plain data: the settings of a study from a YAML file, from flags, or from its store."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from json import JSONDecodeError
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import dask.array
+import numpy as np
+import xarray as xr
+import yaml
+import zarr
+from pydantic import TypeAdapter, ValidationError
+from zarr.errors import ContainsArrayError
+from zarr.storage import LocalStore
+
+from dtl.data import _LOADERS, TransferProblem, from_folders, load
+from dtl.design import DESIGNS
+from dtl.influence import Influence, estimate_influence, group_means
+from dtl.store import array_of
+from dtl.study import FORMAT, SPLITS, Study
+from dtl.training import Recipe
+from dtl.transfer import Outputs
+
+FOLDERS = ("root", "source_dir", "target_dir", "cache")  # options of problems that name one
+
+
+@dataclass(frozen=True)
+class Config:
+    """A study and how far to run it: what a YAML file may hold.
+
+    Parameters
+    ----------
+    problem : {"load": name, "options": {...}} or {"from_folders": {"source_dir": ..., "target_dir": ..., ...}}
+    recipe : what differs from `Recipe()`
+    design, transfer, store, seed, fraction, unit : as in `Study`
+    models, device : as in `Study.run`
+
+    >>> Config({"load": "testbed"}, recipe={"epochs": 4}).study()
+    Study(testbed-0: 0 models done, balanced subsets, fixed)
+    """
+
+    problem: dict[str, str | dict[str, Any]] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    design: str = "balanced"
+    transfer: str | tuple[str, ...] = "fixed"
+    store: str | None = None
+    seed: int = 0
+    fraction: float = 0.5
+    unit: str = "class"
+    models: int | None = None
+    device: str = "auto"
+
+    def study(self) -> Study:
+        """The study, its data loaded; ValueError or FileNotFoundError where a setting is wrong."""
+        recipe = Recipe(**checked(self.recipe, Recipe, "recipe setting"))  # before the data, which can take long
+        problem = load_problem(self.problem)
+        return Study(
+            problem, recipe, self.design, self.transfer, self.store, self.seed, self.fraction, self.unit
+        )  # fmt: skip
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, checked; folders in it are relative to the file.
+
+    >>> read(Path("study.yaml"))
+    {'problem': {'load': 'testbed'}, 'seed': 1}
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return absolute(checked(found, Config, "setting"), path.resolve().parent)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_store(location: str | Path) -> dict[str, Any]:
+    """The settings of the study in a store, its models being those that it has room for."""
+    root = open_store(location)
+    settings: Any = root.attrs["settings"]
+    if settings["design"] not in DESIGNS:
+        raise ValueError(f"{location} holds models on subsets that were given one by one: continue it where it began")
+    found = {name: settings[name] for name in ("recipe", "design", "transfer", "seed", "fraction", "unit")}
+    models = array_of(root, "done").shape[0] if "done" in root else None
+    return found | {"problem": stored_problem(root), "store": str(Path(location).absolute()), "models": models}
+
+
+def stored_problem(root: zarr.Group) -> dict[str, Any]:
+    """How to load the problem of a store; {} if it was made of data in memory."""
+    settings: Any = root.attrs["settings"]
+    found = (settings.get("problem"), root.attrs.get("problem"))
+    return next((spec for spec in found if isinstance(spec, dict)), {})
+
+
+def absolute(settings: dict[str, Any], base: Path) -> dict[str, Any]:
+    """The same settings with absolute folders, so that a study can be resumed from anywhere."""
+    return {
+        key: str(base / Path(value).expanduser())
+        if key in (*FOLDERS, "store") and isinstance(value, str | Path)
+        else absolute(value, base)
+        if isinstance(value, dict)
+        else value
+        for key, value in settings.items()
+    }
+
+
+def checked(given: object, of: Callable[..., object], what: str) -> dict[str, Any]:
+    """`given` as arguments of `of`; an unknown name, or a value that is not of the argument's type, is a ValueError.
+
+    YAML reads 1e-3 as a string, and has lists where tuples are meant: what converts without loss, is converted.
+    """
+    if not isinstance(given, dict):
+        raise ValueError(f"{what}s must be names with values, such as 'seed: 0', not {given!r}")
+    hints, known = get_type_hints(of), list(inspect.signature(of).parameters)
+    values = {}
+    for name, value in given.items():
+        if name not in known:
+            near = get_close_matches(str(name), known, 1)
+            raise ValueError(
+                f"unknown {what} {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}")
+            )
+        try:
+            values[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise ValueError(f"{what} {name} cannot be {value!r}: {error.errors()[0]['msg']}") from error
+    return values
+
+
+def load_problem(spec: Mapping[str, Any]) -> TransferProblem:
+    """What {"load": name, "options": {...}} or {"from_folders": {...}} describes.
+
+    >>> load_problem({"load": "testbed", "options": {"seed": 1}}).name
+    'testbed-1'
+    """
+    if set(spec) == {"from_folders"}:
+        options = checked(spec["from_folders"], from_folders, "option of the problem")
+        missing = {"source_dir", "target_dir"} - set(options)
+        if missing:
+            raise ValueError(f"the problem lacks {' and '.join(sorted(missing))}: give both folders")
+        return from_folders(**options)
+    if "load" not in spec or set(spec) - {"load", "options"}:
+        raise ValueError(
+            "give a problem, 'load' with a name and perhaps 'options', or 'from_folders' with source_dir and "
+            f"target_dir, not {dict(spec) or 'nothing'}"
+        )
+    name, options = spec["load"], spec.get("options", {})
+    if name in _LOADERS:  # load refuses the others and lists what it knows
+        options = checked(options, _LOADERS[name], "option of the problem")
+    return load(name, **options)
+
+
+def open_store(location: str | Path) -> zarr.Group:
+    """The group of a study in a folder, read-only; ValueError if there is none. No data is loaded."""
+    try:
+        root = zarr.open_group(LocalStore(location, read_only=True), mode="r")
+        settings: Any = root.attrs["settings"]
+    except (FileNotFoundError, NotADirectoryError, ContainsArrayError, JSONDecodeError, KeyError) as error:
+        raise ValueError(f"{location} holds no study: give the folder that a study is stored in") from error
+    if settings["format"] != FORMAT:
+        raise ValueError(
+            f"{location} has format {settings['format']} and this dtl reads {FORMAT}: use the dtl that made it"
+        )
+    return root
+
+
+def read_results(location: str | Path) -> xr.Dataset:
+    """What `Study.results` gives, without the data of the problem.
+
+    >>> read_results("studies/testbed").margin.dims
+    ('transfer', 'model', 'target')
+    """
+    root = open_store(location)
+    facts: Any = root.attrs.asdict()
+    done = np.flatnonzero(array_of(root, "done")[:]) if "done" in root else np.zeros(0, dtype=int)
+    if not len(done):
+        raise ValueError(f"{location} has no finished model: run or resume the study first")
+    data = {}
+    for name, array in root.arrays():  # one by one: a kill while room was made leaves some longer than others
+        metadata: Any = array.metadata
+        whole = xr.Variable(metadata.dimension_names, dask.array.from_zarr(array))
+        data[name] = whole.isel(model=done, missing_dims="ignore")
+    found = xr.Dataset(data, attrs=facts).drop_vars("done")
+    sources = facts["source_classes"] if facts["settings"]["unit"] == "class" else np.arange(found.sizes["source"])
+    return found.assign_coords(
+        model=done,
+        source=list(sources),
+        transfer=facts["settings"]["transfer"],
+        split=("target", np.array(SPLITS)[found["split"]]),
+        label=("target", found["label"].values),
+    )
+
+
+def influence_of(results: xr.Dataset, method: str, output: str, transfer: str | None, split: str, by: str) -> Influence:
+    """`Study.influence` from results alone; `by` is "class" or "all"."""
+    transfer = transfer or str(results["transfer"].values[0])
+    known = {"output": list(Outputs._fields), "transfer": results["transfer"].values.tolist(), "split": list(SPLITS)}
+    for name, value in {"output": output, "transfer": transfer, "split": split}.items():
+        if value not in known[name]:
+            raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known[name])}")
+    chosen = results.sel(transfer=transfer).isel(target=results["split"].values == split)
+    labels = chosen["label"].values
+    means = group_means(chosen[output].values.astype(np.float32), labels if by == "class" else np.zeros_like(labels))
+    design = results.attrs["settings"]["design"]
+    return estimate_influence(results["mask"].values, means, method, design if design in DESIGNS else None)
