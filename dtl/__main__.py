@@ -46,7 +46,7 @@ class OneLineErrors(TyperGroup):
         except (ValueError, FileNotFoundError) as error:
             message, code = str(error), BAD_USE
         except (OSError, ImportError, torch.OutOfMemoryError) as error:
-            message, code = str(error), FAILURE
+            message, code = getattr(error, "strerror", None) or str(error), FAILURE
         if message:  # calling without a command has printed the help
             print(f"Error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(code)
