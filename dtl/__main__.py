@@ -1,4 +1,4 @@
-"""The command line: python -m dtl doctor|run|status|resume|influence|export|remove"""
+"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove"""
 
 import contextlib
 import json
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pandas as pd
-import torch
 import typer
 import xarray as xr
 import yaml
@@ -25,7 +24,7 @@ from typer.core import TyperGroup
 from dtl import config, doctor
 from dtl.influence import Influence
 from dtl.removal import ORDERS, removal_curve, select
-from dtl.store import array_of
+from dtl.store import read
 from dtl.study import Study
 from dtl.training import resolve_device
 
@@ -45,7 +44,7 @@ class OneLineErrors(TyperGroup):
             message, code = error.format_message(), BAD_USE
         except (ValueError, FileNotFoundError) as error:
             message, code = str(error), BAD_USE
-        except (OSError, ImportError, torch.OutOfMemoryError) as error:
+        except (OSError, RuntimeError) as error:  # such as a full disk, models that diverged, a GPU out of memory
             message, code = getattr(error, "strerror", None) or str(error), FAILURE
         if message:  # calling without a command has printed the help
             print(f"Error: {' '.join(message.split())}", file=sys.stderr)
@@ -87,6 +86,11 @@ ProblemOption = Annotated[
     list[str] | None, flag("--option", "NAME=VALUE", "an option of the problem; repeatable", DATA)
 ]
 Models = Annotated[int | None, flag("--models", "N", "models that the study shall have", STUDY)]
+Weights = Annotated[
+    Path | None, flag("--weights", "FOLDER", "keep source weights there, and train none that are there", STUDY)
+]
+Start = Annotated[int, typer.Option(metavar="N", help="first model, to share a study between stores")]
+Repair = Annotated[bool, typer.Option("--repair", help="read the store first; train models of damaged chunks again")]
 Device = Annotated[str | None, flag("--device", "DEVICE", "auto (the GPU if there is one), cpu, cuda or cuda:1")]
 Scheduler = Annotated[
     str | None, flag("--scheduler", "ADDRESS", "address of a Dask scheduler whose workers shall train")
@@ -123,6 +127,9 @@ def run(
         float | None, flag("--fraction", "SHARE", "share of the units in a random subset, default 0.5", STUDY)
     ] = None,
     seed: Annotated[int | None, flag("--seed", "N", "default 0", STUDY)] = None,
+    weights: Weights = None,
+    start: Start = 0,
+    repair: Repair = False,
     device: Device = None,
     scheduler: Scheduler = None,
     dry_run: DryRun = False,
@@ -140,13 +147,13 @@ def run(
     models: 184
     ```
     """
-    settings = config.read(file) if file else {}
+    settings = config.read_file(file) if file else {}
     flags = {"models": models, "store": store, "design": design, "unit": unit, "fraction": fraction, "seed": seed}
-    flags |= {"device": device, "transfer": transfer.split(",") if transfer else None}
+    flags |= {"weights": weights, "device": device, "transfer": transfer.split(",") if transfer else None}
     settings |= config.absolute({name: value for name, value in flags.items() if value is not None}, Path.cwd())
     settings["problem"] = chosen_problem(settings.get("problem", {}), problem, source, target, option)
     settings["recipe"] = settings.get("recipe", {}) | pairs(recipe)
-    train(config.Config(**config.checked(settings, config.Config, "setting")), scheduler, dry_run)
+    train(config.Config(**config.checked(settings, config.Config, "setting")), start, repair, scheduler, dry_run)
 
 
 @app.command()
@@ -157,6 +164,9 @@ def resume(
     source: Source = None,
     target: Target = None,
     option: ProblemOption = None,
+    weights: Weights = None,
+    start: Start = 0,
+    repair: Repair = False,
     device: Device = None,
     scheduler: Scheduler = None,
     dry_run: DryRun = False,
@@ -166,8 +176,26 @@ def resume(
     With --models the study is extended. The problem needs flags only where the store cannot say how to load it.
     """
     settings = stored(store, problem, source, target, option)
-    given = {name: value for name, value in (("models", models), ("device", device)) if value is not None}
-    train(replace(settings, **given), scheduler, dry_run)
+    flags = {"models": models, "weights": weights, "device": device}
+    given = config.absolute({name: value for name, value in flags.items() if value is not None}, Path.cwd())
+    train(replace(settings, **given), start, repair, scheduler, dry_run)
+
+
+@app.command()
+def merge(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="store that gets the models", show_default=False)],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="parts of one study", show_default=False)],
+    problem: ProblemName = None,
+    source: Source = None,
+    target: Target = None,
+    option: ProblemOption = None,
+) -> None:
+    """Copy the models of several stores of one study into OUT, which may be one of that study already."""
+    study = replace(stored(stores[0], problem, source, target, option), store=str(out)).study()
+    for store in stores:
+        study.merge(store)
+    said = shlex.quote(str(out))
+    print(f"{said}: {study.results.sizes['model']} models done. Next: python -m dtl status {said}")
 
 
 @app.command()
@@ -175,17 +203,18 @@ def status(store: StoreOf) -> None:
     """Say what STORE holds: models done and missing, settings, runs, bytes. Loads no data."""
     root = config.open_store(store)
     facts: Any = root.attrs.asdict()
-    done = np.asarray(array_of(root, "done")[:]) if "done" in root else np.zeros(0, dtype=bool)
+    done = np.asarray(read(root, "done")) if "done" in root else np.zeros(0, dtype=bool)
     missing = int((~done).sum())
     show("store", f"{store.absolute()}, {format_bytes(folder_size(store))}")
-    show("problem", config.stored_problem(root) or facts["problem"])
+    show("problem", facts["problem"])
+    show("origin", facts["origin"] or "made by hand")
     show("classes", f"{len(facts['source_classes'])} source, {len(facts['target_classes'])} target")
     show("models", f"{done.sum()} done, {missing} missing")
     for name, value in facts["settings"].items():
-        if name not in ("data", "problem"):
+        if name != "data":
             show(name, value)
     for one in facts["runs"]:
-        versions = ", ".join(f"{k} {v}" for k, v in one.items() if k not in ("date", "models", "device"))
+        versions = ", ".join(f"{k} {v}" for k, v in one.items() if k not in ("id", "date", "models", "device"))
         show("run", f"{one['date']}, {one['models']} models on {one['device']}: {versions}")
     if missing or not len(done):
         print(f"\nNext: python -m dtl resume {shlex.quote(str(store))}")
@@ -280,7 +309,7 @@ def remove(
     except ValueError:
         raise ValueError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}") from None
     check_csv(out)
-    where = resolve_device(device or "auto")
+    where = str(resolve_device(device or "auto"))
     study = stored(store, problem, source, target, option).study()
     influence = study.influence(method, output, by="all")
     if dry_run:
@@ -288,7 +317,7 @@ def remove(
         everything = np.ones((n_models, study.n_units), dtype=bool)
         estimate(Study(study.problem, study.recipe, everything, study.transfer[:1], unit=study.unit), n_models, where)
         return
-    curve = removal_curve(study, influence, numbers, names, seeds, store=keep, seed=seed, device=str(where))
+    curve = removal_curve(study, influence, numbers, names, seeds, store=keep, seed=seed, device=where)
     mean, error = curve["test"].mean("seed"), curve["test"].std("seed", ddof=1) / seeds**0.5
     print(f"test accuracy, {curve.attrs['transfer']} transfer, mean +- standard error of {seeds} retrainings")
     print("removed ", *(f"{count:>15}" for count in curve["count"].values))
@@ -303,34 +332,35 @@ def remove(
         write(out, curve.to_dataframe().reset_index())
 
 
-def train(settings: config.Config, scheduler: str | None, dry_run: bool) -> None:
+def train(settings: config.Config, start: int, repair: bool, scheduler: str | None, dry_run: bool) -> None:
     """Run a study and say what comes next, or say what that would cost."""
     if settings.store is None:
         raise ValueError("give a folder for the results: --store FOLDER, or 'store' in the file")
     if settings.models is None:
         raise ValueError("give the number of models: --models N, or 'models' in the file")
-    device = resolve_device(settings.device)
+    device = settings.device if scheduler else str(resolve_device(settings.device))
     study = settings.study()
     if dry_run:
-        done = np.asarray(array_of(study.store.open(), "done")[: settings.models]) if study.store.ready else ()
-        estimate(study, settings.models - int(np.sum(done)), device)
+        wanted = slice(start, settings.models)
+        done = np.asarray(read(study.store.open(), "done")[wanted]) if study.store.ready else ()
+        estimate(study, settings.models - start - int(np.sum(done)), str(resolve_device(settings.device)))
         return
     store = shlex.quote(os.path.relpath(settings.store))
     with client_of(scheduler) as client:
         try:
-            study.run(settings.models, str(device), client)
+            study.run(settings.models, device, client, start=start, repair=repair)
         except KeyboardInterrupt:
             print(f"Stopped. Saved models are safe: python -m dtl resume {store}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
     print(f"{store}: {study.results.sizes['model']} models done. Next: python -m dtl influence {store}")
 
 
-def estimate(study: Study, n_models: int, device: torch.device) -> None:
+def estimate(study: Study, n_models: int, device: str) -> None:
     """Print the expected time and bytes of models that are still to be trained."""
     if n_models < 1:
         print("No model is missing.")
         return
-    cost = doctor.measure(study, n_models, str(device))
+    cost = doctor.measure(study, n_models, device)
     time, size = format_time(cost.seconds * n_models), format_bytes(int(cost.bytes * n_models))
     print(f"{n_models} models to train: about {time} on this machine ({device}), {size} to store")
 

@@ -8,7 +8,6 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import dask.array
 import numpy as np
 import xarray as xr
 import yaml
@@ -20,12 +19,12 @@ from zarr.storage import LocalStore
 from dtl.data import _LOADERS, TransferProblem, from_folders, load
 from dtl.design import DESIGNS
 from dtl.influence import Influence, estimate_influence, group_means
-from dtl.store import array_of
+from dtl.store import array_of, read
 from dtl.study import FORMAT, SPLITS, Study
 from dtl.training import Recipe
 from dtl.transfer import Outputs
 
-FOLDERS = ("root", "source_dir", "target_dir", "cache")  # options of problems that name one
+FOLDERS = ("store", "weights", "root", "source_dir", "target_dir", "cache")  # settings that name one
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Config:
     ----------
     problem : {"load": name, "options": {...}} or {"from_folders": {"source_dir": ..., "target_dir": ..., ...}}
     recipe : what differs from `Recipe()`
-    design, transfer, store, seed, fraction, unit : as in `Study`
+    design, transfer, store, seed, fraction, unit, weights : as in `Study`
     models, device : as in `Study.run`
 
     >>> Config({"load": "testbed"}, recipe={"epochs": 4}).study()
@@ -51,22 +50,21 @@ class Config:
     seed: int = 0
     fraction: float = 0.5
     unit: str = "class"
+    weights: str | None = None
     models: int | None = None
     device: str = "auto"
 
     def study(self) -> Study:
         """The study, its data loaded; ValueError or FileNotFoundError where a setting is wrong."""
         recipe = Recipe(**checked(self.recipe, Recipe, "recipe setting"))  # before the data, which can take long
-        problem = load_problem(self.problem)
-        return Study(
-            problem, recipe, self.design, self.transfer, self.store, self.seed, self.fraction, self.unit
-        )  # fmt: skip
+        options = {name: getattr(self, name) for name in inspect.signature(Study).parameters}
+        return Study(**options | {"problem": load_problem(self.problem), "recipe": recipe})
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
     """The settings in a YAML file, checked; folders in it are relative to the file.
 
-    >>> read(Path("study.yaml"))
+    >>> read_file(Path("study.yaml"))
     {'problem': {'load': 'testbed'}, 'seed': 1}
     """
     try:
@@ -86,21 +84,15 @@ def read_store(location: str | Path) -> dict[str, Any]:
         raise ValueError(f"{location} holds models on subsets that were given one by one: continue it where it began")
     found = {name: settings[name] for name in ("recipe", "design", "transfer", "seed", "fraction", "unit")}
     models = array_of(root, "done").shape[0] if "done" in root else None
-    return found | {"problem": stored_problem(root), "store": str(Path(location).absolute()), "models": models}
-
-
-def stored_problem(root: zarr.Group) -> dict[str, Any]:
-    """How to load the problem of a store; {} if it was made of data in memory."""
-    settings: Any = root.attrs["settings"]
-    found = (settings.get("problem"), root.attrs.get("problem"))
-    return next((spec for spec in found if isinstance(spec, dict)), {})
+    origin: Any = root.attrs["origin"]  # none for a problem that was made by hand
+    return found | {"problem": origin or {}, "store": str(Path(location).absolute()), "models": models}
 
 
 def absolute(settings: dict[str, Any], base: Path) -> dict[str, Any]:
     """The same settings with absolute folders, so that a study can be resumed from anywhere."""
     return {
         key: str(base / Path(value).expanduser())
-        if key in (*FOLDERS, "store") and isinstance(value, str | Path)
+        if key in FOLDERS and isinstance(value, str | Path)
         else absolute(value, base)
         if isinstance(value, dict)
         else value
@@ -175,13 +167,13 @@ def read_results(location: str | Path) -> xr.Dataset:
     """
     root = open_store(location)
     facts: Any = root.attrs.asdict()
-    done = np.flatnonzero(array_of(root, "done")[:]) if "done" in root else np.zeros(0, dtype=int)
+    done = np.flatnonzero(np.asarray(read(root, "done"))) if "done" in root else np.zeros(0, dtype=int)
     if not len(done):
         raise ValueError(f"{location} has no finished model: run or resume the study first")
     data = {}
     for name, array in root.arrays():  # one by one: a kill while room was made leaves some longer than others
         metadata: Any = array.metadata
-        whole = xr.Variable(metadata.dimension_names, dask.array.from_zarr(array))
+        whole = xr.Variable(metadata.dimension_names, read(root, name))
         data[name] = whole.isel(model=done, missing_dims="ignore")
     found = xr.Dataset(data, attrs=facts).drop_vars("done")
     sources = facts["source_classes"] if facts["settings"]["unit"] == "class" else np.arange(found.sizes["source"])

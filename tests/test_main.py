@@ -3,10 +3,12 @@
 import dataclasses
 import inspect
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,6 +24,7 @@ import dtl
 from dtl import config, doctor
 from dtl.__main__ import app
 from dtl.config import Config
+from dtl.store import array_of
 
 N = 12  # models, in three batches
 PROBLEM = {"load": "testbed", "options": {"per_class": 20, "train": 5, "validation": 5, "test": 5}}
@@ -31,12 +34,14 @@ BY_FLAGS = ["--problem", "testbed", *(f"--option={name}={value}" for name, value
 
 
 def call(*arguments, code=0):
-    """Standard output, or the one line of an error."""
+    """Standard output, or the one line of an error, of which nothing but a progress bar stands in front."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
-    if code:
-        assert result.stderr.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
-    return result.stderr.removeprefix("Error: ").strip() if code else result.stdout
+    if not code:
+        return result.stdout
+    line = result.stderr.split("\r")[-1]
+    assert line.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
+    return line.removeprefix("Error: ").strip()
 
 
 def process(*arguments, cwd):
@@ -53,15 +58,13 @@ def saved(folder, **changes):
 
 @pytest.fixture(scope="module")
 def reference(problem, recipe, tmp_path_factory):
-    """An uninterrupted study of the same settings by the Python API, whose store says how to load its problem."""
-    study = dtl.Study(problem, recipe, store=tmp_path_factory.mktemp("reference") / "toy").run(N, progress=False)
-    zarr.open_group(study.store.zarr, mode="r+").attrs["problem"] = PROBLEM
-    return study
+    """An uninterrupted study of the same settings by the Python interface."""
+    return dtl.Study(problem, recipe, store=tmp_path_factory.mktemp("reference") / "toy").run(N, progress=False)
 
 
 @pytest.fixture
 def store(reference):
-    return reference.store.zarr.root
+    return reference.store.folder
 
 
 @pytest.fixture
@@ -73,6 +76,10 @@ def no_data(monkeypatch):
 
     monkeypatch.setattr(config, "load", refuse)
     monkeypatch.setattr(config, "from_folders", refuse)
+
+
+def facts(store) -> dict[str, Any]:
+    return zarr.open_group(store, mode="r").attrs.asdict()
 
 
 def same(store, study):
@@ -87,14 +94,15 @@ def test_every_setting_of_the_python_interface_can_be_given():
     study = set(inspect.signature(dtl.Study).parameters)
     run = {"models" if name == "n_models" else name for name in inspect.signature(dtl.Study.run).parameters}
     settings = {field.name for field in dataclasses.fields(Config)}
-    assert study | run - {"self", "client", "progress"} == settings
-    flags = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
-    assert all(f"--{name} " in flags for name in settings | {"scheduler", "source", "target", "option", "dry-run"})
+    flags = {"client", "start", "repair"}  # what belongs to one run, not to the study
+    assert study | run - {"self", "progress"} - flags == settings
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
+    assert all(f"--{name} " in shown for name in settings | {"scheduler", "start", "repair", "source", "target"})
 
 
 def test_defaults_are_those_of_the_python_interface():
     study, run = inspect.signature(dtl.Study).parameters, inspect.signature(dtl.Study.run).parameters
-    for name in ("design", "store", "seed", "fraction", "unit"):
+    for name in ("design", "store", "seed", "fraction", "unit", "weights"):
         assert getattr(Config, name) == study[name].default
     assert Config.device == run["device"].default and (Config.transfer,) == study["transfer"].default
 
@@ -162,7 +170,7 @@ def test_a_missing_file_and_a_missing_command_are_one_line(tmp_path):
 def test_numbers_that_yaml_reads_as_strings_are_numbers(tmp_path):
     path = saved(tmp_path)
     path.write_text(path.read_text().replace("epochs: 1", "epochs: 1\n  lr: 3e-1\n  probe_l2: 1e-2"))
-    study = Config(**config.read(path)).study()
+    study = Config(**config.read_file(path)).study()
     assert study.recipe.lr == 0.3 and study.recipe.probe_l2 == 0.01 and study.recipe.widths == (8, 16)
 
 
@@ -200,7 +208,7 @@ def test_a_flag_wins_over_the_file(tmp_path):
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
     call("run", path, *flags, "--store", tmp_path / "x", "--recipe", "augment=1", "--option", "seed=2")
-    settings = zarr.open_group(tmp_path / "x", mode="r").attrs["settings"]
+    settings = facts(tmp_path / "x")["settings"]
     assert settings["seed"] == 4 and settings["transfer"] == ["fixed", "full"] and settings["unit"] == "example"
     assert settings["fraction"] == 0.25 and settings["design"] == "random"
     assert settings["recipe"] == dtl.Recipe(**RECIPE, augment=1).settings()  # the file's other ones are kept
@@ -248,19 +256,18 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_arrays(pro
 def test_resume_needs_the_store_alone(reference, tmp_path, monkeypatch):
     folder = tmp_path / "toy"
     call("run", saved(tmp_path), "--store", folder, "--models", 4)
-    zarr.open_group(folder, mode="r+").attrs["problem"] = PROBLEM
     monkeypatch.chdir("/")
     assert "12 models done" in call("resume", folder, "--models", N)
     same(folder, reference)
     assert "12 models done" in call("resume", folder), "nothing is missing"
 
 
-def test_resume_says_what_it_lacks(tmp_path):
+def test_resume_says_what_it_lacks(problem, recipe, tmp_path):
     folder = tmp_path / "toy"
-    dtl.Study(config.load_problem(PROBLEM), dtl.Recipe(**RECIPE), store=folder).run(4, progress=False)
-    zarr.open_group(folder, mode="r+").attrs["problem"] = "of mine"
+    dtl.Study(dataclasses.replace(problem, name="mine"), recipe, store=folder).run(4, progress=False)
     assert "does not say how to load its problem: add --problem NAME" in call("resume", folder, code=2)
     assert "data.source is" in call("resume", folder, "--problem", "testbed", code=2)
+    assert "6 models done" in call("resume", folder, *BY_FLAGS, "--models", 6)
 
 
 def test_status_reads_no_results_and_no_images(store, no_data, tmp_path):
@@ -273,12 +280,24 @@ def test_status_reads_no_results_and_no_images(store, no_data, tmp_path):
     out = call("status", copy)
     for found in ("load testbed", "24 source, 4 target", "12 done, 0 missing", "balanced", "epochs 1", f"{copy}, "):
         assert found in out
-    assert f"12 models on {reference_run(store)['device']}: dtl {reference_run(store)['dtl']}" in out
+    (run,) = facts(store)["runs"]
+    assert f"{run['date']}, 12 models on {run['device']}: dtl {run['dtl']}" in out
     assert "resume" not in out
 
 
-def reference_run(store):
-    return zarr.open_group(store, mode="r").attrs["runs"][0]
+def test_a_store_that_was_killed_at_its_very_start(store, reference, tmp_path):
+    zarr.create_group(tmp_path / "toy", attributes=facts(store))
+    assert "0 done, 0 missing" in call("status", tmp_path / "toy")
+    assert "has no finished model" in call("influence", tmp_path / "toy", code=2)
+    assert "give the number of models: --models N" in call("resume", tmp_path / "toy", code=2)
+    call("resume", tmp_path / "toy", "--models", N)
+    same(tmp_path / "toy", reference)
+
+
+def test_models_that_diverge_are_a_failure_and_the_rest_is_kept(tmp_path):
+    message = call("run", saved(tmp_path), "--recipe", "lr=1e30", "--models", 4, code=1)
+    assert message.startswith("models 0, 1, 2, 3 diverged")
+    assert "0 done, 4 missing" in call("status", tmp_path / "kept/toy")
 
 
 def test_a_folder_without_a_study_is_refused_by_every_command(tmp_path):
@@ -299,7 +318,7 @@ def test_a_folder_without_a_study_is_refused_by_every_command(tmp_path):
 
 def test_a_store_of_another_format_is_refused(store, tmp_path, monkeypatch):
     monkeypatch.setattr(config, "FORMAT", 99)
-    assert "format 1 and this dtl reads 99" in call("status", store, code=2)
+    assert "and this dtl reads 99" in call("status", store, code=2)
 
 
 def test_exit_codes_of_processes(tmp_path):
@@ -314,10 +333,40 @@ def test_exit_codes_of_processes(tmp_path):
 
 def test_training_on_a_dask_scheduler(reference, tmp_path):
     distributed = pytest.importorskip("distributed")
-    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
     with distributed.LocalCluster(**options) as cluster:
         call("run", saved(tmp_path), "--scheduler", cluster.scheduler_address)
     same(tmp_path / "kept/toy", reference)
+
+
+def test_parts_of_a_study_are_merged(reference, tmp_path):
+    path = saved(tmp_path)
+    call("run", path, "--store", tmp_path / "a", "--models", 4)
+    call("run", path, "--store", tmp_path / "b", "--start", 4)
+    assert "4 done, 0 missing" in call("status", tmp_path / "a")
+    assert "8 done, 4 missing" in call("status", tmp_path / "b")
+    assert "12 models done" in call("merge", tmp_path / "all", tmp_path / "a", tmp_path / "b")
+    same(tmp_path / "all", reference)
+    call("run", path, "--store", tmp_path / "other", "--models", 4, "--seed", 1)
+    for parts in (("all", "other"), ("new", "a", "other")):
+        assert "holds another study (seed is" in call("merge", *(tmp_path / part for part in parts), code=2)
+    assert "Missing argument 'STORE" in call("merge", tmp_path / "all", code=2)
+
+
+def test_a_damaged_chunk_is_named_and_trained_again_on_request(reference, tmp_path):
+    path, folder = saved(tmp_path), tmp_path / "kept/toy"
+    call("run", path)
+    chunk = folder / "margin/c/0/1/0"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    assert "margin of models 4 to 7" in call("influence", folder, code=2)
+    assert "12 models done" in call("resume", folder, "--repair")
+    same(folder, reference)
+
+
+def test_weights_are_kept_where_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call("run", saved(tmp_path), "--weights", "source-models", "--models", 4)
+    assert len([file for file in (tmp_path / "source-models").rglob("*.safetensors")]) == 4
 
 
 # What a run would cost
@@ -340,19 +389,19 @@ def test_a_dry_run_writes_nothing_and_counts_what_is_missing(tmp_path):
 def test_expected_bytes_are_those_of_the_store(reference, problem, recipe):
     cost = doctor.measure(dtl.Study(problem, recipe), N)
     root = reference.store.open()
-    stored = sum(root[name].nbytes_stored() for name in ("margin", "probability", "correct", "prediction"))
+    stored = sum(array_of(root, n).nbytes_stored() for n in ("margin", "probability", "correct", "prediction"))
     assert stored < N * cost.bytes < 2 * stored and cost.seconds > 0
 
 
 # Results
 
 
-def table(text):
+def table(text) -> dict[str, dict[str, tuple[float, float]]]:
     """{target: {source: (influence, stderr)}} as printed"""
-    found = {}
+    found, rows = {}, {}
     for line in text.splitlines()[1:]:
         if "reliability" in line:
-            rows = found.setdefault(line.split(",")[0], {})
+            rows = found[line.split(",")[0]] = {}
         elif line.startswith("  "):
             name, value, _, error = line[9:].rsplit(None, 3)
             rows[name.strip()] = (float(value), float(error))
@@ -421,18 +470,16 @@ def test_exports_hold_the_results(reference, store, no_data, tmp_path):
 
 
 def test_export_of_an_unfinished_store(reference, store, tmp_path):
-    group = zarr.open_group(zarr.storage.LocalStore(store), mode="r")
-    copy = zarr.create_group(tmp_path / "toy", attributes=group.attrs.asdict())
-    for name, array in group.arrays():
-        copy.create_array(name, data=array[:], chunks=array.chunks, dimension_names=array.metadata.dimension_names)
-    copy["done"][4:8] = False
+    shutil.copytree(store, tmp_path / "toy")
+    done = zarr.open_array(tmp_path / "toy", path="done", mode="r+")
+    done[4:8] = False
     for name in ("x.nc", "x.zarr.zip"):
         call("export", tmp_path / "toy", tmp_path / name)
     with ZipStore(tmp_path / "x.zarr.zip", mode="r") as zipped:
         found = xr.open_zarr(zipped).load()
     rows = [0, 1, 2, 3, 8, 9, 10, 11]
     xr.testing.assert_equal(found.drop_attrs(), reference.results.isel(model=rows).load().drop_attrs())
-    copy["done"][:] = False
+    done[:] = False
     assert "has no finished model" in call("export", tmp_path / "toy", tmp_path / "y.nc", code=2)
     assert "end it with .nc, .zarr.zip or .csv" in call("export", tmp_path / "toy", tmp_path / "y.txt", code=2)
 
