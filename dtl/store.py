@@ -6,7 +6,7 @@ a store is ever unpickled.
 
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from json import JSONDecodeError
@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import dask.array
 import numpy as np
+import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
@@ -62,7 +63,10 @@ class Store:
     @property
     def ready(self) -> bool:
         """Whether it has room for models; a run that was killed at its very start leaves a group without."""
-        return self.exists and "done" in zarr.open_group(self.zarr, mode="r")
+        try:
+            return self.exists and bool(array_of(zarr.open_group(self.zarr, mode="r"), "done"))
+        except KeyError:
+            return False
 
     def open(self, mode: Literal["r", "r+"] = "r") -> zarr.Group:
         """The group, after a check that it holds this study."""
@@ -138,7 +142,7 @@ class Store:
             with self.writing("the record of the run"):
                 root.attrs["runs"] = [*runs[:-1], latest]
 
-    def repair(self) -> list[str]:
+    def repair(self, names: Sequence[str]) -> list[str]:
         """Empty every chunk that is damaged, or missing though its models are done; these models are not done then.
 
         Returns the names of the chunks. A run fills them again.
@@ -147,12 +151,11 @@ class Store:
             return []
         root, repaired = self.open("r+"), []
         done = array_of(root, "done")
-        for name in ("done", *sorted(set(root.array_keys()) - {"done"})):  # first done, which the others need
+        for name in ("done", *names):  # first done, which the others need
             array = array_of(root, name)
             for corner in product(*map(range, array.cdata_shape)):
                 region = tuple(slice(i * c, (i + 1) * c) for i, c in zip(corner, array.chunks, strict=True))
-                axis = _model_axis(array)
-                models = slice(0) if axis is None or name == "done" else region[axis]
+                models = dict(zip(_dims(array), region, strict=True)).get("model", slice(0))
                 chunk = "/".join((name, "c", *map(str, corner)))
                 lost = self.folder is not None and np.any(done[models]) and not (self.folder / chunk).exists()
                 try:
@@ -162,9 +165,24 @@ class Store:
                 if lost:
                     repaired.append(chunk)
                     with self.writing(f"the repair of {chunk}"):
-                        done[models] = False  # before the chunk, so that a kill in between shows no empty chunk
+                        done[models] = False  # first, so that a kill in between shows no empty chunk
                         array[region] = array.fill_value
         return repaired
+
+    def merge(self, root: zarr.Group, other: zarr.Group, names: Sequence[str]) -> None:
+        """Copy arrays `names` of the models that are done only in `other`; ValueError if any others differ."""
+        mine, theirs = (np.flatnonzero(np.asarray(read(group, "done"))) for group in (root, other))
+        here, there = ({name: read(group, name) for name in names} for group in (root, other))
+        common, new = np.intersect1d(theirs, mine), np.setdiff1d(theirs, mine)
+        differ = [(here[n][:, common] != there[n][:, common]).any(("transfer", "target")) for n in names]
+        differing = common[np.any(differ, axis=0)]
+        if len(differing):
+            raise ValueError(
+                f"models {', '.join(map(str, differing))} are done in both stores and differ (other hardware or "
+                "versions?): merge stores that share no models"
+            )
+        for rows in np.split(new, np.flatnonzero(np.diff(new // array_of(root, "done").chunks[0])) + 1):
+            self.save(root, rows, {name: np.asarray(there[name][:, rows]) for name in names})
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -203,18 +221,25 @@ class Store:
 
 
 def array_of(root: zarr.Group, name: str) -> zarr.Array:
-    """An array of the group, which holds no groups but those of other processes."""
-    found = root[name]
+    """An array of the group, whose chunks are written even if they are all zero."""
+    try:
+        found = root[name]
+    except JSONDecodeError as error:
+        raise ValueError(
+            f"{name}/zarr.json in {root.store} is damaged ({error}): restore this file from a copy of the store, or from "
+            "another store of as many models of this study"
+        ) from error
     if not isinstance(found, zarr.Array):
         raise ValueError(f"{name} of {root.store} is no array, so this is no study: give another folder")
     return found.with_config(WRITE_ALL)
 
 
-def read(root: zarr.Group, name: str) -> dask.array.Array:
+def read(root: zarr.Group, name: str) -> xr.Variable:
     """An array of the group, read when it is used; a damaged chunk is a ValueError that names it."""
     array = array_of(root, name)
+    checked, chunks = _Checked(array), {axis: size for axis, size in enumerate(array.chunks)}
     meta = np.empty((0,) * array.ndim, array.dtype)
-    return dask.array.from_array(_Checked(array), array.chunks, name=False, meta=meta)  # pyright: ignore
+    return xr.Variable(_dims(array), dask.array.from_array(checked, chunks, name=False, meta=meta))
 
 
 class _Checked:
@@ -227,17 +252,17 @@ class _Checked:
         try:
             return self.array[index]
         except ValueError as error:
-            axis = _model_axis(self.array)
-            models = "" if axis is None else f" of models {index[axis].start} to {index[axis].stop - 1}"
+            spans = dict(zip(_dims(self.array), index, strict=True))
+            models = f" of models {spans['model'].start} to {spans['model'].stop - 1}" if "model" in spans else ""
             raise ValueError(
                 f"{self.array.basename}{models} in {self.array.store} is damaged ({error}): run the study again with "
                 "repair=True, which trains only those models"
             ) from error
 
 
-def _model_axis(array: zarr.Array) -> int | None:
+def _dims(array: zarr.Array) -> tuple[str, ...]:
     metadata: Any = array.metadata
-    return metadata.dimension_names.index("model") if "model" in metadata.dimension_names else None
+    return metadata.dimension_names
 
 
 def _room(

@@ -5,7 +5,6 @@ import logging
 import uuid
 from collections.abc import Sequence
 from contextlib import closing
-from copy import copy
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
+ARRAYS = ("label", "split", "mask", "seed", *Outputs._fields)
 UNITS = ("class", "example")
 
 
@@ -146,9 +146,9 @@ class Study:
             raise ValueError(f"start must be 0 to {len(masks) - 1}, not {start}")
         if client is None:
             device = str(resolve_device(device))
-        diverged = []
+        diverged, seeds = [], self.seeds(len(masks))
         with self.store.lock():
-            for chunk in self.store.repair() if repair else ():
+            for chunk in self.store.repair(ARRAYS) if repair else ():
                 logger.warning("%s of %s was damaged: its models are not done", chunk, self.store.zarr)
             root, run = self._prepare(masks, device)
             done, size = np.asarray(read(root, "done"))[: len(masks)], self.recipe.models_at_once
@@ -157,9 +157,7 @@ class Study:
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
             with (
                 progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar,
-                closing(
-                    train(run, self.problem, self.store, masks, self.seeds(len(masks)), batches, client)
-                ) as trained,
+                closing(train(run, self.problem, self.store, masks, seeds, batches, client)) as trained,
             ):
                 for batch in trained:
                     if batch.outputs is not None:
@@ -183,27 +181,14 @@ class Study:
 
         >>> dtl.Study(problem, store="all").merge("half-a").merge("half-b")
         """
-        from_there = copy(self)
-        from_there.store = Store(other, self.settings)
-        theirs = from_there.results
-        models = theirs["model"].values
-        if not len(models):
-            return self
+        theirs = Store(other, self.settings)
+        if not theirs.ready:
+            raise ValueError(f"{theirs.zarr} holds no results yet: give the store of a study that has run")
+        there = theirs.open()
+        n_models = int(np.flatnonzero(np.asarray(read(there, "done"))).max(initial=1)) + 1
         with self.store.lock():
-            root, _ = self._prepare(self._subsets(max(2, int(models[-1]) + 1)), "", merged=theirs.attrs["runs"])
-            names, mine = list(Outputs._fields), self.results
-            common = np.intersect1d(models, mine["model"].values)
-            differ = (mine.sel(model=common)[names] != theirs.sel(model=common)[names]).to_array()
-            differing = common[differ.any(["variable", "transfer", "target"]).values]
-            if len(differing):
-                raise ValueError(
-                    f"models {', '.join(map(str, differing[:5]))} are in both stores and differ (other hardware or "
-                    "versions?): merge stores that share no models"
-                )
-            new = np.setdiff1d(models, common)
-            for batch in np.split(new, np.flatnonzero(np.diff(new // self.recipe.models_at_once)) + 1):
-                found = theirs.sel(model=batch)
-                self.store.save(root, batch, {name: found[name].values for name in names})
+            root, _ = self._prepare(self._subsets(n_models), "", merged=there.attrs["runs"])
+            self.store.merge(root, there, Outputs._fields)
         return self
 
     def _subsets(self, n_models: int | None) -> np.ndarray:
@@ -278,22 +263,14 @@ class Study:
             raise ValueError("this study has no results yet: call run(n_models) first")
         root = self.store.open()
         done = np.flatnonzero(np.asarray(read(root, "done")))
-        data = {}
-        for name, array in root.arrays():  # one by one: a kill while room was made leaves some longer than others
-            metadata: Any = array.metadata
-            whole = xr.Variable(metadata.dimension_names, read(root, name))
-            data[name] = whole.isel(model=done, missing_dims="ignore")
+        data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
         sources: Any = root.attrs["source_classes"]
-        return (
-            xr.Dataset(data, attrs=dict(root.attrs))
-            .drop_vars("done")
-            .assign_coords(
-                model=done,
-                source=list(sources) if self.unit == "class" else np.arange(self.n_units),
-                transfer=list(self.transfer),
-                split=("target", np.array(SPLITS)[np.asarray(read(root, "split"))]),
-                label=("target", np.asarray(read(root, "label"))),
-            )
+        return xr.Dataset(data, attrs=dict(root.attrs)).assign_coords(
+            model=done,
+            source=list(sources) if self.unit == "class" else np.arange(self.n_units),
+            transfer=list(self.transfer),
+            split=("target", np.array(SPLITS)[np.asarray(read(root, "split"))]),
+            label=("target", np.asarray(read(root, "label"))),
         )
 
     @property

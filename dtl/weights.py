@@ -46,7 +46,7 @@ def source_nets(
         files.append(folder / f"{own.hexdigest()[:32]}.safetensors")
     states = []
     try:
-        states = [read(file)[0] for file in files] if all(file.exists() for file in files) else []
+        states = [load_tensors(file)[0] for file in files] if all(file.exists() for file in files) else []
     except ValueError as error:
         logger.warning("%s: its models are trained again", error)
     if states:
@@ -57,7 +57,7 @@ def source_nets(
     folder.mkdir(parents=True, exist_ok=True)
     for i in np.flatnonzero(finite(nets)):
         state = {k: v.chunk(nets.n_models)[i] if v.ndim else v for k, v in nets.state_dict().items()}
-        write(files[i], {k: v.contiguous() for k, v in state.items()}, {})
+        save_tensors(files[i], {k: v.contiguous() for k, v in state.items()}, {})
     return nets
 
 
@@ -75,7 +75,7 @@ def silence(nets: Nets, which: np.ndarray) -> None:
             value.unflatten(0, (nets.n_models, -1))[torch.from_numpy(which)] = 0
 
 
-def write(file: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
+def save_tensors(file: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
     """A safetensors file with a digest of its contents, complete or not at all."""
     partial = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
@@ -87,7 +87,7 @@ def write(file: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -
         partial.unlink(missing_ok=True)
 
 
-def read(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def load_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(file, "pt") as opened:
             tensors, facts = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118

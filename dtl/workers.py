@@ -23,10 +23,10 @@ import torch
 import zarr
 
 from dtl.data import ImageDataset, TransferProblem, reopen
-from dtl.store import Store
+from dtl.store import Store, read
 from dtl.training import Recipe, members, resolve_device, schedule
 from dtl.transfer import Outputs, transfer
-from dtl.weights import finite, read, silence, source_nets, write
+from dtl.weights import finite, load_tensors, save_tensors, silence, source_nets
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -74,9 +74,10 @@ def train(
         pool = client.get_executor(retries=RETRIES, pure=False)
         run = replace(run, origin=publish(problem, store.folder), store=store.folder)
     with one_thread(local), pool:
-        jobs = [pool.submit(work, run, rows, np.packbits(masks[rows], axis=1), seeds[rows], *here) for rows in batches]
+        jobs = {pool.submit(work, run, rows, np.packbits(masks[rows], axis=1), seeds[rows], *here) for rows in batches}
         try:
             for job in as_completed(jobs):
+                jobs.remove(job)  # so that nobody keeps its outputs
                 yield job.result()
         finally:
             for job in jobs:
@@ -91,7 +92,7 @@ def work(
     problem: TransferProblem | None = None,
     store: Store | None = None,
 ) -> Batch:
-    """Train one batch of models and save it; may be repeated, and tried on several workers.
+    """Train one batch of models and save it, unless it is there already: Dask may repeat what a lost worker has done.
 
     packed : masks of the rows, by `np.packbits`;  problem, store : opened by name if not given
     """
@@ -100,6 +101,10 @@ def work(
         problem = open_problem(run.origin or {}, run.settings["data"])
     store = store or Store(run.store, run.settings)
     settings, device = run.settings, resolve_device(run.device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    root = store.open_during(run.id)
+    if root is not None and np.asarray(read(root, "done"))[rows].all():
+        return Batch(rows, None, rows[:0], where)
     units = problem.source.n_classes if settings["unit"] == "class" else len(problem.source)
     masks = np.unpackbits(packed, axis=1, count=units).astype(bool)
     kept = () if run.weights is None else (run.weights,)
@@ -115,11 +120,10 @@ def work(
     )
     good = np.isfinite(outputs["margin"]).all((0, 2))
     found = {name: values[:, good] for name, values in outputs.items()}
-    root = store.open_during(run.id)
+    root = store.open_during(run.id)  # again: another run may have begun
     if root is not None:
         store.save(root, rows[good], found)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return Batch(rows[good], None if root else found, rows[~good], where)
+    return Batch(rows[good], found if root is None else None, rows[~good], where)
 
 
 def train_batch(
@@ -174,7 +178,7 @@ def publish(problem: TransferProblem, folder: Path | None) -> dict[str, Any]:
         classes = {part: dataset.classes for part, dataset in problem.parts.items()}
         tensors = {f"{part}.images": dataset.images.contiguous() for part, dataset in problem.parts.items()}
         tensors |= {f"{part}.labels": dataset.labels.contiguous() for part, dataset in problem.parts.items()}
-        write(file, tensors, {"name": problem.name, "classes": json.dumps(classes)})
+        save_tensors(file, tensors, {"name": problem.name, "classes": json.dumps(classes)})
     return {"file": str(file)}
 
 
@@ -203,7 +207,7 @@ _OPENING = threading.Lock()
 
 
 def _read_problem(file: Path) -> TransferProblem:
-    tensors, facts = read(file)
+    tensors, facts = load_tensors(file)
     parts: dict[str, Any] = {
         part: ImageDataset(tensors[f"{part}.images"], tensors[f"{part}.labels"], tuple(classes))
         for part, classes in json.loads(facts["classes"]).items()
