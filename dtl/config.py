@@ -20,7 +20,7 @@ from dtl.data import _LOADERS, TransferProblem, from_folders, load
 from dtl.design import DESIGNS
 from dtl.influence import Influence, estimate_influence, group_means
 from dtl.store import array_of, read
-from dtl.study import FORMAT, SPLITS, Study
+from dtl.study import ARRAYS, FORMAT, SPLITS, Study
 from dtl.training import Recipe
 from dtl.transfer import Outputs
 
@@ -170,18 +170,13 @@ def read_results(location: str | Path) -> xr.Dataset:
     done = np.flatnonzero(np.asarray(read(root, "done"))) if "done" in root else np.zeros(0, dtype=int)
     if not len(done):
         raise ValueError(f"{location} has no finished model: run or resume the study first")
-    data = {}
-    for name, array in root.arrays():  # one by one: a kill while room was made leaves some longer than others
-        metadata: Any = array.metadata
-        whole = xr.Variable(metadata.dimension_names, read(root, name))
-        data[name] = whole.isel(model=done, missing_dims="ignore")
-    found = xr.Dataset(data, attrs=facts).drop_vars("done")
+    found = xr.Dataset({name: read(root, name).isel(model=done, missing_dims="ignore") for name in ARRAYS}, attrs=facts)
     sources = facts["source_classes"] if facts["settings"]["unit"] == "class" else np.arange(found.sizes["source"])
     return found.assign_coords(
         model=done,
         source=list(sources),
         transfer=facts["settings"]["transfer"],
-        split=("target", np.array(SPLITS)[found["split"]]),
+        split=("target", np.array(SPLITS)[found["split"].values]),
         label=("target", found["label"].values),
     )
 
