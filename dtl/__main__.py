@@ -1,13 +1,11 @@
 """The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove"""
 
 import contextlib
-import json
 import logging
 import os
+import re
 import shlex
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,7 @@ from dask.utils import format_bytes, format_time
 from typer.core import TyperGroup
 
 from dtl import config, doctor
-from dtl.influence import Influence
+from dtl.export import check_file, influence_of, influence_table, read_results, write
 from dtl.removal import ORDERS, removal_curve, select
 from dtl.store import read
 from dtl.study import Study
@@ -45,7 +43,7 @@ class OneLineErrors(TyperGroup):
         except (ValueError, FileNotFoundError) as error:
             message, code = str(error), BAD_USE
         except (OSError, RuntimeError) as error:  # such as a full disk, models that diverged, a GPU out of memory
-            message, code = getattr(error, "strerror", None) or str(error), FAILURE
+            message, code = re.sub(r"^\[Errno \d+\] ", "", str(error)), FAILURE
         if message:  # calling without a command has printed the help
             print(f"Error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(code)
@@ -240,9 +238,10 @@ def show_influence(
     """
     if by not in ("all", "class"):
         raise ValueError(f"unknown groups {by!r}: use all or class")
-    check_csv(out)
-    results = config.read_results(store)
-    influence = config.influence_of(results, method, output, transfer, split, by)
+    if out:
+        check_file(out, ".csv")
+    results = read_results(store)
+    influence = influence_of(results, method, output, transfer, split, by)
     table = influence_table(results, influence, by)
     print(f"{influence.n_models} models, {method} of the {output} on {split} examples")
     width = max(len(str(name)) for name in table["source"])
@@ -254,7 +253,7 @@ def show_influence(
             for name, value, error in zip(rows["source"], rows["influence"], rows["stderr"], strict=True):
                 print(f"  {word}  {name!s:<{width}}  {value:+8.3f} +- {error:.3f}")
     if out:
-        write(out, table)
+        save(out, table)
 
 
 @app.command()
@@ -269,14 +268,13 @@ def export(
     - `FILE.csv`: the influence of each source class on each target class, with standard error and reliability, as
       `influence --by class` has them
     """
-    if not out.name.endswith((".nc", ".zarr.zip", ".csv")):
-        raise ValueError(f"cannot write {out.name}: end it with .nc, .zarr.zip or .csv")
-    results = config.read_results(store)
+    check_file(out, ".nc", ".zarr.zip", ".csv")
+    results = read_results(store)
     if out.suffix == ".csv":
-        influence = config.influence_of(results, "difference", "margin", None, "validation", "class")
-        write(out, influence_table(results, influence, "class"))
+        influence = influence_of(results, "difference", "margin", None, "validation", "class")
+        save(out, influence_table(results, influence, "class"))
     else:
-        write(out, results)
+        save(out, results)
 
 
 @app.command()
@@ -308,7 +306,8 @@ def remove(
         numbers = [int(count) for count in counts.split(",")]
     except ValueError:
         raise ValueError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}") from None
-    check_csv(out)
+    if out:
+        check_file(out, ".csv")
     where = str(resolve_device(device or "auto"))
     study = stored(store, problem, source, target, option).study()
     influence = study.influence(method, output, by="all")
@@ -329,7 +328,7 @@ def remove(
         chosen = select(curve, order)
         print(f"{order:<8} {chosen.count:>4}  {chosen.gain:+.3f} +- {chosen.stderr:.3f}")
     if out:
-        write(out, curve.to_dataframe().reset_index())
+        save(out, curve.to_dataframe().reset_index())
 
 
 def train(settings: config.Config, start: int, repair: bool, scheduler: str | None, dry_run: bool) -> None:
@@ -422,44 +421,8 @@ def client_of(scheduler: str | None) -> "Iterator[Client | None]":
         yield client
 
 
-def influence_table(results: xr.Dataset, influence: Influence, by: str) -> pd.DataFrame:
-    """A row for each target and source."""
-    targets = results.attrs["target_classes"] if by == "class" else ["whole target"]
-    sources = results["source"].values
-    return pd.DataFrame(
-        {
-            "target": np.repeat(targets, len(sources)),
-            "source": np.tile(sources, len(targets)),
-            "influence": influence.values.T.ravel(),
-            "stderr": influence.stderr.T.ravel(),
-            "reliability": np.repeat(influence.reliability, len(sources)),
-        }
-    )
-
-
-def check_csv(out: Path | None) -> None:
-    if out and out.suffix != ".csv":
-        raise ValueError(f"cannot write {out.name}: end it with .csv")
-
-
-def write(out: Path, data: pd.DataFrame | xr.Dataset) -> None:
-    """A table as CSV, results as NetCDF or zipped Zarr by the file's ending; nothing is left if it fails half-way."""
-    if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder: make it, or write elsewhere")
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        partial = Path(folder, out.name)
-        if isinstance(data, pd.DataFrame):
-            data.to_csv(partial, index=False)
-        elif out.suffix == ".nc":
-            data = data.assign_attrs({k: v if isinstance(v, str) else json.dumps(v) for k, v in data.attrs.items()})
-            data.to_netcdf(partial, engine="h5netcdf")
-        else:
-            tree = partial.with_suffix("")
-            batch = data.attrs["settings"]["recipe"]["models_at_once"]
-            data = data.drop_encoding().chunk(dict.fromkeys(data.dims, -1) | {"model": batch})
-            data.to_zarr(tree, zarr_format=2)  # the version that has strings, and that every reader knows
-            shutil.make_archive(str(tree), "zip", tree)
-        partial.replace(out)
+def save(out: Path, data: pd.DataFrame | xr.Dataset) -> None:
+    write(out, data)
     print(f"wrote {out}, {format_bytes(out.stat().st_size)}")
 
 

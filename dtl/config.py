@@ -8,8 +8,6 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import numpy as np
-import xarray as xr
 import yaml
 import zarr
 from pydantic import TypeAdapter, ValidationError
@@ -18,11 +16,9 @@ from zarr.storage import LocalStore
 
 from dtl.data import _LOADERS, TransferProblem, from_folders, load
 from dtl.design import DESIGNS
-from dtl.influence import Influence, estimate_influence, group_means
-from dtl.store import array_of, read
-from dtl.study import ARRAYS, FORMAT, SPLITS, Study
+from dtl.store import array_of
+from dtl.study import FORMAT, Study
 from dtl.training import Recipe
-from dtl.transfer import Outputs
 
 FOLDERS = ("store", "weights", "root", "source_dir", "target_dir", "cache")  # settings that name one
 
@@ -90,14 +86,15 @@ def read_store(location: str | Path) -> dict[str, Any]:
 
 def absolute(settings: dict[str, Any], base: Path) -> dict[str, Any]:
     """The same settings with absolute folders, so that a study can be resumed from anywhere."""
-    return {
-        key: str(base / Path(value).expanduser())
-        if key in FOLDERS and isinstance(value, str | Path)
-        else absolute(value, base)
-        if isinstance(value, dict)
-        else value
-        for key, value in settings.items()
-    }
+    found = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            found[key] = absolute(value, base)
+        elif key in FOLDERS and isinstance(value, str | Path):
+            found[key] = str(base / Path(value).expanduser())
+        else:
+            found[key] = value
+    return found
 
 
 def checked(given: object, of: Callable[..., object], what: str) -> dict[str, Any]:
@@ -157,39 +154,3 @@ def open_store(location: str | Path) -> zarr.Group:
             f"{location} has format {settings['format']} and this dtl reads {FORMAT}: use the dtl that made it"
         )
     return root
-
-
-def read_results(location: str | Path) -> xr.Dataset:
-    """What `Study.results` gives, without the data of the problem.
-
-    >>> read_results("studies/testbed").margin.dims
-    ('transfer', 'model', 'target')
-    """
-    root = open_store(location)
-    facts: Any = root.attrs.asdict()
-    done = np.flatnonzero(np.asarray(read(root, "done"))) if "done" in root else np.zeros(0, dtype=int)
-    if not len(done):
-        raise ValueError(f"{location} has no finished model: run or resume the study first")
-    found = xr.Dataset({name: read(root, name).isel(model=done, missing_dims="ignore") for name in ARRAYS}, attrs=facts)
-    sources = facts["source_classes"] if facts["settings"]["unit"] == "class" else np.arange(found.sizes["source"])
-    return found.assign_coords(
-        model=done,
-        source=list(sources),
-        transfer=facts["settings"]["transfer"],
-        split=("target", np.array(SPLITS)[found["split"].values]),
-        label=("target", found["label"].values),
-    )
-
-
-def influence_of(results: xr.Dataset, method: str, output: str, transfer: str | None, split: str, by: str) -> Influence:
-    """`Study.influence` from results alone; `by` is "class" or "all"."""
-    transfer = transfer or str(results["transfer"].values[0])
-    known = {"output": list(Outputs._fields), "transfer": results["transfer"].values.tolist(), "split": list(SPLITS)}
-    for name, value in {"output": output, "transfer": transfer, "split": split}.items():
-        if value not in known[name]:
-            raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known[name])}")
-    chosen = results.sel(transfer=transfer).isel(target=results["split"].values == split)
-    labels = chosen["label"].values
-    means = group_means(chosen[output].values.astype(np.float32), labels if by == "class" else np.zeros_like(labels))
-    design = results.attrs["settings"]["design"]
-    return estimate_influence(results["mask"].values, means, method, design if design in DESIGNS else None)

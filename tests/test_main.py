@@ -24,6 +24,7 @@ import dtl
 from dtl import config, doctor
 from dtl.__main__ import app
 from dtl.config import Config
+from dtl.export import read_results
 from dtl.store import array_of
 
 N = 12  # models, in three batches
@@ -83,7 +84,7 @@ def facts(store) -> dict[str, Any]:
 
 
 def same(store, study):
-    one, other = config.read_results(store).load(), study.results.load()
+    one, other = read_results(store).load(), study.results.load()
     xr.testing.assert_identical(one.drop_attrs(), other.drop_attrs())
 
 
@@ -215,7 +216,7 @@ def test_a_flag_wins_over_the_file(tmp_path):
     assert (
         settings["data"] == config.load_problem({**PROBLEM, "options": {**PROBLEM["options"], "seed": 2}}).fingerprints
     )
-    assert config.read_results(tmp_path / "x").sizes["model"] == 4
+    assert read_results(tmp_path / "x").sizes["model"] == 4
 
 
 def test_your_own_folders(tmp_path, monkeypatch):
@@ -228,7 +229,7 @@ def test_your_own_folders(tmp_path, monkeypatch):
     path = saved(tmp_path, problem={"from_folders": folders}, models=4)
     monkeypatch.chdir("/")
     call("run", path)
-    assert config.read_results(tmp_path / "kept/toy").source.values.tolist() == ["cat", "dog", "eel", "fox"]
+    assert read_results(tmp_path / "kept/toy").source.values.tolist() == ["cat", "dog", "eel", "fox"]
     given = ["--source", tmp_path / "animals", "--target", tmp_path / "pets", "--option", "size=8"]
     out = call("resume", tmp_path / "kept/toy", *given, "--option", f"cache={tmp_path / 'decoded'}", "--models", 6)
     assert "6 models done" in out
@@ -248,7 +249,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_arrays(pro
     out = call("status", folder)
     assert f"{n_done} done, {400 - n_done} missing" in out and out.endswith(f"python -m dtl resume {folder}\n")
     call("resume", folder, *BY_FLAGS, "--models", n_done + 4)
-    ours = config.read_results(folder).isel(model=slice(n_done + 4))
+    ours = read_results(folder).isel(model=slice(n_done + 4))
     whole = dtl.Study(problem, recipe).run(n_done + 4, progress=False).results
     xr.testing.assert_identical(ours.load().drop_attrs(), whole.load().drop_attrs())
 
@@ -481,7 +482,7 @@ def test_export_of_an_unfinished_store(reference, store, tmp_path):
     xr.testing.assert_equal(found.drop_attrs(), reference.results.isel(model=rows).load().drop_attrs())
     done[:] = False
     assert "has no finished model" in call("export", tmp_path / "toy", tmp_path / "y.nc", code=2)
-    assert "end it with .nc, .zarr.zip or .csv" in call("export", tmp_path / "toy", tmp_path / "y.txt", code=2)
+    assert "end it with .nc or .zarr.zip or .csv" in call("export", tmp_path / "toy", tmp_path / "y.txt", code=2)
 
 
 def test_removal_is_that_of_the_python_interface(reference, store, tmp_path):
@@ -507,6 +508,7 @@ def test_removal_is_that_of_the_python_interface(reference, store, tmp_path):
         (["--counts", "2", "--seeds", 1], "seeds must be at least 2"),
         (["--counts", "2", "--device", "tpu"], "unknown device"),
         (["--counts", "2", "--out", "x.nc"], "end it with .csv"),
+        (["--counts", "2", "--out", "nowhere/x.csv"], "nowhere is no folder"),
         ([], "Missing option '--counts'"),
     ],
 )
