@@ -157,10 +157,10 @@ class Store:
                 region = tuple(slice(i * c, (i + 1) * c) for i, c in zip(corner, array.chunks, strict=True))
                 models = dict(zip(_dims(array), region, strict=True)).get("model", slice(0))
                 chunk = "/".join((name, "c", *map(str, corner)))
-                lost = self.folder is not None and np.any(done[models]) and not (self.folder / chunk).exists()
                 try:
-                    array[region]
-                except ValueError:  # of the checksum
+                    array[region]  # raises where the checksum does not match
+                    lost = self.folder is not None and np.any(done[models]) and not (self.folder / chunk).exists()
+                except ValueError:
                     lost = True
                 if lost:
                     repaired.append(chunk)
