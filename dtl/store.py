@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from itertools import product
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import dask.array
 import numpy as np
@@ -157,10 +157,10 @@ class Store:
                 region = tuple(slice(i * c, (i + 1) * c) for i, c in zip(corner, array.chunks, strict=True))
                 models = dict(zip(_dims(array), region, strict=True)).get("model", slice(0))
                 chunk = "/".join((name, "c", *map(str, corner)))
-                lost = self.folder is not None and np.any(done[models]) and not (self.folder / chunk).exists()
                 try:
-                    array[region]
-                except ValueError:  # of the checksum
+                    array[region]  # raises where the checksum does not match
+                    lost = self.folder is not None and np.any(done[models]) and not (self.folder / chunk).exists()
+                except ValueError:
                     lost = True
                 if lost:
                     repaired.append(chunk)
@@ -226,8 +226,8 @@ def array_of(root: zarr.Group, name: str) -> zarr.Array:
         found = root[name]
     except JSONDecodeError as error:
         raise ValueError(
-            f"{name}/zarr.json in {root.store} is damaged ({error}): restore this file from a copy of the store, or from "
-            "another store of as many models of this study"
+            f"{name}/zarr.json in {root.store} is damaged ({error}): restore this file from a copy of the store, or "
+            "from another store of as many models of this study"
         ) from error
     if not isinstance(found, zarr.Array):
         raise ValueError(f"{name} of {root.store} is no array, so this is no study: give another folder")
@@ -237,7 +237,7 @@ def array_of(root: zarr.Group, name: str) -> zarr.Array:
 def read(root: zarr.Group, name: str) -> xr.Variable:
     """An array of the group, read when it is used; a damaged chunk is a ValueError that names it."""
     array = array_of(root, name)
-    checked, chunks = _Checked(array), {axis: size for axis, size in enumerate(array.chunks)}
+    checked, chunks = _Checked(array), cast(Any, array.chunks)
     meta = np.empty((0,) * array.ndim, array.dtype)
     return xr.Variable(_dims(array), dask.array.from_array(checked, chunks, name=False, meta=meta))
 

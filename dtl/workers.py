@@ -23,7 +23,7 @@ import torch
 import zarr
 
 from dtl.data import ImageDataset, TransferProblem, reopen
-from dtl.store import Store, read
+from dtl.store import Store, array_of
 from dtl.training import Recipe, members, resolve_device, schedule
 from dtl.transfer import Outputs, transfer
 from dtl.weights import finite, load_tensors, save_tensors, silence, source_nets
@@ -103,7 +103,7 @@ def work(
     settings, device = run.settings, resolve_device(run.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     root = store.open_during(run.id)
-    if root is not None and np.asarray(read(root, "done"))[rows].all():
+    if root is not None and np.asarray(array_of(root, "done"))[rows].all():
         return Batch(rows, None, rows[:0], where)
     units = problem.source.n_classes if settings["unit"] == "class" else len(problem.source)
     masks = np.unpackbits(packed, axis=1, count=units).astype(bool)
