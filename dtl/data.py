@@ -1,14 +1,15 @@
 """Images with labels, transfer problems made of them, and where both come from."""
 
 import hashlib
+import inspect
 import logging
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -133,7 +134,9 @@ class Truth:
 class TransferProblem:
     """A source to pre-train on and a target, in three splits, to transfer to.
 
-    Influences are estimated on `target_validation`; gains are reported on `target_test`.
+    Influences are estimated on `target_validation`; gains are reported on `target_test`. `origin` is the call of `load`
+    or `from_folders` that made the problem, as plain data, so that another process can make it again; None for a
+    problem made by hand.
 
     >>> problem = dtl.load("testbed")
     >>> problem.source.n_classes, len(problem.target_train)
@@ -145,6 +148,7 @@ class TransferProblem:
     target_validation: ImageDataset
     target_test: ImageDataset
     truth: Truth | None = None
+    origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
         sizes = {part: dataset.size for part, dataset in self.parts.items()}
@@ -180,10 +184,40 @@ def loader(name: str) -> Callable[[Callable[..., TransferProblem]], Callable[...
     """Register a function as what `load(name)` calls."""
 
     def register(function: Callable[..., TransferProblem]) -> Callable[..., TransferProblem]:
-        _LOADERS[name] = function
-        return function
+        _LOADERS[name] = _remembered(function, lambda options: {"load": name, "options": options})
+        return _LOADERS[name]
 
     return register
+
+
+def _remembered(
+    function: Callable[..., TransferProblem], call: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Callable[..., TransferProblem]:
+    """The function, whose problems have their `origin`; arguments that are declared as paths become absolute."""
+    parameters = inspect.signature(function).parameters
+
+    @wraps(function)
+    def remembering(*args: object, **options: object) -> TransferProblem:
+        problem = function(*args, **options)
+        given = inspect.signature(function).bind(*args, **options).arguments
+        paths = [key for key in given if given[key] is not None and "Path" in str(parameters[key].annotation)]
+        object.__setattr__(problem, "origin", call({**given, **{key: os.path.abspath(given[key]) for key in paths}}))
+        return problem
+
+    return remembering
+
+
+def reopen(origin: dict[str, Any]) -> TransferProblem:
+    """The problem that an `origin` describes.
+
+    >>> reopen(dtl.load("testbed", seed=1).origin).name
+    'testbed-1'
+    """
+    return (
+        from_folders(**origin["from_folders"])
+        if "from_folders" in origin
+        else load(origin["load"], **origin["options"])
+    )
 
 
 def load(name: str, root: str | Path | None = None, **options: object) -> TransferProblem:
@@ -206,6 +240,7 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     return _LOADERS[name](**options) if root is None else _LOADERS[name](root=Path(root), **options)
 
 
+@partial(_remembered, call=lambda options: {"from_folders": options})
 def from_folders(
     source_dir: str | Path,
     target_dir: str | Path,

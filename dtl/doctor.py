@@ -1,4 +1,4 @@
-"""What this machine can do and what is missing: versions, devices, data, disk, minutes for each scale. Never raises."""
+"""What this machine can do and what is missing: versions, devices, data, disk, minutes for each scale."""
 
 import importlib.metadata
 import io
@@ -8,14 +8,17 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import joblib
 import platformdirs
 import torch
 
 import dtl
+from dtl.store import array_of
+from dtl.training import resolve_device
 
 ENOUGH_DISK = 5e9  # bytes
 
@@ -106,14 +109,52 @@ def _disk(folder: Path, setting: str) -> Finding:
 
 
 def _minutes() -> Iterator[Finding]:
-    problem, recipe = dtl.load("testbed"), dtl.Recipe()
-    dtl.Study(problem, dtl.Recipe(epochs=1)).run(2, progress=False)  # the first run of a process is slower
-    n_models = recipe.models_at_once * (1 if torch.cuda.is_available() else joblib.cpu_count())
-    start = time.perf_counter()
-    dtl.Study(problem, recipe).run(n_models, progress=False)
-    minutes = (time.perf_counter() - start) / 60 / n_models
+    study = dtl.Study(dtl.load("testbed"))
+    minutes = measure(study, study.recipe.models_at_once * joblib.cpu_count()).seconds / 60
     for name, (models, _) in dtl.scale.SIZES.items():
         yield Finding("minutes", f"{minutes * models:.1f} for a testbed study of {models} models, scale {name}")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one model of a study costs: seconds to train and transfer it, bytes to store it."""
+
+    seconds: float
+    bytes: float
+
+
+def measure(study: dtl.Study, n_models: int, device: str = "auto", enough: float = 2.0) -> Cost:
+    """The cost of a model, from trial studies in memory; the study and its store stay as they are.
+
+    At most one batch for each worker is trained, for 1, 2, 4, ... epochs until a trial takes `enough` seconds: all but
+    the epochs costs the same whatever their number, so two trials tell what all epochs will cost.
+
+    >>> measure(study, 184).seconds * 184 / 60          # minutes
+    """
+    workers = 1 if resolve_device(device).type == "cuda" else joblib.cpu_count()
+    n_models = max(2, min(n_models, study.recipe.models_at_once * workers))
+    design: Any = study.design if study.given is None else study.given
+
+    def trial(epochs: int, n: int) -> tuple[float, dtl.Study]:
+        short = replace(study.recipe, epochs=epochs)
+        new = dtl.Study(study.problem, short, design, study.transfer, None, study.seed, study.fraction, study.unit)
+        start = time.perf_counter()
+        new.run(n, device, progress=False)
+        return time.perf_counter() - start, new
+
+    trial(1, 2)  # the first run of a process is slower
+    first, done = trial(1, n_models)
+    last, epochs = first, 1
+    while epochs < study.recipe.epochs and (epochs == 1 or last < enough):
+        epochs = min(2 * epochs, study.recipe.epochs)
+        last, done = trial(epochs, n_models)
+    an_epoch = max(0.0, last - first) / max(1, epochs - 1)
+    stored = done.store.open()
+    per_model = [array_of(stored, str(name)) for name, v in done.results.data_vars.items() if "model" in v.dims]
+    return Cost(
+        (last + an_epoch * (study.recipe.epochs - epochs)) / n_models,
+        sum(array.nbytes_stored() for array in per_model) / n_models,
+    )
 
 
 PROBES: dict[str, Callable[[], Iterator[Finding]]] = {

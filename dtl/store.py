@@ -1,21 +1,32 @@
-"""The results of a study on disk: one Zarr group, one chunk per batch of models, `done` written last."""
+"""The results of a study on disk: one Zarr group, one chunk per batch of models, `done` written last.
+
+Every chunk carries a CRC-32C checksum, so a damaged one is an error that names it and never a wrong number. Nothing in
+a store is ever unpickled.
+"""
 
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import product
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import dask.array
 import numpy as np
+import xarray as xr
 import zarr
 from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore, MemoryStore
 
 logger = logging.getLogger(__name__)
+
+CODECS = (ZstdCodec(), Crc32cCodec())
+WRITE_ALL: Any = {"write_empty_chunks": True}  # also chunks of zeros: one that is missing has been lost
 
 
 class Store:
@@ -35,6 +46,11 @@ class Store:
             self.open()
 
     @property
+    def folder(self) -> Path | None:
+        """Where other processes find the store; None for one in memory or of another kind."""
+        return self.zarr.root.absolute() if type(self.zarr) is LocalStore else None
+
+    @property
     def exists(self) -> bool:
         try:
             zarr.open_group(self.zarr, mode="r")
@@ -47,7 +63,10 @@ class Store:
     @property
     def ready(self) -> bool:
         """Whether it has room for models; a run that was killed at its very start leaves a group without."""
-        return self.exists and "done" in zarr.open_group(self.zarr, mode="r")
+        try:
+            return self.exists and bool(array_of(zarr.open_group(self.zarr, mode="r"), "done"))
+        except KeyError:
+            return False
 
     def open(self, mode: Literal["r", "r+"] = "r") -> zarr.Group:
         """The group, after a check that it holds this study."""
@@ -60,6 +79,18 @@ class Store:
                 f"{self.zarr} holds another study ({'; '.join(differences)}): use its settings, or another folder"
             )
         return root
+
+    def open_during(self, run: str) -> zarr.Group | None:
+        """The group open for writing while `run` is its latest run, otherwise None.
+
+        A worker asks before it saves: its machine may not see the coordinator's disk, and a worker that outlived its
+        coordinator must not write into the run of the next one.
+        """
+        if not self.exists:
+            return None
+        root = self.open("r+")
+        runs: Any = root.attrs["runs"]
+        return root if runs and runs[-1]["id"] == run else None
 
     def prepare(
         self, constants: Mapping[str, np.ndarray], per_model: Mapping[str, np.ndarray], outputs: Mapping[str, str],
@@ -91,14 +122,67 @@ class Store:
         return root
 
     def save(self, root: zarr.Group, rows: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
-        """Write outputs (transfer, len(rows), target) of a batch, then mark it done."""
-        span = slice(int(rows[0]), int(rows[-1]) + 1)
-        if len(rows) != span.stop - span.start:
-            raise ValueError(f"rows of a batch must be consecutive, not {rows}")
-        with self.writing(f"models {rows[0]} to {rows[-1]}"):
-            for name, values in outputs.items():
-                array_of(root, name)[:, span] = values
-            array_of(root, "done")[span] = True
+        """Write outputs (transfer, len(rows), target) of models `rows`, ascending, then mark them done."""
+        gaps = np.flatnonzero(np.diff(rows) > 1) + 1
+        for part in np.split(np.arange(len(rows)), gaps) if len(rows) else ():
+            span = slice(int(rows[part[0]]), int(rows[part[-1]]) + 1)
+            with self.writing(f"models {span.start} to {span.stop - 1}"):
+                for name, values in outputs.items():
+                    array_of(root, name)[:, span] = values[:, part]
+                array_of(root, "done")[span] = True
+
+    def record(self, root: zarr.Group, **facts: str) -> None:
+        """Add facts to the record of the latest run; a second value of one is added to the first."""
+        runs: Any = root.attrs["runs"]
+        latest = dict(runs[-1])
+        for name, value in facts.items():
+            known = latest[name].split(", ") if latest.get(name) else []
+            latest[name] = ", ".join(known if value in known else [*known, value])
+        if latest != runs[-1]:
+            with self.writing("the record of the run"):
+                root.attrs["runs"] = [*runs[:-1], latest]
+
+    def repair(self, names: Sequence[str]) -> list[str]:
+        """Empty every chunk that is damaged, or missing though its models are done; these models are not done then.
+
+        Returns the names of the chunks. A run fills them again.
+        """
+        if not self.ready:
+            return []
+        root, repaired = self.open("r+"), []
+        done = array_of(root, "done")
+        for name in ("done", *names):  # first done, which the others need
+            array = array_of(root, name)
+            for corner in product(*map(range, array.cdata_shape)):
+                region = tuple(slice(i * c, (i + 1) * c) for i, c in zip(corner, array.chunks, strict=True))
+                models = dict(zip(_dims(array), region, strict=True)).get("model", slice(0))
+                chunk = "/".join((name, "c", *map(str, corner)))
+                try:
+                    array[region]  # raises where the checksum does not match
+                    lost = self.folder is not None and np.any(done[models]) and not (self.folder / chunk).exists()
+                except ValueError:
+                    lost = True
+                if lost:
+                    repaired.append(chunk)
+                    with self.writing(f"the repair of {chunk}"):
+                        done[models] = False  # first, so that a kill in between shows no empty chunk
+                        array[region] = array.fill_value
+        return repaired
+
+    def merge(self, root: zarr.Group, other: zarr.Group, names: Sequence[str]) -> None:
+        """Copy arrays `names` of the models that are done only in `other`; ValueError if any others differ."""
+        mine, theirs = (np.flatnonzero(np.asarray(read(group, "done"))) for group in (root, other))
+        here, there = ({name: read(group, name) for name in names} for group in (root, other))
+        common, new = np.intersect1d(theirs, mine), np.setdiff1d(theirs, mine)
+        differ = [(here[n][:, common] != there[n][:, common]).any(("transfer", "target")) for n in names]
+        differing = common[np.any(differ, axis=0)]
+        if len(differing):
+            raise ValueError(
+                f"models {', '.join(map(str, differing))} are done in both stores and differ (other hardware or "
+                "versions?): merge stores that share no models"
+            )
+        for rows in np.split(new, np.flatnonzero(np.diff(new // array_of(root, "done").chunks[0])) + 1):
+            self.save(root, rows, {name: np.asarray(there[name][:, rows]) for name in names})
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -137,11 +221,48 @@ class Store:
 
 
 def array_of(root: zarr.Group, name: str) -> zarr.Array:
-    """An array of the group, which holds no groups."""
-    found = root[name]
+    """An array of the group, whose chunks are written even if they are all zero."""
+    try:
+        found = root[name]
+    except JSONDecodeError as error:
+        raise ValueError(
+            f"{name}/zarr.json in {root.store} is damaged ({error}): restore this file from a copy of the store, or "
+            "from another store of as many models of this study"
+        ) from error
     if not isinstance(found, zarr.Array):
         raise ValueError(f"{name} of {root.store} is no array, so this is no study: give another folder")
-    return found
+    return found.with_config(WRITE_ALL)
+
+
+def read(root: zarr.Group, name: str) -> xr.Variable:
+    """An array of the group, read when it is used; a damaged chunk is a ValueError that names it."""
+    array = array_of(root, name)
+    checked, chunks = _Checked(array), cast(Any, array.chunks)
+    meta = np.empty((0,) * array.ndim, array.dtype)
+    return xr.Variable(_dims(array), dask.array.from_array(checked, chunks, name=False, meta=meta))
+
+
+class _Checked:
+    """An array of which dask reads one chunk at a time."""
+
+    def __init__(self, array: zarr.Array) -> None:
+        self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Any:
+        try:
+            return self.array[index]
+        except ValueError as error:
+            spans = dict(zip(_dims(self.array), index, strict=True))
+            models = f" of models {spans['model'].start} to {spans['model'].stop - 1}" if "model" in spans else ""
+            raise ValueError(
+                f"{self.array.basename}{models} in {self.array.store} is damaged ({error}): run the study again with "
+                "repair=True, which trains only those models"
+            ) from error
+
+
+def _dims(array: zarr.Array) -> tuple[str, ...]:
+    metadata: Any = array.metadata
+    return metadata.dimension_names
 
 
 def _room(
@@ -150,7 +271,10 @@ def _room(
 ) -> zarr.Array:  # fmt: skip
     """The array `name` with at least shape[axis] models."""
     if name not in root:
-        root.create_array(name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dims)
+        fill = {"f": np.nan, "i": -1, "b": False}[dtype.kind]
+        root.create_array(
+            name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dims, fill_value=fill, compressors=CODECS
+        )
     array = array_of(root, name)
     if array.shape[axis] < shape[axis]:
         array.resize(shape)

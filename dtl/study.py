@@ -1,21 +1,18 @@
 """A study: many source models on many subsets, transferred, their outputs in one array store."""
 
 import hashlib
-import platform
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing, contextmanager
-from copy import deepcopy
+import logging
+import uuid
+from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import dask.array
-import joblib
 import numpy as np
-import torch
 import xarray as xr
+import zarr
 from zarr.abc.store import Store as ZarrStore
 
 from dtl.data import TransferProblem
@@ -23,15 +20,18 @@ from dtl.design import subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
 from dtl.models import PARALLEL
 from dtl.progress import progress as progress_line
-from dtl.store import Store, array_of
-from dtl.training import Recipe, check_size, members, resolve_device, schedule, train_sources
-from dtl.transfer import REGIMES, Outputs, transfer
+from dtl.store import Store, read
+from dtl.training import Recipe, check_size, members, resolve_device
+from dtl.transfer import REGIMES, Outputs
+from dtl.workers import SPLITS, Run, train
 
 if TYPE_CHECKING:
     from distributed import Client
 
-FORMAT = 1
-SPLITS = ("validation", "test")
+logger = logging.getLogger(__name__)
+
+FORMAT = 2
+ARRAYS = ("label", "split", "mask", "seed", *Outputs._fields)
 UNITS = ("class", "example")
 
 
@@ -49,6 +49,8 @@ class Study:
     seed : subsets, initial weights and order of examples are functions of it and of a model's number
     fraction : share of the units in a subset, for design "random"
     unit : "class" or "example": what a subset holds or leaves out, and so what influences are influences of
+    weights : folder where source weights are kept (safetensors, a file a model); source models that are there, from
+        this study or from one with another target, are not trained again
 
     >>> study = dtl.Study(dtl.load("testbed"), store="studies/testbed").run(46)
     >>> study.influence(by="class").values.shape
@@ -65,7 +67,9 @@ class Study:
         seed: int = 0,
         fraction: float = 0.5,
         unit: str = "class",
+        weights: str | Path | None = None,
     ) -> None:
+        self.weights = None if weights is None else Path(weights).absolute()
         self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):
@@ -92,7 +96,11 @@ class Study:
 
     @property
     def settings(self) -> dict[str, object]:
-        """What decides the numbers: stores with equal settings hold the same study."""
+        """What decides the numbers: stores with equal settings hold the same study.
+
+        `models_at_once` is one of them: a batch is a chunk of the store, so that no two workers write one file, and
+        sums in another order give margins that agree only in distribution.
+        """
         return {
             "format": FORMAT,
             "data": self.problem.fingerprints,
@@ -105,35 +113,82 @@ class Study:
         }
 
     def run(
-        self, n_models: int | None = None, device: str = "auto", client: "Client | None" = None, progress: bool = True
+        self,
+        n_models: int | None = None,
+        device: str = "auto",
+        client: "Client | None" = None,
+        progress: bool = True,
+        start: int = 0,
+        repair: bool = False,
     ) -> "Study":
-        """Train those of the first `n_models` models that are missing; a batch of models is saved when it is done.
+        """Train those of the models `start` to `n_models` - 1 that are missing; a batch is saved when it is done.
 
         Parameters
         ----------
         n_models : models that the study shall have; may be left out when you gave the subsets
-        device : "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1"
-        client : a `distributed.Client` that trains the batches; without one, a thread a core, or the GPU
+        device : "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", of each worker
+        client : a `distributed.Client` whose workers train the batches, one each at a time; without one, a thread a
+            core, or the GPU. Workers open data and store by name; those that do not see the store send their outputs
         progress : show models done, rate and time left
+        start : first model to train, to share a study between stores that are merged later
+        repair : read the whole store first and train the models of damaged chunks again
 
         A killed run loses the batches in flight; `run` again gives the arrays of an uninterrupted run.
+
+        Raises
+        ------
+        RuntimeError : models diverged; all others are saved
 
         >>> study.run(92).run(184)                          # trains 92, then 92 more
         """
         masks = self._subsets(n_models)
-        chosen = resolve_device(device)
+        if not 0 <= start < len(masks):
+            raise ValueError(f"start must be 0 to {len(masks) - 1}, not {start}")
+        if client is None:
+            device = str(resolve_device(device))
+        diverged, seeds = [], self.seeds(len(masks))
         with self.store.lock():
-            root = self._prepare(masks, chosen)
-            done, size = np.asarray(array_of(root, "done")[: len(masks)]), self.recipe.models_at_once
+            for chunk in self.store.repair(ARRAYS) if repair else ():
+                logger.warning("%s of %s was damaged: its models are not done", chunk, self.store.zarr)
+            root, run = self._prepare(masks, device)
+            done, size = np.asarray(read(root, "done"))[: len(masks)], self.recipe.models_at_once
+            done[:start] = True
             chunks = np.split(np.arange(len(masks)), range(size, len(masks), size))
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
             with (
                 progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar,
-                closing(train(self, masks, batches, chosen, client)) as trained,
+                closing(train(run, self.problem, self.store, masks, seeds, batches, client)) as trained,
             ):
-                for rows, outputs in trained:
-                    self.store.save(root, rows, outputs)
-                    bar.update(len(rows))
+                for batch in trained:
+                    if batch.outputs is not None:
+                        self.store.save(root, batch.rows, batch.outputs)
+                    self.store.record(root, device=batch.device)
+                    diverged.extend(batch.diverged.tolist())
+                    bar.update(len(batch.rows))
+        if diverged:
+            raise RuntimeError(
+                f"models {', '.join(map(str, sorted(diverged)))} diverged (outputs are not finite) and are not in the "
+                "results, all others are: lower lr or finetune_lr of the recipe in a new store, or go on without them"
+            )
+        return self
+
+    def merge(self, other: str | Path | ZarrStore) -> "Study":
+        """Copy the models that only another store of this study has done.
+
+        Raises
+        ------
+        ValueError : the other store holds another study, or models of both stores differ; nothing is copied then
+
+        >>> dtl.Study(problem, store="all").merge("half-a").merge("half-b")
+        """
+        theirs = Store(other, self.settings)
+        if not theirs.ready:
+            raise ValueError(f"{theirs.zarr} holds no results yet: give the store of a study that has run")
+        there = theirs.open()
+        n_models = int(np.flatnonzero(np.asarray(read(there, "done"))).max(initial=1)) + 1
+        with self.store.lock():
+            root, _ = self._prepare(self._subsets(n_models), "", merged=there.attrs["runs"])
+            self.store.merge(root, there, Outputs._fields)
         return self
 
     def _subsets(self, n_models: int | None) -> np.ndarray:
@@ -167,13 +222,14 @@ class Study:
                 raise ValueError(f"subset {number} has fewer than two classes: a source model needs at least two")
         return masks
 
-    def _prepare(self, masks: np.ndarray, device: torch.device):
+    def _prepare(self, masks: np.ndarray, device: str, **facts: object) -> tuple[zarr.Group, Run]:
+        """The store open for writing, and the run that has been entered there."""
+        run = Run(uuid.uuid4().hex, self.settings, device, self.weights)
         targets = [self.problem.parts[f"target_{split}"] for split in SPLITS]
         labels = np.concatenate([target.labels.numpy() for target in targets])
         split = np.repeat(np.arange(2, dtype=np.int8), [len(target) for target in targets])
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
         versions = {name: version(name) for name in ("dtl", "torch", "torchvision", "numpy", "zarr")}
-        return self.store.prepare(
+        root = self.store.prepare(
             constants={"label": labels, "split": split},
             per_model={"mask": masks, "seed": self.seeds(len(masks))},
             outputs={"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"},
@@ -181,16 +237,20 @@ class Study:
             batch=self.recipe.models_at_once,
             attributes={
                 "problem": self.problem.name,
+                "origin": self.problem.origin,
                 "source_classes": self.problem.source.classes,
                 "target_classes": self.problem.target_train.classes,
             },
             run={
+                "id": run.id,
                 "date": datetime.now(UTC).isoformat(timespec="seconds"),
                 "models": len(masks),
-                "device": where,
+                "device": "",
                 **versions,
+                **facts,
             },
         )
+        return root, run
 
     @property
     def results(self) -> xr.Dataset:
@@ -202,23 +262,15 @@ class Study:
         if not self.store.ready:
             raise ValueError("this study has no results yet: call run(n_models) first")
         root = self.store.open()
-        done = np.flatnonzero(array_of(root, "done")[:])
-        data = {}
-        for name, array in root.arrays():  # one by one: a kill while room was made leaves some longer than others
-            metadata: Any = array.metadata
-            whole = xr.Variable(metadata.dimension_names, dask.array.from_zarr(array))
-            data[name] = whole.isel(model=done, missing_dims="ignore")
+        done = np.flatnonzero(np.asarray(read(root, "done")))
+        data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
         sources: Any = root.attrs["source_classes"]
-        return (
-            xr.Dataset(data, attrs=dict(root.attrs))
-            .drop_vars("done")
-            .assign_coords(
-                model=done,
-                source=list(sources) if self.unit == "class" else np.arange(self.n_units),
-                transfer=list(self.transfer),
-                split=("target", np.array(SPLITS)[np.asarray(array_of(root, "split")[:])]),
-                label=("target", np.asarray(array_of(root, "label")[:])),
-            )
+        return xr.Dataset(data, attrs=dict(root.attrs)).assign_coords(
+            model=done,
+            source=list(sources) if self.unit == "class" else np.arange(self.n_units),
+            transfer=list(self.transfer),
+            split=("target", np.array(SPLITS)[np.asarray(read(root, "split"))]),
+            label=("target", np.asarray(read(root, "label"))),
         )
 
     @property
@@ -259,72 +311,3 @@ class Study:
                 raise ValueError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
             outputs = group_means(outputs, named[by] if isinstance(by, str) else by)
         return estimate_influence(self.masks, outputs, method, self.design)
-
-
-def train(
-    study: Study, masks: np.ndarray, batches: list[np.ndarray], device: torch.device, client: "Client | None" = None
-) -> Generator[tuple[np.ndarray, dict[str, np.ndarray]], None, None]:
-    """Train and transfer batches of models in parallel; yields (rows, outputs) in the order in which they are done.
-
-    outputs : name -> (transfer, len(rows), target)
-    """
-    seeds = study.seeds(len(masks))
-    workers = joblib.cpu_count() if device.type == "cpu" else 1
-    pool = client.get_executor() if client is not None else ThreadPoolExecutor(workers)
-    problem: Any = client.scatter(study.problem, broadcast=True) if client is not None else study.problem
-    with _one_thread(device), pool:
-        jobs = {
-            pool.submit(
-                train_batch, problem, masks[rows], seeds[rows], study.recipe, study.transfer, str(device), study.unit
-            ): rows
-            for rows in batches
-        }
-        try:
-            for job in as_completed(jobs):
-                yield jobs.pop(job), job.result()  # popped, so that outputs are not kept once they are saved
-        finally:
-            for job in jobs:
-                job.cancel()
-
-
-def train_batch(
-    problem: TransferProblem,
-    masks: np.ndarray,
-    seeds: np.ndarray,
-    recipe: Recipe,
-    regimes: Sequence[str],
-    device: str,
-    unit: str = "class",
-) -> dict[str, np.ndarray]:
-    """Train source models side by side, transfer them, and return their outputs, (transfer, models, target) each."""
-    if device == "cpu":
-        torch.set_num_threads(1)  # for a worker elsewhere; here the caller has done it and restores it
-    n_targets = len(problem.target_validation) + len(problem.target_test)
-    found = {name: np.empty((len(regimes), len(masks), n_targets), dtype=np.float32) for name in Outputs._fields}
-    plans = [schedule(int(n), recipe) for n in members(masks, problem.source, unit).sum(1)]
-    for plan in sorted(set(plans)):
-        together = np.array([p == plan for p in plans])
-        own = seeds[together].tolist()
-        nets = train_sources(problem.source, masks[together], own, recipe, torch.device(device), unit)
-        for regime in regimes:
-            copy = deepcopy(nets)  # "full" changes the net that it is given
-            by_split = transfer(copy, problem, own, recipe, regime)
-            for name in Outputs._fields:
-                values = torch.cat([getattr(by_split[split], name) for split in SPLITS], 1)
-                found[name][regimes.index(regime), together] = values.cpu().numpy()
-    return found
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """One torch thread for each worker: several times as fast on small nets, and sums always in the same order.
-
-    Training amplifies a last-bit difference to margins that differ by whole units, so the order decides a result.
-    """
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 import dtl
-import dtl.study as study_module
+from dtl import workers
 
 VALUES = np.array([[0.5, -1.0], [-0.2, 0.3], [-0.9, 0.4], [0.1, -0.1]])
 INFLUENCE = dtl.Influence(VALUES, np.full((4, 2), 0.1), np.ones(2), "difference", "balanced", 100)
@@ -49,7 +49,7 @@ def study(monkeypatch):
         fields = dict.fromkeys(("margin", "probability"), correct.astype(np.float32))
         return fields | {"correct": correct, "prediction": prediction[None]}
 
-    monkeypatch.setattr(study_module, "train_batch", train_batch)
+    monkeypatch.setattr(workers, "train_batch", train_batch)
     masks = np.ones((8, 24), dtype=bool)
     masks[:3, 5] = False
     study = dtl.Study(problem, dtl.Recipe(models_at_once=8), masks).run(progress=False)

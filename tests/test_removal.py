@@ -8,7 +8,7 @@ import xarray as xr
 import zarr
 
 import dtl
-from dtl import study as study_module
+from dtl import workers
 from dtl.influence import Influence
 from dtl.removal import removal_curve, select
 
@@ -44,7 +44,7 @@ def no_training(monkeypatch):
             row[40 : 40 + int(mask.sum()) + 5] = 1
         return dict.fromkeys(dtl.transfer.Outputs._fields, correct)
 
-    monkeypatch.setattr(study_module, "train_batch", train_batch)
+    monkeypatch.setattr(workers, "train_batch", train_batch)
     return calls
 
 
@@ -102,11 +102,11 @@ def test_a_finished_curve_trains_nothing(problem, recipe, tmp_path, monkeypatch)
     assert ((curve.test > 0.1) & (curve.test < 1)).all() and curve.test.values.std() > 0
     # full source by hand: the mean correctness of models of all classes, with this study's seeds
     own = dtl.Study(problem, recipe, seed=1).seeds(2)
-    full = study_module.train_batch(problem, np.ones((2, 24), bool), own, recipe, ("fixed",), "cpu")
+    full = workers.train_batch(problem, np.ones((2, 24), bool), own, recipe, ("fixed",), "cpu")
     np.testing.assert_allclose(
         curve.test.sel(order="negative", count=0), full["correct"][0, :, 40:].mean(1), atol=0.051
     )
-    monkeypatch.setattr(study_module, "train_batch", None)
+    monkeypatch.setattr(workers, "train_batch", None)
     xr.testing.assert_identical(removal_curve(*arguments, store=tmp_path / "s", progress=False), curve)
     with pytest.raises(ValueError, match="holds another study .*design is"):
         removal_curve(study, influence_of(-MEAN), [6], ["negative"], 2, store=tmp_path / "s", progress=False)

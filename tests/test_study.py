@@ -21,7 +21,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore, WrapperStore
 
 import dtl
-from dtl import study as study_module
+from dtl import workers
 from dtl.store import Store
 
 N = 12  # models, in three batches
@@ -54,7 +54,7 @@ def no_training(monkeypatch):
     def train_batch(*args):
         raise AssertionError("training started")
 
-    monkeypatch.setattr(study_module, "train_batch", train_batch)
+    monkeypatch.setattr(workers, "train_batch", train_batch)
 
 
 # Results
@@ -98,7 +98,7 @@ def test_outputs_are_those_of_each_model_alone(problem, recipe, reference):
     """Batches of models, several regimes and the store put every number where it belongs."""
     for model in (0, 7):
         mask, seed = reference.masks[[model]], reference.seeds(N)[[model]]
-        found = study_module.train_batch(problem, mask, seed, recipe, ("full", "fixed"), "cpu")
+        found = workers.train_batch(problem, mask, seed, recipe, ("full", "fixed"), "cpu")
         for name in ("margin", "probability"):
             expected = reference.results[name].values[::-1, model]
             np.testing.assert_allclose(found[name][:, 0], expected, rtol=1e-2, atol=1e-2)
@@ -159,9 +159,9 @@ def test_only_models_that_are_done_are_shown(problem, recipe, tmp_path):
     assert study.results.model.values.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
     np.testing.assert_array_equal(study.masks, dtl.subset_masks(24, N)[[0, 1, 2, 3, 8, 9, 10, 11]])
     trained = []
-    original = study_module.train_batch
+    original = workers.train_batch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study_module, "train_batch", lambda p, masks, *a: trained.append(len(masks)) or original(p, masks, *a))  # fmt: skip  # noqa: E501
+        patch.setattr(workers, "train_batch", lambda p, masks, *a: trained.append(len(masks)) or original(p, masks, *a))  # fmt: skip  # noqa: E501
         study.run(N, progress=False)
     assert trained == [4] and study.results.sizes["model"] == N
 
@@ -181,14 +181,14 @@ class Dying(LocalStore):
 def work(problem, recipe, path, kill_at_write, trained):
     """What a process of its own does: the study, counting the batches that it trains."""
     torch.set_num_threads(1)
-    original = study_module.train_batch
+    original = workers.train_batch
 
     def train_batch(*args):
         with trained.get_lock():
             trained.value += len(args[1])
         return original(*args)
 
-    study_module.train_batch = train_batch
+    workers.train_batch = train_batch
     Dying.left = kill_at_write
     store = Dying(path) if kill_at_write else path
     dtl.Study(problem, recipe, transfer=("fixed", "full"), store=store).run(N, progress=False)
@@ -267,7 +267,7 @@ def test_a_second_writer_says_that_it_waits(problem, recipe, tmp_path, caplog):
 
 
 def test_an_error_in_a_worker_keeps_what_was_saved(problem, recipe, reference, monkeypatch, tmp_path):
-    original, seeds = study_module.train_batch, reference.seeds(N)
+    original, seeds = workers.train_batch, reference.seeds(N)
 
     def train_batch(problem, masks, own, *args):
         if seeds[4] in own:
@@ -277,8 +277,8 @@ def test_an_error_in_a_worker_keeps_what_was_saved(problem, recipe, reference, m
 
     study = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / "s")
     with monkeypatch.context() as patch:
-        patch.setattr(study_module, "train_batch", train_batch)
-        patch.setattr(study_module.joblib, "cpu_count", lambda: 3)
+        patch.setattr(workers, "train_batch", train_batch)
+        patch.setattr(workers.joblib, "cpu_count", lambda: 3)
         with pytest.raises(RuntimeError, match="no memory left"):
             study.run(N, progress=False)
     assert study.results.model.values.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
@@ -287,14 +287,14 @@ def test_an_error_in_a_worker_keeps_what_was_saved(problem, recipe, reference, m
 
 def test_an_interrupt_stops_training_and_can_be_resumed(problem, recipe, monkeypatch):
     started = []
-    original, save = study_module.train_batch, Store.save
+    original, save = workers.train_batch, Store.save
 
     def interrupted(self, root, rows, outputs):
         raise KeyboardInterrupt
 
     study = dtl.Study(problem, dataclasses.replace(recipe, models_at_once=2))
     with monkeypatch.context() as patch:
-        patch.setattr(study_module, "train_batch", lambda *args: started.append(1) or original(*args))
+        patch.setattr(workers, "train_batch", lambda *args: started.append(1) or original(*args))
         patch.setattr(Store, "save", interrupted)
         threads, torch_threads = threading.active_count(), torch.get_num_threads()
         with pytest.raises(KeyboardInterrupt) as stopped:
@@ -452,7 +452,7 @@ def test_subsets_of_unequal_schedules(uneven, recipe):
     masks = np.array(
         [[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0]], bool
     )
-    steps = {study_module.schedule(int(uneven.source.counts[mask].sum()), small) for mask in masks}
+    steps = {workers.schedule(int(uneven.source.counts[mask].sum()), small) for mask in masks}
     assert len(steps) >= 3
     together = dtl.Study(uneven, small, masks, ("fixed", "full")).run(progress=False)
     one_by_one = dtl.Study(uneven, dataclasses.replace(small, models_at_once=1), masks, ("fixed", "full")).run(

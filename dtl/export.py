@@ -1,0 +1,95 @@
+"""The results of a store as arrays, tables and files, without the images that the study was made of."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from dtl.config import open_store
+from dtl.design import DESIGNS
+from dtl.influence import Influence, estimate_influence, group_means
+from dtl.store import read
+from dtl.study import ARRAYS, SPLITS
+from dtl.transfer import Outputs
+
+
+def read_results(location: str | Path) -> xr.Dataset:
+    """What `Study.results` gives, without the data of the problem.
+
+    >>> read_results("studies/testbed").margin.dims
+    ('transfer', 'model', 'target')
+    """
+    root = open_store(location)
+    facts: Any = root.attrs.asdict()
+    done = np.flatnonzero(np.asarray(read(root, "done"))) if "done" in root else np.zeros(0, dtype=int)
+    if not len(done):
+        raise ValueError(f"{location} has no finished model: run or resume the study first")
+    found = xr.Dataset({name: read(root, name).isel(model=done, missing_dims="ignore") for name in ARRAYS}, attrs=facts)
+    sources = facts["source_classes"] if facts["settings"]["unit"] == "class" else np.arange(found.sizes["source"])
+    return found.assign_coords(
+        model=done,
+        source=list(sources),
+        transfer=facts["settings"]["transfer"],
+        split=("target", np.array(SPLITS)[found["split"].values]),
+        label=("target", found["label"].values),
+    )
+
+
+def influence_of(results: xr.Dataset, method: str, output: str, transfer: str | None, split: str, by: str) -> Influence:
+    """`Study.influence` from results alone; `by` is "class" or "all"."""
+    transfer = transfer or str(results["transfer"].values[0])
+    known = {"output": list(Outputs._fields), "transfer": results["transfer"].values.tolist(), "split": list(SPLITS)}
+    for name, value in {"output": output, "transfer": transfer, "split": split}.items():
+        if value not in known[name]:
+            raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known[name])}")
+    chosen = results.sel(transfer=transfer).isel(target=results["split"].values == split)
+    labels = chosen["label"].values
+    means = group_means(chosen[output].values.astype(np.float32), labels if by == "class" else np.zeros_like(labels))
+    design = results.attrs["settings"]["design"]
+    return estimate_influence(results["mask"].values, means, method, design if design in DESIGNS else None)
+
+
+def influence_table(results: xr.Dataset, influence: Influence, by: str) -> pd.DataFrame:
+    """A row for each target and source."""
+    targets = results.attrs["target_classes"] if by == "class" else ["whole target"]
+    sources = results["source"].values
+    return pd.DataFrame(
+        {
+            "target": np.repeat(targets, len(sources)),
+            "source": np.tile(sources, len(targets)),
+            "influence": influence.values.T.ravel(),
+            "stderr": influence.stderr.T.ravel(),
+            "reliability": np.repeat(influence.reliability, len(sources)),
+        }
+    )
+
+
+def check_file(out: Path, *endings: str) -> None:
+    """ValueError if `write` could not write there, asked before the results are computed."""
+    if not out.name.endswith(endings):
+        raise ValueError(f"cannot write {out.name}: end it with {' or '.join(endings)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out.parent} is no folder: make it, or write elsewhere")
+
+
+def write(out: Path, data: pd.DataFrame | xr.Dataset) -> None:
+    """A table as CSV, results as NetCDF or zipped Zarr by the file's ending; nothing is left if it fails half-way."""
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        partial = Path(folder, out.name)
+        if isinstance(data, pd.DataFrame):
+            data.to_csv(partial, index=False)
+        elif out.suffix == ".nc":
+            data = data.assign_attrs({k: v if isinstance(v, str) else json.dumps(v) for k, v in data.attrs.items()})
+            data.to_netcdf(partial, engine="h5netcdf")
+        else:
+            tree = partial.with_suffix("")
+            batch = data.attrs["settings"]["recipe"]["models_at_once"]
+            data = data.drop_encoding().chunk(dict.fromkeys(data.dims, -1) | {"model": batch})
+            data.to_zarr(tree, zarr_format=2)  # the version that has strings, and that every reader knows
+            shutil.make_archive(str(tree), "zip", tree)
+        partial.replace(out)

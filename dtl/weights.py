@@ -1,0 +1,105 @@
+"""Weights of source models on disk, so that a second target needs no second training: safetensors, a file a model."""
+
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from dtl.data import ImageDataset
+from dtl.models import Nets
+from dtl.training import Recipe, members, train_sources
+
+logger = logging.getLogger(__name__)
+
+OTHER_SETTINGS = ("probe_l2", "finetune_epochs", "finetune_lr", "models_at_once")  # of a recipe: not of its sources
+
+
+def source_nets(
+    source: ImageDataset,
+    masks: np.ndarray,
+    seeds: Sequence[int],
+    recipe: Recipe,
+    device: torch.device,
+    unit: str,
+    folder: Path | None,
+) -> Nets:
+    """`train_sources`, or the same nets from `folder` if it has them all; nets that are trained are kept there.
+
+    One safetensors file a model, named by a digest of what decides its weights: source images, recipe, subset and seed.
+    """
+    if folder is None:
+        return train_sources(source, masks, seeds, recipe, device, unit)
+    settings = {k: v for k, v in recipe.settings().items() if k not in OTHER_SETTINGS}
+    common = hashlib.sha256(json.dumps([source.fingerprint, settings]).encode())
+    files = []
+    for images, seed in zip(members(masks, source, unit), seeds, strict=True):
+        own = common.copy()
+        own.update(np.packbits(images).tobytes() + int(seed).to_bytes(8, "little"))
+        files.append(folder / f"{own.hexdigest()[:32]}.safetensors")
+    states = []
+    try:
+        states = [load_tensors(file)[0] for file in files] if all(file.exists() for file in files) else []
+    except ValueError as error:
+        logger.warning("%s: its models are trained again", error)
+    if states:
+        nets = Nets(recipe.model, source.n_classes, len(masks), recipe.widths)
+        nets.load_state_dict({k: torch.cat([s[k] for s in states]) if v.ndim else v for k, v in states[0].items()})
+        return nets.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    nets = train_sources(source, masks, seeds, recipe, device, unit)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in np.flatnonzero(finite(nets)):
+        state = {k: v.chunk(nets.n_models)[i] if v.ndim else v for k, v in nets.state_dict().items()}
+        save_tensors(files[i], {k: v.contiguous() for k, v in state.items()}, {})
+    return nets
+
+
+def finite(nets: Nets) -> np.ndarray:
+    """Which nets have finite weights and statistics only, bool (models,)."""
+    states = (v.detach().unflatten(0, (nets.n_models, -1)) for v in nets.state_dict().values() if v.ndim)
+    return torch.stack([v.isfinite().flatten(1).all(1) for v in states]).all(0).cpu().numpy()
+
+
+@torch.no_grad()
+def silence(nets: Nets, which: np.ndarray) -> None:
+    """Zero the nets of a bool mask, so that what they would make of NaN does not stop the others."""
+    for value in nets.state_dict().values():
+        if value.ndim:
+            value.unflatten(0, (nets.n_models, -1))[torch.from_numpy(which)] = 0
+
+
+def save_tensors(file: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
+    """A safetensors file with a digest of its contents, complete or not at all."""
+    partial = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+    try:
+        save_file(tensors, partial, {**facts, "sha256": _digest(tensors)})
+        partial.replace(file)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {file} ({error}): free space, or give a folder that you may write to") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    try:
+        with safe_open(file, "pt") as opened:
+            tensors, facts = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error})") from error
+    if _digest(tensors) != facts["sha256"]:
+        raise ValueError(f"{file} is damaged (its checksum does not match)")
+    return tensors, facts
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].cpu().contiguous().numpy().data)
+    return digest.hexdigest()

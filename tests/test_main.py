@@ -1,0 +1,516 @@
+"""The command line, on toy studies: what it trains, prints and refuses, and with which exit code."""
+
+import dataclasses
+import inspect
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+import yaml
+import zarr
+from PIL import Image
+from typer.testing import CliRunner
+from zarr.storage import ZipStore
+
+import dtl
+from dtl import config, doctor
+from dtl.__main__ import app
+from dtl.config import Config
+from dtl.export import read_results
+from dtl.store import array_of
+
+N = 12  # models, in three batches
+PROBLEM = {"load": "testbed", "options": {"per_class": 20, "train": 5, "validation": 5, "test": 5}}
+RECIPE = {"epochs": 1, "widths": [8, 16], "models_at_once": 4, "finetune_epochs": 2}
+SETTINGS = {"problem": PROBLEM, "recipe": RECIPE, "store": "kept/toy", "models": N}
+BY_FLAGS = ["--problem", "testbed", *(f"--option={name}={value}" for name, value in PROBLEM["options"].items())]
+
+
+def call(*arguments, code=0):
+    """Standard output, or the one line of an error, of which nothing but a progress bar stands in front."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    if not code:
+        return result.stdout
+    line = result.stderr.split("\r")[-1]
+    assert line.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
+    return line.removeprefix("Error: ").strip()
+
+
+def process(*arguments, cwd):
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "dtl", *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def saved(folder, **changes):
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(SETTINGS | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference(problem, recipe, tmp_path_factory):
+    """An uninterrupted study of the same settings by the Python interface."""
+    return dtl.Study(problem, recipe, store=tmp_path_factory.mktemp("reference") / "toy").run(N, progress=False)
+
+
+@pytest.fixture
+def store(reference):
+    return reference.store.folder
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """Reading images is an error."""
+
+    def refuse(*arguments, **options):
+        raise AssertionError("data were loaded")
+
+    monkeypatch.setattr(config, "load", refuse)
+    monkeypatch.setattr(config, "from_folders", refuse)
+
+
+def facts(store) -> dict[str, Any]:
+    return zarr.open_group(store, mode="r").attrs.asdict()
+
+
+def same(store, study):
+    one, other = read_results(store).load(), study.results.load()
+    xr.testing.assert_identical(one.drop_attrs(), other.drop_attrs())
+
+
+# Settings
+
+
+def test_every_setting_of_the_python_interface_can_be_given():
+    study = set(inspect.signature(dtl.Study).parameters)
+    run = {"models" if name == "n_models" else name for name in inspect.signature(dtl.Study.run).parameters}
+    settings = {field.name for field in dataclasses.fields(Config)}
+    flags = {"client", "start", "repair"}  # what belongs to one run, not to the study
+    assert study | run - {"self", "progress"} - flags == settings
+    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
+    assert all(f"--{name} " in shown for name in settings | {"scheduler", "start", "repair", "source", "target"})
+
+
+def test_defaults_are_those_of_the_python_interface():
+    study, run = inspect.signature(dtl.Study).parameters, inspect.signature(dtl.Study.run).parameters
+    for name in ("design", "store", "seed", "fraction", "unit", "weights"):
+        assert getattr(Config, name) == study[name].default
+    assert Config.device == run["device"].default and (Config.transfer,) == study["transfer"].default
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("modles: 3", "unknown setting 'modles': did you mean 'models'?"),
+        ("xyz: 3", "unknown setting 'xyz': use problem, recipe"),
+        ("models: many", "setting models cannot be 'many': Input should be a valid integer"),
+        ("seed: 1.5", "setting seed cannot be 1.5: Input should be a valid integer"),
+        ("- models", "settings must be names with values"),
+        ("models: [3", "is no YAML file"),
+        ("recipe: {epoch: 3}", "unknown recipe setting 'epoch': did you mean 'epochs'?"),
+        ("recipe: {epochs: four}", "recipe setting epochs cannot be 'four'"),
+        ("recipe: {epochs: 0}", "epochs must be at least 1"),
+        ("recipe: {widths: 8}", "recipe setting widths cannot be 8"),
+        ("problem: {load: testbed, options: {sed: 1}}", "unknown option of the problem 'sed': did you mean 'seed'?"),
+        ("problem: {load: nothing}", "unknown problem 'nothing': known are"),
+        ("problem: {name: testbed}", "give a problem, 'load' with a name"),
+        ("problem: {}", "give a problem, 'load' with a name"),
+        ("problem: {from_folders: {source_dir: here}}", "the problem lacks target_dir"),
+        ("problem: {from_folders: {source_dir: a, target_dir: b}}", "is not a folder"),
+        ("design: blanced", "blanced"),
+        ("transfer: frozen", "unknown transfer"),
+        ("unit: pixel", "unknown unit"),
+        ("device: tpu", "unknown device"),
+        ("models: 1", "1"),
+        ("store: null", "give a folder for the results: --store FOLDER"),
+        ("models: null", "give the number of models: --models N"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(text, message, tmp_path, monkeypatch):
+    path = saved(tmp_path)
+    changed = yaml.safe_load(text) if "[3" not in text else None
+    path.write_text(yaml.safe_dump(SETTINGS | changed) if isinstance(changed, dict) else text)
+    assert message in call("run", path, code=2)
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--modle", 3], "No such option: --modle"),
+        (["--models", "x"], "--models"),
+        (["--recipe", "epochs"], "'epochs' must be NAME=VALUE"),
+        (["--recipe", "widths=[8"], "'widths=[8' must be NAME=VALUE"),
+        (["--recipe", "epoch=3"], "did you mean 'epochs'?"),
+        (["--option", "sede=3"], "did you mean 'seed'?"),
+        (["--problem", "testbed", "--source", "a"], "not both"),
+        (["--source", "a"], "the problem lacks target_dir"),
+    ],
+)
+def test_a_wrong_flag_is_one_line(flags, message, tmp_path):
+    assert message in call("run", saved(tmp_path), *flags, code=2)
+
+
+def test_a_missing_file_and_a_missing_command_are_one_line(tmp_path):
+    assert "does not exist" in call("run", tmp_path / "none.yaml", code=2)
+    assert "No such command 'rnu'" in call("rnu", code=2)
+    result = CliRunner().invoke(app, [])
+    assert result.exit_code == 2 and "influence" in result.stdout and not result.stderr
+
+
+def test_numbers_that_yaml_reads_as_strings_are_numbers(tmp_path):
+    path = saved(tmp_path)
+    path.write_text(path.read_text().replace("epochs: 1", "epochs: 1\n  lr: 3e-1\n  probe_l2: 1e-2"))
+    study = Config(**config.read_file(path)).study()
+    assert study.recipe.lr == 0.3 and study.recipe.probe_l2 == 0.01 and study.recipe.widths == (8, 16)
+
+
+# Run, resume, status
+
+
+def test_run_in_a_process_from_another_folder_gives_the_arrays_of_the_python_interface(reference, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    path = saved(tmp_path)
+    done = process("run", path, cwd=tmp_path / "elsewhere")
+    out, err = done.communicate(timeout=60)
+    assert done.returncode == 0, err
+    assert out.splitlines()[-1] == "../kept/toy: 12 models done. Next: python -m dtl influence ../kept/toy"
+    same(tmp_path / "kept/toy", reference)  # folders of a file are relative to the file
+    assert set(path.parent.iterdir()) == {path, tmp_path / "kept", tmp_path / "elsewhere"}
+
+
+def test_flags_alone_do_the_same_and_are_relative_to_where_you_are(reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = [f"--recipe={name}={value}" for name, value in RECIPE.items()]
+    out = call("run", *BY_FLAGS, *recipe, "--store", "here", "--models", N, "--transfer", "fixed")
+    assert out.endswith("here: 12 models done. Next: python -m dtl influence here\n")
+    same(tmp_path / "here", reference)
+
+
+def test_a_flag_wins_over_the_file(tmp_path):
+    path = saved(tmp_path, seed=3, transfer=["full"])
+    options = {
+        "unit": "example",
+        "design": "random",
+        "fraction": 0.25,
+        "seed": 4,
+        "models": 4,
+        "transfer": "fixed,full",
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    call("run", path, *flags, "--store", tmp_path / "x", "--recipe", "augment=1", "--option", "seed=2")
+    settings = facts(tmp_path / "x")["settings"]
+    assert settings["seed"] == 4 and settings["transfer"] == ["fixed", "full"] and settings["unit"] == "example"
+    assert settings["fraction"] == 0.25 and settings["design"] == "random"
+    assert settings["recipe"] == dtl.Recipe(**RECIPE, augment=1).settings()  # the file's other ones are kept
+    assert (
+        settings["data"] == config.load_problem({**PROBLEM, "options": {**PROBLEM["options"], "seed": 2}}).fingerprints
+    )
+    assert read_results(tmp_path / "x").sizes["model"] == 4
+
+
+def test_your_own_folders(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for place in ("animals/cat", "animals/dog", "animals/eel", "animals/fox", "pets/tom", "pets/rex"):
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / place / f"{i}.png")
+    folders = {"source_dir": "animals", "target_dir": "pets", "size": 8, "cache": "decoded"}
+    path = saved(tmp_path, problem={"from_folders": folders}, models=4)
+    monkeypatch.chdir("/")
+    call("run", path)
+    assert read_results(tmp_path / "kept/toy").source.values.tolist() == ["cat", "dog", "eel", "fox"]
+    given = ["--source", tmp_path / "animals", "--target", tmp_path / "pets", "--option", "size=8"]
+    out = call("resume", tmp_path / "kept/toy", *given, "--option", f"cache={tmp_path / 'decoded'}", "--models", 6)
+    assert "6 models done" in out
+
+
+def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_arrays(problem, recipe, tmp_path):
+    path = saved(tmp_path, models=400)
+    run, folder = process("run", path, cwd=tmp_path), tmp_path / "kept/toy"
+    while run.poll() is None and not any(folder.glob("done/c/*")):
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "Traceback" not in err
+    assert err.splitlines()[-1].endswith("Saved models are safe: python -m dtl resume kept/toy")
+    n_done = int(np.sum(zarr.open_array(folder, path="done", mode="r")[:]))
+    assert 0 < n_done < 400
+    out = call("status", folder)
+    assert f"{n_done} done, {400 - n_done} missing" in out and out.endswith(f"python -m dtl resume {folder}\n")
+    call("resume", folder, *BY_FLAGS, "--models", n_done + 4)
+    ours = read_results(folder).isel(model=slice(n_done + 4))
+    whole = dtl.Study(problem, recipe).run(n_done + 4, progress=False).results
+    xr.testing.assert_identical(ours.load().drop_attrs(), whole.load().drop_attrs())
+
+
+def test_resume_needs_the_store_alone(reference, tmp_path, monkeypatch):
+    folder = tmp_path / "toy"
+    call("run", saved(tmp_path), "--store", folder, "--models", 4)
+    monkeypatch.chdir("/")
+    assert "12 models done" in call("resume", folder, "--models", N)
+    same(folder, reference)
+    assert "12 models done" in call("resume", folder), "nothing is missing"
+
+
+def test_resume_says_what_it_lacks(problem, recipe, tmp_path):
+    folder = tmp_path / "toy"
+    dtl.Study(dataclasses.replace(problem, name="mine"), recipe, store=folder).run(4, progress=False)
+    assert "does not say how to load its problem: add --problem NAME" in call("resume", folder, code=2)
+    assert "data.source is" in call("resume", folder, "--problem", "testbed", code=2)
+    assert "6 models done" in call("resume", folder, *BY_FLAGS, "--models", 6)
+
+
+def test_status_reads_no_results_and_no_images(store, no_data, tmp_path):
+    copy = tmp_path / "copy"
+    for path in store.rglob("*"):
+        if path.is_file() and (path.name == "zarr.json" or "done" in path.parts):
+            target = copy / path.relative_to(store)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    out = call("status", copy)
+    for found in ("load testbed", "24 source, 4 target", "12 done, 0 missing", "balanced", "epochs 1", f"{copy}, "):
+        assert found in out
+    (run,) = facts(store)["runs"]
+    assert f"{run['date']}, 12 models on {run['device']}: dtl {run['dtl']}" in out
+    assert "resume" not in out
+
+
+def test_a_store_that_was_killed_at_its_very_start(store, reference, tmp_path):
+    zarr.create_group(tmp_path / "toy", attributes=facts(store))
+    assert "0 done, 0 missing" in call("status", tmp_path / "toy")
+    assert "has no finished model" in call("influence", tmp_path / "toy", code=2)
+    assert "give the number of models: --models N" in call("resume", tmp_path / "toy", code=2)
+    call("resume", tmp_path / "toy", "--models", N)
+    same(tmp_path / "toy", reference)
+
+
+def test_models_that_diverge_are_a_failure_and_the_rest_is_kept(tmp_path):
+    message = call("run", saved(tmp_path), "--recipe", "lr=1e30", "--models", 4, code=1)
+    assert message.startswith("models 0, 1, 2, 3 diverged")
+    assert "0 done, 4 missing" in call("status", tmp_path / "kept/toy")
+
+
+def test_a_folder_without_a_study_is_refused_by_every_command(tmp_path):
+    (tmp_path / "file").write_text("")
+    zarr.create_array(tmp_path / "array", shape=(2,), dtype=int)
+    zarr.create_group(tmp_path / "group")
+    for place in ("nowhere", ".", "file", "array", "group"):
+        for command in (
+            ["status"],
+            ["resume"],
+            ["influence"],
+            ["export", tmp_path / "x.nc"],
+            ["remove", "--counts", 2],
+        ):
+            name, *rest = command
+            assert "holds no study" in call(name, tmp_path / place, *rest, code=2)
+
+
+def test_a_store_of_another_format_is_refused(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "FORMAT", 99)
+    assert "and this dtl reads 99" in call("status", store, code=2)
+
+
+def test_exit_codes_of_processes(tmp_path):
+    wrong = process("run", saved(tmp_path), "--recipe", "epoch=3", cwd=tmp_path)
+    (tmp_path / "file").write_text("")
+    failed = process("run", saved(tmp_path), "--store", "file/x", cwd=tmp_path)
+    for run, code, message in ((wrong, 2, "did you mean 'epochs'?"), (failed, 1, "give a folder that you may write")):
+        out, err = run.communicate(timeout=60)
+        assert run.returncode == code, err
+        assert err.startswith("Error: ") and message in err and err.count("\n") == 1 and not out
+
+
+def test_training_on_a_dask_scheduler(reference, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
+    with distributed.LocalCluster(**options) as cluster:
+        call("run", saved(tmp_path), "--scheduler", cluster.scheduler_address)
+    same(tmp_path / "kept/toy", reference)
+
+
+def test_parts_of_a_study_are_merged(reference, tmp_path):
+    path = saved(tmp_path)
+    call("run", path, "--store", tmp_path / "a", "--models", 4)
+    call("run", path, "--store", tmp_path / "b", "--start", 4)
+    assert "4 done, 0 missing" in call("status", tmp_path / "a")
+    assert "8 done, 4 missing" in call("status", tmp_path / "b")
+    assert "12 models done" in call("merge", tmp_path / "all", tmp_path / "a", tmp_path / "b")
+    same(tmp_path / "all", reference)
+    call("run", path, "--store", tmp_path / "other", "--models", 4, "--seed", 1)
+    for parts in (("all", "other"), ("new", "a", "other")):
+        assert "holds another study (seed is" in call("merge", *(tmp_path / part for part in parts), code=2)
+    assert "Missing argument 'STORE" in call("merge", tmp_path / "all", code=2)
+
+
+def test_a_damaged_chunk_is_named_and_trained_again_on_request(reference, tmp_path):
+    path, folder = saved(tmp_path), tmp_path / "kept/toy"
+    call("run", path)
+    chunk = folder / "margin/c/0/1/0"
+    chunk.write_bytes(chunk.read_bytes()[:-9])
+    assert "margin of models 4 to 7" in call("influence", folder, code=2)
+    assert "12 models done" in call("resume", folder, "--repair")
+    same(folder, reference)
+
+
+def test_weights_are_kept_where_asked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call("run", saved(tmp_path), "--weights", "source-models", "--models", 4)
+    assert len([file for file in (tmp_path / "source-models").rglob("*.safetensors")]) == 4
+
+
+# What a run would cost
+
+
+def test_a_dry_run_writes_nothing_and_counts_what_is_missing(tmp_path):
+    path = saved(tmp_path)
+    assert "12 models to train: about " in call("run", path, "--dry-run")
+    assert list(tmp_path.iterdir()) == [path]
+    call("run", path, "--models", 4)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert "8 models to train: about " in call("run", path, "--dry-run")
+    assert "No model is missing." in call("resume", tmp_path / "kept/toy", *BY_FLAGS, "--dry-run")
+    assert "8 models to train" in call("resume", tmp_path / "kept/toy", *BY_FLAGS, "--models", N, "--dry-run")
+    assert "14 models to train" in call("remove", tmp_path / "kept/toy", *BY_FLAGS, "--counts", "2,4", "--seeds", 2,
+                                        "--method", "difference", "--dry-run")  # fmt: skip
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+
+def test_expected_bytes_are_those_of_the_store(reference, problem, recipe):
+    cost = doctor.measure(dtl.Study(problem, recipe), N)
+    root = reference.store.open()
+    stored = sum(array_of(root, n).nbytes_stored() for n in ("margin", "probability", "correct", "prediction"))
+    assert stored < N * cost.bytes < 2 * stored and cost.seconds > 0
+
+
+# Results
+
+
+def table(text) -> dict[str, dict[str, tuple[float, float]]]:
+    """{target: {source: (influence, stderr)}} as printed"""
+    found, rows = {}, {}
+    for line in text.splitlines()[1:]:
+        if "reliability" in line:
+            rows = found[line.split(",")[0]] = {}
+        elif line.startswith("  "):
+            name, value, _, error = line[9:].rsplit(None, 3)
+            rows[name.strip()] = (float(value), float(error))
+    return found
+
+
+@pytest.mark.parametrize("by", ["all", "class"])
+def test_influences_are_those_of_the_python_interface(by, reference, store, no_data, tmp_path):
+    expected = reference.influence(by=by)
+    out = call("influence", store, "--by", by, "--top", 3, "--out", tmp_path / "x.csv")
+    rows = pd.read_csv(tmp_path / "x.csv")
+    np.testing.assert_allclose(rows["influence"].to_numpy().reshape(-1, 24).T, expected.values)
+    np.testing.assert_allclose(rows["stderr"].to_numpy().reshape(-1, 24).T, expected.stderr)
+    np.testing.assert_allclose(rows["reliability"].to_numpy()[::24], expected.reliability)
+    classes, targets = np.array(reference.problem.source.classes), reference.problem.target_train.classes
+    printed = table(out)
+    assert list(printed) == list(targets if by == "class" else ["whole target"])
+    for values, found in zip(expected.values.T, printed.values(), strict=True):
+        order = np.argsort(-values)
+        assert list(found) == [*classes[order[:3]], *classes[order[::-1][:3]]]
+        assert [v for v, _ in found.values()] == pytest.approx([*values[order[:3]], *values[order[::-1][:3]]], abs=1e-3)
+
+
+def test_influence_takes_the_options_of_the_python_interface(problem, recipe, tmp_path):
+    study = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / "x", design="random")
+    study.run(48, progress=False)
+    options = {"method": "ridge", "output": "probability", "transfer": "full", "split": "test"}
+    flags = [part for name, value in options.items() for part in (f"--{name}", value)]
+    call("influence", tmp_path / "x", *flags, "--out", tmp_path / "x.csv")
+    found = pd.read_csv(tmp_path / "x.csv")["influence"]
+    np.testing.assert_allclose(found, study.influence(**options, by="all").values[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--by", "colour"], "use all or class"),
+        (["--method", "magic"], "Unknown method 'magic'"),
+        (["--output", "loss"], "unknown output 'loss': this study has margin"),
+        (["--transfer", "full"], "unknown transfer 'full': this study has fixed"),
+        (["--split", "train"], "unknown split 'train'"),
+        (["--top", 0], "--top"),
+        (["--out", "x.txt"], "end it with .csv"),
+        (["--out", "nowhere/x.csv"], "nowhere is no folder"),
+    ],
+)
+def test_wrong_options_of_influence_are_one_line(flags, message, store):
+    assert message in call("influence", store, *flags, code=2)
+
+
+def test_exports_hold_the_results(reference, store, no_data, tmp_path):
+    for name in ("x.nc", "x.zarr.zip", "x.csv"):
+        assert f"{name}, " in call("export", store, tmp_path / name)
+    expected = reference.results.load().drop_attrs()
+    with xr.open_dataset(tmp_path / "x.nc", engine="h5netcdf") as found:
+        xr.testing.assert_equal(found.load().drop_attrs(), expected)
+        assert json.loads(found.attrs["settings"])["recipe"] == reference.recipe.settings()
+    with ZipStore(tmp_path / "x.zarr.zip", mode="r") as zipped:
+        found = xr.open_zarr(zipped)
+        xr.testing.assert_equal(found.load().drop_attrs(), expected)
+        assert found.attrs["settings"]["recipe"] == reference.recipe.settings()
+    rows = pd.read_csv(tmp_path / "x.csv")
+    assert rows.columns.tolist() == ["target", "source", "influence", "stderr", "reliability"]
+    np.testing.assert_allclose(rows["influence"].to_numpy().reshape(4, 24).T, reference.influence(by="class").values)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.nc", "x.zarr.zip", "x.csv"}
+
+
+def test_export_of_an_unfinished_store(reference, store, tmp_path):
+    shutil.copytree(store, tmp_path / "toy")
+    done = zarr.open_array(tmp_path / "toy", path="done", mode="r+")
+    done[4:8] = False
+    for name in ("x.nc", "x.zarr.zip"):
+        call("export", tmp_path / "toy", tmp_path / name)
+    with ZipStore(tmp_path / "x.zarr.zip", mode="r") as zipped:
+        found = xr.open_zarr(zipped).load()
+    rows = [0, 1, 2, 3, 8, 9, 10, 11]
+    xr.testing.assert_equal(found.drop_attrs(), reference.results.isel(model=rows).load().drop_attrs())
+    done[:] = False
+    assert "has no finished model" in call("export", tmp_path / "toy", tmp_path / "y.nc", code=2)
+    assert "end it with .nc or .zarr.zip or .csv" in call("export", tmp_path / "toy", tmp_path / "y.txt", code=2)
+
+
+def test_removal_is_that_of_the_python_interface(reference, store, tmp_path):
+    arguments = ["--counts", "2,4", "--seeds", 2, "--orders", "negative,random", "--store", tmp_path / "kept"]
+    out = call("remove", store, *arguments, "--out", tmp_path / "x.csv")
+    influence = reference.influence(by="all")
+    expected = dtl.removal_curve(reference, influence, [2, 4], ("negative", "random"), 2, progress=False)
+    found = pd.read_csv(tmp_path / "x.csv").set_index(["order", "count", "seed"]).to_xarray()
+    for split in ("validation", "test"):
+        np.testing.assert_allclose(found[split].sel(expected.coords), expected[split])
+    assert f"{float(expected.test.sel(order='random', count=4).mean()):.3f} +- " in out
+    chosen = dtl.removal.select(expected)
+    assert f"negative {chosen.count:>4}  {chosen.gain:+.3f} +- {chosen.stderr:.3f}" in out
+    assert "given one by one" in call("resume", tmp_path / "kept", code=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--counts", "two"], "counts must be whole numbers with commas"),
+        (["--counts", "2,99"], "counts must lie in 1..22"),
+        (["--counts", "2", "--orders", "worst"], "unknown orders ['worst']"),
+        (["--counts", "2", "--seeds", 1], "seeds must be at least 2"),
+        (["--counts", "2", "--device", "tpu"], "unknown device"),
+        (["--counts", "2", "--out", "x.nc"], "end it with .csv"),
+        (["--counts", "2", "--out", "nowhere/x.csv"], "nowhere is no folder"),
+        ([], "Missing option '--counts'"),
+    ],
+)
+def test_wrong_options_of_remove_are_one_line(flags, message, store):
+    assert message in call("remove", store, *flags, code=2)
