@@ -178,7 +178,7 @@ class Dying(LocalStore):
         await super().set(key, value)
 
 
-def work(problem, recipe, path, kill_at_write, trained, n_workers=2):
+def work(problem, recipe, path, kill_at_write, trained, n_workers=2, begun=None):
     """What a process of its own does: the study, counting the models whose training it starts."""
     torch.set_num_threads(1)
     original = workers.train_batch
@@ -190,6 +190,8 @@ def work(problem, recipe, path, kill_at_write, trained, n_workers=2):
 
     workers.train_batch = train_batch
     workers.joblib.cpu_count = lambda: n_workers
+    if begun:
+        begun.set()
     Dying.left = kill_at_write
     store = Dying(path) if kill_at_write else path
     dtl.Study(problem, recipe, transfer=("fixed", "full"), store=store).run(N, progress=False)
@@ -234,18 +236,20 @@ def test_killed_at_twenty_random_moments_and_run_again(problem, recipe, referenc
     """Stores whose runs are killed until all models are done: each kill costs one batch at most."""
     rng, kills, store = np.random.default_rng(0), 0, 0
     while kills < 20:
-        store, trained, done = store + 1, processes.Value("i", 0), False
-        before = kills
-        while not done:
-            process = processes.Process(target=work, args=(problem, recipe, tmp_path / f"{store}", 0, trained, 1))
+        before, store, trained = kills, tmp_path / f"{kills}", processes.Value("i", 0)
+        while True:
+            begun = processes.Event()
+            process = processes.Process(target=work, args=(problem, recipe, store, 0, trained, 1, begun))
             process.start()
-            process.join(rng.uniform(0.05, 0.6) if kills < 20 else None)
-            done = process.exitcode == 0
-            kills += not done
+            begun.wait()
+            process.join(rng.uniform(0, 0.3) if kills < 20 else None)
+            if process.exitcode == 0:
+                break
             process.kill()
             process.join()
+            kills += 1
         assert N <= trained.value <= N + 4 * (kills - before)
-        same(dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / f"{store}"), reference)
+        same(dtl.Study(problem, recipe, transfer=("fixed", "full"), store=store), reference)
 
 
 def test_two_processes_on_one_store_share_the_work(problem, recipe, reference, tmp_path, processes):

@@ -24,6 +24,7 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from zarr.storage import MemoryStore, WrapperStore
 
 import dtl
+from dtl import weights as weights_module
 from dtl import workers
 from dtl.data import ImageDataset, TransferProblem
 
@@ -97,8 +98,11 @@ class Faults:
         """kill -9 of the run of 300 models at 20 random moments"""
         rng = np.random.default_rng(0)
         for _ in range(20):
+            before = len([*self.marks.iterdir()])
             process = self.process(self.folder / "s", self.marks, 300)
-            process.join(rng.uniform(0.1, 0.5))
+            while len([*self.marks.iterdir()]) == before:
+                time.sleep(0.001)
+            process.join(rng.uniform(0, 0.2))
             assert process.exitcode is None, "the machine is too fast: use more models"
             process.kill()
             process.join()
@@ -180,10 +184,10 @@ class Faults:
             for part in (PROBLEM.target_validation, PROBLEM.target_train, PROBLEM.target_test)
         )
         second = TransferProblem("second", PROBLEM.source, train, validation, test)
-        original = dtl.weights.train_sources
-        dtl.weights.train_sources = lambda *args: trained.append(len(args[1])) or original(*args)
+        original = weights_module.train_sources
+        weights_module.train_sources = lambda *args: trained.append(len(args[1])) or original(*args)
         found = study(self.folder / "b", problem=second, weights=weights).run(N, progress=False)
-        dtl.weights.train_sources = original
+        weights_module.train_sources = original
         equal = np.array_equal(found.results.margin, study(None, problem=second).run(N, progress=False).results.margin)
         return f"source models trained for it: {sum(trained)}; arrays {'equal' if equal else 'DIFFER'}"
 
