@@ -220,7 +220,7 @@ def test_killed_at_any_write_and_run_again(problem, recipe, reference, tmp_path,
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-        deaths, write = deaths + 1, write + 8
+        deaths, write = deaths + 1, write + 5
         study = dtl.Study(problem, recipe, **options)
         assert repr(study).startswith("Study(testbed-0: ")
         if study.store.ready:  # what is done can be read, and is right, at any moment
