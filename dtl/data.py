@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import numpy as np
 import platformdirs
@@ -190,18 +191,26 @@ def loader(name: str) -> Callable[[Callable[..., TransferProblem]], Callable[...
     return register
 
 
+P = ParamSpec("P")
+
+
 def _remembered(
-    function: Callable[..., TransferProblem], call: Callable[[dict[str, Any]], dict[str, Any]]
-) -> Callable[..., TransferProblem]:
-    """The function, whose problems have their `origin`; arguments that are declared as paths become absolute."""
-    parameters = inspect.signature(function).parameters
+    function: Callable[P, TransferProblem], call: Callable[[dict[str, Any]], dict[str, Any]]
+) -> Callable[P, TransferProblem]:
+    """The function, whose problems have their `origin`: arguments declared as paths absolute, None if not all plain."""
+    signature = inspect.signature(function)
 
     @wraps(function)
-    def remembering(*args: object, **options: object) -> TransferProblem:
-        problem = function(*args, **options)
-        given = inspect.signature(function).bind(*args, **options).arguments
-        paths = [key for key in given if given[key] is not None and "Path" in str(parameters[key].annotation)]
-        object.__setattr__(problem, "origin", call({**given, **{key: os.path.abspath(given[key]) for key in paths}}))
+    def remembering(*args: P.args, **options: P.kwargs) -> TransferProblem:
+        problem, given = function(*args, **options), dict(signature.bind(*args, **options).arguments)
+        for key, value in given.items():
+            if value is not None and "Path" in str(signature.parameters[key].annotation):
+                given[key] = os.path.abspath(value)
+        try:
+            json.dumps(given)
+        except TypeError:
+            return problem
+        object.__setattr__(problem, "origin", call(given))
         return problem
 
     return remembering
@@ -213,11 +222,9 @@ def reopen(origin: dict[str, Any]) -> TransferProblem:
     >>> reopen(dtl.load("testbed", seed=1).origin).name
     'testbed-1'
     """
-    return (
-        from_folders(**origin["from_folders"])
-        if "from_folders" in origin
-        else load(origin["load"], **origin["options"])
-    )
+    if "from_folders" in origin:
+        return from_folders(**origin["from_folders"])
+    return load(origin["load"], **origin["options"])
 
 
 def load(name: str, root: str | Path | None = None, **options: object) -> TransferProblem:

@@ -228,6 +228,7 @@ class Study:
         targets = [self.problem.parts[f"target_{split}"] for split in SPLITS]
         labels = np.concatenate([target.labels.numpy() for target in targets])
         split = np.repeat(np.arange(2, dtype=np.int8), [len(target) for target in targets])
+        date = datetime.now(UTC).isoformat(timespec="seconds")
         versions = {name: version(name) for name in ("dtl", "torch", "torchvision", "numpy", "zarr")}
         root = self.store.prepare(
             constants={"label": labels, "split": split},
@@ -241,14 +242,7 @@ class Study:
                 "source_classes": self.problem.source.classes,
                 "target_classes": self.problem.target_train.classes,
             },
-            run={
-                "id": run.id,
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "models": len(masks),
-                "device": "",
-                **versions,
-                **facts,
-            },
+            run={"id": run.id, "date": date, "models": len(masks), "device": "", **versions, **facts},
         )
         return root, run
 

@@ -70,7 +70,7 @@ def finite(nets: Nets) -> np.ndarray:
 @torch.no_grad()
 def silence(nets: Nets, which: np.ndarray) -> None:
     """Zero the nets of a bool mask, so that what they would make of NaN does not stop the others."""
-    for value in nets.state_dict().values():
+    for value in nets.state_dict().values() if which.any() else ():
         if value.ndim:
             value.unflatten(0, (nets.n_models, -1))[torch.from_numpy(which)] = 0
 

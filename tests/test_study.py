@@ -178,8 +178,8 @@ class Dying(LocalStore):
         await super().set(key, value)
 
 
-def work(problem, recipe, path, kill_at_write, trained):
-    """What a process of its own does: the study, counting the batches that it trains."""
+def work(problem, recipe, path, kill_at_write, trained, n_workers=2, begun=None):
+    """What a process of its own does: the study, counting the models whose training it starts."""
     torch.set_num_threads(1)
     original = workers.train_batch
 
@@ -189,6 +189,9 @@ def work(problem, recipe, path, kill_at_write, trained):
         return original(*args)
 
     workers.train_batch = train_batch
+    workers.joblib.cpu_count = lambda: n_workers
+    if begun:
+        begun.set()
     Dying.left = kill_at_write
     store = Dying(path) if kill_at_write else path
     dtl.Study(problem, recipe, transfer=("fixed", "full"), store=store).run(N, progress=False)
@@ -229,16 +232,24 @@ def test_killed_at_any_write_and_run_again(problem, recipe, reference, tmp_path,
     same(dtl.Study(problem, recipe, **options), expected)
 
 
-def test_killed_at_random_moments_and_run_again(problem, recipe, reference, tmp_path, processes):
-    rng, trained = np.random.default_rng(0), processes.Value("i", 0)
-    for delay in rng.uniform(0, 1, 6):
-        process = processes.Process(target=work, args=(problem, recipe, tmp_path / "s", 0, trained))
-        process.start()
-        time.sleep(delay)
-        process.kill()
-        process.join()
-    study = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / "s").run(N, progress=False)
-    same(study, reference)
+def test_killed_at_twenty_random_moments_and_run_again(problem, recipe, reference, tmp_path, processes):
+    """Stores whose runs are killed until all models are done: each kill costs one batch at most."""
+    rng, kills, store = np.random.default_rng(0), 0, 0
+    while kills < 20:
+        before, store, trained = kills, tmp_path / f"{kills}", processes.Value("i", 0)
+        while True:
+            begun = processes.Event()
+            process = processes.Process(target=work, args=(problem, recipe, store, 0, trained, 1, begun))
+            process.start()
+            begun.wait()
+            process.join(rng.uniform(0, 0.3) if kills < 20 else None)
+            if process.exitcode == 0:
+                break
+            process.kill()
+            process.join()
+            kills += 1
+        assert N <= trained.value <= N + 4 * (kills - before)
+        same(dtl.Study(problem, recipe, transfer=("fixed", "full"), store=store), reference)
 
 
 def test_two_processes_on_one_store_share_the_work(problem, recipe, reference, tmp_path, processes):

@@ -23,8 +23,8 @@ def other_target(problem):
     def two(dataset):
         return ImageDataset(dataset.images, dataset.labels % 2, ("a", "b"))
 
-    splits = problem.target_validation, problem.target_test, problem.target_train
-    return TransferProblem("other", problem.source, *map(two, splits))
+    train, validation, test = map(two, (problem.target_validation, problem.target_test, problem.target_train))
+    return TransferProblem("other", problem.source, train, validation, test)
 
 
 @pytest.fixture
