@@ -96,17 +96,22 @@ def estimate_influence(
     """
     if method not in SOLVERS:
         raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SOLVERS)}.")
-    included, outputs = _checked(masks, outputs)
-    design = _checked_design(included, design)
-    z = included.astype(np.float64)
-    solve = SOLVERS[method](z, design)
-    width = max(1, _TILE // len(z))
-    tiles = [outputs[:, first : first + width] for first in range(0, outputs.shape[1], width)]
-    # Levels do not matter; measured from the first model, a target that never varies is exactly zero.
-    solved = [solve(tile.astype(np.float64) - tile[:1]) for tile in tiles]
-    values = np.concatenate([v for v, _ in solved], axis=1)
-    variances = np.concatenate([v for _, v in solved], axis=1)
-    return Influence(values, np.sqrt(variances), _reliability(values, variances, method), method, design, len(z))
+    included, outputs = checked(np.asarray(masks), np.asarray(outputs))
+    design = checked_design(included, design)
+    n_classes, n_targets = included.shape[1], outputs.shape[1]
+    dtype = precision(outputs) if method == "difference" else np.dtype(np.float64)
+    solve = SOLVERS[method](included.astype(dtype), design)
+    values, stderr = np.empty((n_classes, n_targets), dtype), np.empty((n_classes, n_targets), dtype)
+    reliability = np.empty(n_targets)
+    width = max(1, _TILE // len(included))
+    for first in range(0, n_targets, width):
+        tile = np.s_[:, first : first + width]
+        values[tile], variances = solve(from_first(outputs[tile], dtype))
+        np.sqrt(variances, out=stderr[tile])
+        noise, spread = variances.mean(axis=0, dtype=np.float64), values[tile].var(axis=0, dtype=np.float64)
+        # A posterior mean's spread is the signal alone.
+        reliability[tile[1]] = reliability_of(noise, spread + noise if method == "ridge" else spread)
+    return Influence(values, stderr, reliability, method, design, len(included))
 
 
 def models_needed(influence: Influence, reliability: float = 0.8) -> int:
@@ -175,7 +180,7 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
     >>> linear_datamodeling_score(influence, new_masks, new_outputs)  # doctest: +SKIP
     (0.52, 0.57)
     """
-    included, outputs = _checked(masks, outputs, held_out=True)
+    included, outputs = checked(np.asarray(masks), np.asarray(outputs), held_out=True)
     n_classes, n_targets = influence.values.shape
     if included.shape[1] != n_classes or outputs.shape[1] != n_targets:
         raise ValueError(
@@ -235,11 +240,19 @@ def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
     return outputs @ (groups[:, None] == np.arange(len(counts))).astype(np.float64) / counts
 
 
-def _reliability(values: np.ndarray, variances: np.ndarray, method: str) -> np.ndarray:
-    """Squared correlation with the truth, 1 - noise / spread; a posterior mean's spread is the signal alone."""
-    noise, spread = variances.mean(axis=0), values.var(axis=0)
-    total = spread + noise if method == "ridge" else spread
-    return np.clip(1 - np.divide(noise, total, out=np.ones_like(noise), where=total > 0), 0, 1)
+def reliability_of(noise: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Squared correlation of estimates with the truth, from their mean variance and their variance over classes."""
+    return np.clip(1 - np.divide(noise, spread, out=np.ones_like(noise), where=spread > 0), 0, 1)
+
+
+def precision(outputs: np.ndarray) -> np.dtype:
+    """float32 for outputs that it holds: sums round to 1e-6 of an output's spread, far below a standard error."""
+    return np.result_type(outputs.dtype, np.float32)
+
+
+def from_first(outputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Levels do not matter; measured from the first model, a target that never varies is exactly zero."""
+    return outputs.astype(dtype) - outputs[:1].astype(dtype)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -247,7 +260,8 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->j", a, b) / np.sqrt(sums_of_squares(a) * sums_of_squares(b))
 
 
-def _checked_design(included: np.ndarray, design: str | None) -> str:
+def checked_design(included: np.ndarray, design: str | None) -> str:
+    """The design, recognised or found to agree with the masks, which may be a dask array."""
     if design is None:
         if len(included) % 2 or not are_complements(included):
             return "random"
@@ -261,8 +275,8 @@ def _checked_design(included: np.ndarray, design: str | None) -> str:
     return design
 
 
-def _checked(masks: ArrayLike, outputs: ArrayLike, held_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    included, outputs = np.asarray(masks), np.asarray(outputs)
+def checked(included: np.ndarray, outputs: np.ndarray, held_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The masks as bool, and the outputs, after every check of the two; they may be dask arrays."""
     if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
         raise ValueError(
             "masks must be (models, classes) and outputs (models, targets) with the same models, got shapes "
@@ -279,10 +293,10 @@ def _checked(masks: ArrayLike, outputs: ArrayLike, held_out: bool = False) -> tu
         raise ValueError("outputs hold no target.")
     if not (np.issubdtype(outputs.dtype, np.number) or outputs.dtype == bool) or np.iscomplexobj(outputs):
         raise ValueError(f"outputs must be real numbers, got dtype {outputs.dtype}.")
-    bad = np.logical_not(np.isfinite(outputs).all(axis=1))
-    if np.any(bad):
+    bad = np.asarray(~np.isfinite(outputs).all(axis=1))
+    if bad.any():
         raise ValueError(f"Outputs are NaN or infinite for models {_listed(bad)}: train them again or leave them out.")
-    counts = np.sum(included, axis=0)
+    counts = np.asarray(included.sum(axis=0))
     for flags, when in ((counts == 0, "never"), (counts == len(included), "always")):
         if flags.any() and not held_out:
             raise ValueError(
