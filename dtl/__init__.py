@@ -15,6 +15,7 @@ from dtl import (
     study,
     substitutes,
     testbed,
+    tiles,
     training,
     transfer,
     widgets,
@@ -27,6 +28,7 @@ from dtl.mistakes import flip_rate, suspects
 from dtl.projection import Subpopulations, project, subpopulations
 from dtl.removal import removal_curve
 from dtl.study import Study
+from dtl.tiles import influence_to_zarr
 from dtl.training import Recipe
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "flip_rate",
     "from_folders",
     "influence",
+    "influence_to_zarr",
     "leakage",
     "leaked",
     "linear_datamodeling_score",
@@ -64,6 +67,7 @@ __all__ = [
     "substitutes",
     "suspects",
     "testbed",
+    "tiles",
     "training",
     "transfer",
     "widgets",

@@ -37,8 +37,10 @@ def is_balanced(included: np.ndarray) -> bool:
 
 
 def difference(z: np.ndarray, design: str) -> Solver:
-    """In the precision of ``z``. One product with the outputs and, for the errors of a random design, their squares;
-    pairs need that of their differences only, with half as many rows, for values and errors."""
+    """Difference in means, in the precision of ``z``; the products of the masks with the outputs are all the work.
+
+    A random design takes two, with the outputs and with their squares. Pairs take half of one, with their differences.
+    """
     m = len(z)
     n_in = z.sum(axis=0, dtype=np.float64)[:, None]
     n_out = m - n_in
@@ -51,7 +53,7 @@ def difference(z: np.ndarray, design: str) -> Solver:
 
 
 def resolve_errors(included: np.ndarray, design: str) -> str:
-    """The design that standard errors of a difference rest on: whole blocks or pairs (logged), which are conservative."""
+    """The design that standard errors of a difference rest on: pairs (logged) where balanced blocks are not whole."""
     if design == "balanced" and not is_balanced(included):
         logger.warning(
             "The balanced design stops inside a block: the standard errors are conservative, those of pairs."

@@ -14,6 +14,7 @@ The regressions are put on the same scale; where subset sizes differ they also r
 import logging
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -24,7 +25,7 @@ from dtl.design import DESIGNS, block_length
 
 logger = logging.getLogger(__name__)
 
-_TILE = 2**24  # numbers of the outputs worked on at once
+_TILE = 2**22  # numbers of the outputs worked on at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,17 +97,17 @@ def estimate_influence(
     """
     if method not in SOLVERS:
         raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SOLVERS)}.")
-    included, outputs = checked(np.asarray(masks), np.asarray(outputs))
+    included, y = checked(np.asarray(masks), np.asarray(outputs))
     design = checked_design(included, design)
-    n_classes, n_targets = included.shape[1], outputs.shape[1]
-    dtype = precision(outputs) if method == "difference" else np.dtype(np.float64)
+    n_classes, n_targets = included.shape[1], y.shape[1]
+    dtype = precision(y) if method == "difference" else np.dtype(np.float64)
     solve = SOLVERS[method](included.astype(dtype), design)
     values, stderr = np.empty((n_classes, n_targets), dtype), np.empty((n_classes, n_targets), dtype)
     reliability = np.empty(n_targets)
     width = max(1, _TILE // len(included))
     for first in range(0, n_targets, width):
         tile = np.s_[:, first : first + width]
-        values[tile], variances = solve(from_first(outputs[tile], dtype))
+        values[tile], variances = solve(from_first(y[tile], dtype))
         np.sqrt(variances, out=stderr[tile])
         noise, spread = variances.mean(axis=0, dtype=np.float64), values[tile].var(axis=0, dtype=np.float64)
         # A posterior mean's spread is the signal alone.
@@ -180,23 +181,23 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
     >>> linear_datamodeling_score(influence, new_masks, new_outputs)  # doctest: +SKIP
     (0.52, 0.57)
     """
-    included, outputs = checked(np.asarray(masks), np.asarray(outputs), held_out=True)
+    included, y = checked(np.asarray(masks), np.asarray(outputs), held_out=True)
     n_classes, n_targets = influence.values.shape
-    if included.shape[1] != n_classes or outputs.shape[1] != n_targets:
+    if included.shape[1] != n_classes or y.shape[1] != n_targets:
         raise ValueError(
             f"Influences are of {n_classes} classes on {n_targets} targets, but the held-out models have "
-            f"{included.shape[1]} classes and {outputs.shape[1]} targets."
+            f"{included.shape[1]} classes and {y.shape[1]} targets."
         )
-    outputs = outputs.astype(np.float64)
+    y = y.astype(np.float64)
     predictions = included.astype(np.float64) @ influence.values
-    varies = (np.ptp(outputs, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
+    varies = (np.ptp(y, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
     if not varies.any():
         raise ValueError(
             "No target's outputs and predictions vary over the held-out models: use more or other subsets."
         )
     if not varies.all():
         logger.warning("%d of %d targets do not vary and are left out of the score.", (~varies).sum(), n_targets)
-    y, p = outputs[:, varies], predictions[:, varies]
+    y, p = y[:, varies], predictions[:, varies]
     score = _correlation(scipy.stats.rankdata(y, axis=0), scipy.stats.rankdata(p, axis=0)).mean()
     covariance = _correlation(y, p) * y.std(axis=0) * p.std(axis=0) * (n_classes - 1) / n_classes
     shrinkage = influence.reliability[varies] if influence.method == "ridge" else 1.0
@@ -245,14 +246,14 @@ def reliability_of(noise: np.ndarray, spread: np.ndarray) -> np.ndarray:
     return np.clip(1 - np.divide(noise, spread, out=np.ones_like(noise), where=spread > 0), 0, 1)
 
 
-def precision(outputs: np.ndarray) -> np.dtype:
+def precision(outputs: Any) -> np.dtype:
     """float32 for outputs that it holds: sums round to 1e-6 of an output's spread, far below a standard error."""
     return np.result_type(outputs.dtype, np.float32)
 
 
 def from_first(outputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Levels do not matter; measured from the first model, a target that never varies is exactly zero."""
-    return outputs.astype(dtype) - outputs[:1].astype(dtype)
+    return np.subtract(outputs, outputs[:1], dtype=dtype)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -260,7 +261,7 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->j", a, b) / np.sqrt(sums_of_squares(a) * sums_of_squares(b))
 
 
-def checked_design(included: np.ndarray, design: str | None) -> str:
+def checked_design(included: Any, design: str | None) -> str:
     """The design, recognised or found to agree with the masks, which may be a dask array."""
     if design is None:
         if len(included) % 2 or not are_complements(included):
@@ -275,7 +276,7 @@ def checked_design(included: np.ndarray, design: str | None) -> str:
     return design
 
 
-def checked(included: np.ndarray, outputs: np.ndarray, held_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def checked(included: Any, outputs: Any, held_out: bool = False) -> tuple[Any, Any]:
     """The masks as bool, and the outputs, after every check of the two; they may be dask arrays."""
     if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
         raise ValueError(

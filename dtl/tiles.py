@@ -1,0 +1,137 @@
+"""Influences of more source examples on more targets than memory holds: from disk to disk, in tiles.
+
+A tile is a block of source examples against a block of targets, over all models. dask reads what it needs; a tile's
+influences and errors are written when it is solved, and last its sums over the examples, from which reliability
+follows: a tile without them is not done.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import joblib
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import ArrayLike
+from zarr.abc.store import Store as ZarrStore
+
+from dtl._estimators import difference, resolve_errors, sums_of_squares
+from dtl.influence import checked, checked_design, from_first, precision, reliability_of
+from dtl.store import array_of
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT = 2  # tiles: one is read or written while the threads of the matrix product work on the other
+
+
+def influence_to_zarr(
+    masks: ArrayLike | da.Array | zarr.Array,
+    outputs: ArrayLike | da.Array | zarr.Array,
+    store: str | Path | ZarrStore,
+    design: str | None = None,
+    n_units: int | None = None,
+    tile: tuple[int, int] = (4096, 1024),
+) -> xr.Dataset:
+    """`estimate_influence(masks, outputs, "difference", design)` out of core; run again, it does the tiles missing.
+
+    Parameters
+    ----------
+    masks : NumPy, Zarr or dask array, bool (m, K) or, packed by `np.packbits(masks, axis=1)`, uint8 (m, ceil(K / 8))
+    outputs : NumPy, Zarr or dask array, (m, n)
+    store : folder or Zarr store of the results
+    design : "balanced", "random", "paired", or None to recognise it
+    n_units : K, for packed masks
+    tile : s source examples x t targets worked on at once. A tile takes about ``7 m s + 16 m t + 20 s t`` bytes; two
+        are in flight (dask's `num_workers` sets another number). Stored chunks that span all K units are held packed
+
+    Returns
+    -------
+    Dataset, read when used: `influence` and `stderr` (source, target), `reliability` (target)
+
+    Raises
+    ------
+    ValueError : as `estimate_influence`, or the store was made from other masks, outputs or settings
+
+    >>> dtl.influence_to_zarr(root["mask"], root["margin"][0], "influence.zarr", n_units=10**6)
+    """
+    included, y = checked(_unpacked(_lazy(masks), n_units, tile[0]), _lazy(outputs))
+    design = checked_design(included, design)
+    (m, n_sources), n_targets, dtype = included.shape, y.shape[1], precision(y)
+    errors = resolve_errors(included, design)
+    size = n_sources if errors == "balanced" else tile[0]  # residuals of whole blocks need all units, at most m / 2
+    sources, targets = (array.rechunk((m, step)).to_delayed()[0] for array, step in ((included, size), (y, tile[1])))
+    settings = {
+        **{"method": "difference", "design": design, "n_models": m, "tile": [size, tile[1]]},
+        **{"masks": _digest(sources), "outputs": _digest(targets)},
+    }
+    root = _group(store, (n_sources, n_targets), (size, tile[1]), dtype, settings)
+    missing = np.argwhere(np.isnan(np.asarray(array_of(root, "sums"))[:, 0, :: tile[1]])).tolist()
+    logger.info("%d tiles of %d units x %d targets to do", len(missing), size, tile[1])
+    solve = dask.delayed(_solve, pure=False)
+    tasks = [solve(sources[i], targets[j], errors, root, i, j) for i, j in missing]
+    dask.compute(tasks, num_workers=dask.config.get("num_workers", IN_FLIGHT))
+    noise, mean, square = np.asarray(array_of(root, "sums")).sum(axis=0) / n_sources
+    array_of(root, "reliability")[:] = reliability_of(noise, square - mean**2)
+    return xr.open_zarr(root.store, consolidated=False).drop_vars("sums")
+
+
+def _solve(included: np.ndarray, outputs: np.ndarray, errors: str, root: zarr.Group, i: int, j: int) -> None:
+    dtype = precision(outputs)
+    values, variances = difference(included.astype(dtype), errors)(from_first(outputs, dtype))
+    array_of(root, "influence").blocks[i, j] = values
+    array_of(root, "stderr").blocks[i, j] = np.sqrt(variances)
+    sums = [array.sum(axis=0, dtype=np.float64) for array in (variances, values)]
+    array_of(root, "sums").blocks[i, 0, j] = np.stack([*sums, sums_of_squares(values)])[None]
+
+
+def _group(
+    store: str | Path | ZarrStore, shape: tuple[int, int], tile: tuple[int, int], dtype: np.dtype, settings: dict
+) -> zarr.Group:
+    """The group of the results, continued if it has these settings; may be repeated after a kill at any point."""
+    try:
+        root = zarr.open_group(store, mode="r+")
+    except FileNotFoundError:
+        root = zarr.create_group(store, attributes=settings)
+    differences = [name for name in settings if root.attrs.get(name) != settings[name]]
+    if differences:
+        raise ValueError(f"{store} was made with other {', '.join(differences)}: use those, or give another store.")
+    parts = {
+        "influence": (shape, tile, dtype, ("source", "target")),
+        "stderr": (shape, tile, dtype, ("source", "target")),
+        "sums": ((-(-shape[0] // tile[0]), 3, shape[1]), (1, 3, tile[1]), np.float64, ("tile", "moment", "target")),
+        "reliability": (shape[1:], shape[1:], np.float64, ("target",)),
+    }
+    for name, (full, chunks, kind, dims) in parts.items():
+        if name not in root:
+            root.create_array(
+                name, shape=full, chunks=chunks, dtype=kind, dimension_names=dims, fill_value=np.nan,
+                compressors=None,  # they save 8% of such numbers
+            )  # fmt: skip
+    return root
+
+
+def _digest(blocks: Any) -> str:
+    """Hash of an array, from hashes of its blocks."""
+    return str(joblib.hash(dask.compute(*[dask.delayed(joblib.hash)(block) for block in blocks])))
+
+
+def _lazy(array: Any) -> Any:
+    return array if isinstance(array, da.Array) else da.from_array(array, name=False)
+
+
+def _unpacked(masks: Any, n_units: int | None, size: int) -> Any:
+    """Masks as they are or, if packed, as bool (m, n_units), in chunks of all models and about `size` units."""
+    if n_units is None:
+        return masks
+    if masks.dtype != np.uint8 or masks.ndim != 2 or masks.shape[1] != -(-n_units // 8):
+        raise ValueError(
+            f"Packed masks of {n_units} units must be uint8 (models, {-(-n_units // 8)}), got {masks.dtype} "
+            f"{masks.shape}: pack them with np.packbits(masks, axis=1)."
+        )
+    packed = masks.rechunk((-1, -(-size // 8)))
+    widths = tuple(8 * width for width in packed.chunks[1])
+    bits = packed.map_blocks(np.unpackbits, axis=1, dtype=np.uint8, chunks=(packed.chunks[0], widths))
+    return bits[:, :n_units].astype(bool)
