@@ -42,7 +42,7 @@ def difference(z: np.ndarray, design: str) -> Solver:
     A random design takes two, with the outputs and with their squares. Pairs take half of one, with their differences.
     """
     m = len(z)
-    n_in = z.sum(axis=0, dtype=np.float64)[:, None]
+    n_in = z.sum(axis=0)[:, None].astype(np.float64)
     n_out = m - n_in
     if m < (3 if design == "random" else 4):
         logger.warning("%d models are too few for standard errors of a %s design: they are infinite.", m, design)

@@ -6,6 +6,7 @@ follows: a tile without them is not done.
 """
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def influence_to_zarr(
     store : folder or Zarr store of the results
     design : "balanced", "random", "paired", or None to recognise it
     n_units : K, for packed masks
-    tile : s source examples x t targets worked on at once. A tile takes about ``7 m s + 16 m t + 20 s t`` bytes; two
-        are in flight (dask's `num_workers` sets another number). Stored chunks that span all K units are held packed
+    tile : s source examples (a multiple of 8) x t targets worked on at once, about ``7 m s + 16 m t + 20 s t`` bytes;
+        two are in flight, unless dask's `num_workers` says otherwise. Chunks that span all K units are held packed
 
     Returns
     -------
@@ -57,34 +58,42 @@ def influence_to_zarr(
 
     >>> dtl.influence_to_zarr(root["mask"], root["margin"][0], "influence.zarr", n_units=10**6)
     """
-    included, y = checked(_unpacked(_lazy(masks), n_units, tile[0]), _lazy(outputs))
+    packed, size = n_units is not None, 8 * math.ceil(tile[0] / 8)
+    stored = _packed(_lazy(masks), n_units, size) if n_units else _lazy(masks)
+    included, y = checked(_unpacked(stored, n_units) if n_units else stored, _lazy(outputs))
     design = checked_design(included, design)
-    (m, n_sources), n_targets, dtype = included.shape, y.shape[1], precision(y)
+    (m, n_sources), n_targets = included.shape, y.shape[1]
     errors = resolve_errors(included, design)
-    size = n_sources if errors == "balanced" else tile[0]  # residuals of whole blocks need all units, at most m / 2
-    sources, targets = (array.rechunk((m, step)).to_delayed()[0] for array, step in ((included, size), (y, tile[1])))
+    if errors == "balanced":
+        size = n_sources  # the residuals of whole blocks need all units, which are m / 2 at most
+    # Masks stay packed until a tile is solved: where they are stored by model, dask holds those of many tiles.
+    units = stored.rechunk((m, math.ceil(size / 8) if packed else size)).to_delayed()[0]
+    targets = y.rechunk((m, tile[1])).to_delayed()[0]
     settings = {
         **{"method": "difference", "design": design, "n_models": m, "tile": [size, tile[1]]},
-        **{"masks": _digest(sources), "outputs": _digest(targets)},
+        **{"masks": _digest(units), "outputs": _digest(targets)},
     }
-    root = _group(store, (n_sources, n_targets), (size, tile[1]), dtype, settings)
+    root = _group(store, (n_sources, n_targets), (size, tile[1]), precision(y), settings)
     missing = np.argwhere(np.isnan(np.asarray(array_of(root, "sums"))[:, 0, :: tile[1]])).tolist()
     logger.info("%d tiles of %d units x %d targets to do", len(missing), size, tile[1])
     solve = dask.delayed(_solve, pure=False)
-    tasks = [solve(sources[i], targets[j], errors, root, i, j) for i, j in missing]
+    tasks = [solve(units[i], targets[j], packed, errors, root, i, j) for i, j in missing]
     dask.compute(tasks, num_workers=dask.config.get("num_workers", IN_FLIGHT))
     noise, mean, square = np.asarray(array_of(root, "sums")).sum(axis=0) / n_sources
     array_of(root, "reliability")[:] = reliability_of(noise, square - mean**2)
     return xr.open_zarr(root.store, consolidated=False).drop_vars("sums")
 
 
-def _solve(included: np.ndarray, outputs: np.ndarray, errors: str, root: zarr.Group, i: int, j: int) -> None:
-    dtype = precision(outputs)
-    values, variances = difference(included.astype(dtype), errors)(from_first(outputs, dtype))
-    array_of(root, "influence").blocks[i, j] = values
-    array_of(root, "stderr").blocks[i, j] = np.sqrt(variances)
-    sums = [array.sum(axis=0, dtype=np.float64) for array in (variances, values)]
-    array_of(root, "sums").blocks[i, 0, j] = np.stack([*sums, sums_of_squares(values)])[None]
+def _solve(masks: np.ndarray, y: np.ndarray, packed: bool, errors: str, root: zarr.Group, i: int, j: int) -> None:
+    influence, stderr, sums = (array_of(root, name) for name in ("influence", "stderr", "sums"))
+    if packed:
+        masks = np.unpackbits(masks, axis=1)[:, : influence.shape[0] - i * influence.chunks[0]]
+    dtype = precision(y)
+    values, variances = difference(masks.astype(dtype), errors)(from_first(y, dtype))
+    influence.blocks[i, j] = values
+    stderr.blocks[i, j] = np.sqrt(variances)
+    noise, mean = (array.sum(axis=0, dtype=np.float64) for array in (variances, values))
+    sums.blocks[i, 0, j] = np.stack([noise, mean, sums_of_squares(values)])[None]
 
 
 def _group(
@@ -122,16 +131,17 @@ def _lazy(array: Any) -> Any:
     return array if isinstance(array, da.Array) else da.from_array(array, name=False)
 
 
-def _unpacked(masks: Any, n_units: int | None, size: int) -> Any:
-    """Masks as they are or, if packed, as bool (m, n_units), in chunks of all models and about `size` units."""
-    if n_units is None:
-        return masks
-    if masks.dtype != np.uint8 or masks.ndim != 2 or masks.shape[1] != -(-n_units // 8):
+def _packed(masks: Any, n_units: int, size: int) -> Any:
+    """Packed masks in chunks of all models and `size` units."""
+    if masks.dtype != np.uint8 or masks.ndim != 2 or masks.shape[1] != math.ceil(n_units / 8):
         raise ValueError(
-            f"Packed masks of {n_units} units must be uint8 (models, {-(-n_units // 8)}), got {masks.dtype} "
+            f"Packed masks of {n_units} units must be uint8 (models, {math.ceil(n_units / 8)}), got {masks.dtype} "
             f"{masks.shape}: pack them with np.packbits(masks, axis=1)."
         )
-    packed = masks.rechunk((-1, -(-size // 8)))
-    widths = tuple(8 * width for width in packed.chunks[1])
-    bits = packed.map_blocks(np.unpackbits, axis=1, dtype=np.uint8, chunks=(packed.chunks[0], widths))
+    return masks.rechunk((-1, size // 8))
+
+
+def _unpacked(masks: Any, n_units: int) -> Any:
+    widths = tuple(8 * width for width in masks.chunks[1])
+    bits = masks.map_blocks(np.unpackbits, axis=1, dtype=np.uint8, chunks=(masks.chunks[0], widths))
     return bits[:, :n_units].astype(bool)
