@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg
 
+from dtl._inputs import is_balanced
 from dtl.design import block_length
 
 logger = logging.getLogger(__name__)
@@ -18,22 +19,6 @@ PENALTIES = np.logspace(-4, 2, 49)  # of ridge, as multiples of the largest eige
 
 Solver = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # outputs (m, t) -> values (K, t), variances (K, t)
 Errors = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # outputs, D, signs' D -> variances (t,)
-
-
-def are_complements(included: np.ndarray) -> bool:
-    last = len(included) // 2 * 2
-    return bool((included[0:last:2] != included[1:last:2]).all())
-
-
-def is_balanced(included: np.ndarray) -> bool:
-    """Whether complementary pairs form whole balanced blocks: as many models, and all pairs of classes meet equally."""
-    m, n_classes = included.shape
-    length = block_length(n_classes)
-    if m % length:
-        return False
-    signs = 2 * np.asarray(included[::2], dtype=np.float32) - 1
-    gram = signs.T @ signs + m // length
-    return not gram[~np.eye(n_classes, dtype=bool)].any()
 
 
 def difference(z: np.ndarray, design: str) -> Solver:
@@ -274,6 +259,11 @@ def _centred(y: np.ndarray) -> np.ndarray:
 def sums_of_squares(array: np.ndarray) -> np.ndarray:
     """Of every column, added up in float64."""
     return np.einsum("ij,ij->j", array, array, dtype=np.float64).astype(array.dtype)
+
+
+def reliability_of(noise: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Squared correlation of estimates with the truth, from their mean variance and their variance over classes."""
+    return np.clip(1 - np.divide(noise, spread, out=np.ones_like(noise), where=spread > 0), 0, 1)
 
 
 SOLVERS = {"difference": difference, "ols": ols, "ridge": ridge}

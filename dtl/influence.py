@@ -14,14 +14,14 @@ The regressions are put on the same scale; where subset sizes differ they also r
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from dtl._estimators import SOLVERS, are_complements, is_balanced, sums_of_squares
-from dtl.design import DESIGNS, block_length
+from dtl._estimators import SOLVERS, reliability_of, sums_of_squares
+from dtl._inputs import checked, checked_design, from_first, listed, precision
+from dtl.design import block_length
 
 logger = logging.getLogger(__name__)
 
@@ -237,77 +237,10 @@ def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
         raise ValueError("groups must be non-negative integers.")
     counts = np.bincount(groups)
     if (counts == 0).any():
-        raise ValueError(f"Groups must be numbered without gaps: no target in {_listed(counts == 0)}.")
+        raise ValueError(f"Groups must be numbered without gaps: no target in {listed(counts == 0)}.")
     return outputs @ (groups[:, None] == np.arange(len(counts))).astype(np.float64) / counts
-
-
-def reliability_of(noise: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Squared correlation of estimates with the truth, from their mean variance and their variance over classes."""
-    return np.clip(1 - np.divide(noise, spread, out=np.ones_like(noise), where=spread > 0), 0, 1)
-
-
-def precision(outputs: Any) -> np.dtype:
-    """float32 for outputs that it holds: sums round to 1e-6 of an output's spread, far below a standard error."""
-    return np.result_type(outputs.dtype, np.float32)
-
-
-def from_first(outputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Levels do not matter; measured from the first model, a target that never varies is exactly zero."""
-    return np.subtract(outputs, outputs[:1], dtype=dtype)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     return np.einsum("ij,ij->j", a, b) / np.sqrt(sums_of_squares(a) * sums_of_squares(b))
-
-
-def checked_design(included: Any, design: str | None) -> str:
-    """The design, recognised or found to agree with the masks, which may be a dask array."""
-    if design is None:
-        if len(included) % 2 or not are_complements(included):
-            return "random"
-        return "balanced" if is_balanced(included) else "paired"
-    if design not in DESIGNS:
-        raise ValueError(f"Unknown design {design!r}: choose one of {', '.join(DESIGNS)}.")
-    if design != "random" and not are_complements(included):
-        raise ValueError(
-            f'Rows of a {design} design must be pairs of complements: use design="random" for these masks.'
-        )
-    return design
-
-
-def checked(included: Any, outputs: Any, held_out: bool = False) -> tuple[Any, Any]:
-    """The masks as bool, and the outputs, after every check of the two; they may be dask arrays."""
-    if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
-        raise ValueError(
-            "masks must be (models, classes) and outputs (models, targets) with the same models, got shapes "
-            f"{included.shape} and {outputs.shape}."
-        )
-    if included.dtype != bool and not np.isin(included, (0, 1)).all():
-        raise ValueError("masks must be boolean or 0/1: True where the model was trained on the class.")
-    included = included.astype(bool)
-    if len(included) < 2:
-        raise ValueError(f"At least two models are needed, got {len(included)}.")
-    if included.shape[1] < 2:
-        raise ValueError(f"At least two source classes are needed, got {included.shape[1]}.")
-    if outputs.shape[1] < 1:
-        raise ValueError("outputs hold no target.")
-    if not (np.issubdtype(outputs.dtype, np.number) or outputs.dtype == bool) or np.iscomplexobj(outputs):
-        raise ValueError(f"outputs must be real numbers, got dtype {outputs.dtype}.")
-    bad = np.asarray(~np.isfinite(outputs).all(axis=1))
-    if bad.any():
-        raise ValueError(f"Outputs are NaN or infinite for models {_listed(bad)}: train them again or leave them out.")
-    counts = np.asarray(included.sum(axis=0))
-    for flags, when in ((counts == 0, "never"), (counts == len(included), "always")):
-        if flags.any() and not held_out:
-            raise ValueError(
-                f"Classes {when} in a subset: {_listed(flags)}. Their influence cannot be estimated; train more models "
-                "or leave these classes out."
-            )
-    return included, outputs
-
-
-def _listed(flags: np.ndarray, most: int = 5) -> str:
-    found = np.flatnonzero(flags)
-    text = ", ".join(map(str, found[:most]))
-    return text if len(found) <= most else f"{text}, ... ({len(found)} in all)"

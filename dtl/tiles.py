@@ -19,8 +19,8 @@ import zarr
 from numpy.typing import ArrayLike
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._estimators import difference, resolve_errors, sums_of_squares
-from dtl.influence import checked, checked_design, from_first, precision, reliability_of
+from dtl._estimators import difference, reliability_of, resolve_errors, sums_of_squares
+from dtl._inputs import checked, checked_design, from_first, precision
 from dtl.store import array_of
 
 logger = logging.getLogger(__name__)
