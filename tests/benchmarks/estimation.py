@@ -87,9 +87,8 @@ def in_memory(classes: int, models: int, targets: int, rounds: int, clock: Calla
                 seconds.setdefault(f"{name} ({design})" if name == "peak" else name, []).append(timed(work, clock))
         seconds.setdefault("meter", []).append(timed(reference, clock))
     print(f"\nIn memory: {models} models, {targets} targets, {classes} classes, float32, n = {rounds} rounds\n")
-    print(
-        f"| arm | {'CPU ' * (clock is time.process_time)}seconds | GFLOP needed | share of peak | times faster than the meter | peak memory, MiB |"
-    )
+    unit = "CPU seconds" if clock is time.process_time else "seconds"
+    print(f"| arm | {unit} | GFLOP needed | share of peak | times faster than the meter | peak memory, MiB |")
     print("|---|---|---|---|---|---|")
     data = f"dtl.subset_masks({classes}, {models}, {{!r}}), e.outputs_of({models}, {targets})"
     for design, work in needed.items():
@@ -102,11 +101,9 @@ def in_memory(classes: int, models: int, targets: int, rounds: int, clock: Calla
     memory = alone(f"e.meter({data.format('random')})")[2]
     print(f"| meter | {spread(np.array(seconds['meter']))} | {2 * product:.3g} | | 1 | {memory:.0f} |")
     peaks = np.concatenate([2e-9 * SIDE**3 / np.array(t) for name, t in seconds.items() if name.startswith("peak")])
-    peaks = np.concatenate([2e-9 * SIDE**3 / np.array(t) for name, t in seconds.items() if name.startswith("peak")])
     apart = np.abs(found["random"] - found["meter"].T).max()
-    print(
-        f"\npeak {spread(peaks)} GFLOP/s; outputs alone {outputs.nbytes / 2**20:.0f} MiB; values differ by {apart:.0e}"
-    )
+    size = outputs.nbytes / 2**20
+    print(f"\npeak {spread(peaks)} GFLOP/s; outputs alone {size:.0f} MiB; values differ by {apart:.0e}")
 
 
 def out_of_core(examples: int, models: int, targets: int, folder: Path) -> None:
@@ -118,23 +115,19 @@ def out_of_core(examples: int, models: int, targets: int, folder: Path) -> None:
         halves = rng.integers(0, 256, (batch // 2, width), dtype=np.uint8)
         packed[first : first + batch] = np.stack([halves, ~halves], axis=1).reshape(batch, width)[: models - first]
     root.create_array("margin", data=outputs_of(models, targets), chunks=(batch, targets))
-    print(f"\nOut of core: {examples} examples, {targets} targets, {models} models, packed masks on disk, n = 1 each\n")
+    print(f"\nOut of core: {examples} examples, {targets} targets, {models} models, packed masks, n = 1 each\n")
     print(
-        "| design | seconds | of CPU | GB read and written | GB/s | GFLOP/s needed | peak memory, MiB | with the imports |"
+        "| design | seconds | of CPU | GB read and written | GB/s | GFLOP/s needed | peak memory, MiB | with imports |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for design, products in (("random", 2), ("paired", 0.5)):
-        seconds, cpu, grown, whole = alone(
-            f"dtl.influence_to_zarr(e.zarr.open_array('{folder}/study/mask'), e.zarr.open_array('{folder}/study/margin'), "
-            f"'{folder}/{design}', {design!r}, {examples})"
-        )
+        masks, outputs = (f"e.zarr.open_array('{folder}/study/{name}')" for name in ("mask", "margin"))
+        call = f"dtl.influence_to_zarr({masks}, {outputs}, '{folder}/{design}', {design!r}, {examples})"
+        seconds, cpu, grown, whole = alone(call)
         moved = (models * width + 4 * models * targets + 8 * examples * targets) / 1e9
-        work = 2e-9 * products * models * examples * targets
-        print(
-            f"| {design} | {seconds:.0f} | {cpu:.0f} | {moved:.1f} | {moved / seconds:.2f} | {work / seconds:.0f} | {grown:.0f} | "
-            f"{whole:.0f} |",
-            flush=True,
-        )
+        rate = 2e-9 * products * models * examples * targets / seconds
+        row = (f"{seconds:.0f}", f"{cpu:.0f}", f"{moved:.1f}", f"{moved / seconds:.2f}", f"{rate:.0f}", f"{grown:.0f}")
+        print(f"| {design} | {' | '.join(row)} | {whole:.0f} |", flush=True)
         shutil.rmtree(folder / design)
 
 
