@@ -103,7 +103,7 @@ def _pairs(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray, whole: bool) -> S
         variances /= (n_pairs - 1) * n_pairs
         if len(last):
             products += last.T @ _centred(y)[-1:]
-            variances += y.var(axis=0, ddof=1) / (n_pairs + 1) ** 2
+            variances += y.var(axis=0, ddof=1, dtype=np.float64) / (n_pairs + 1) ** 2
         products *= weights
         return products, np.maximum(variances, 0, out=variances)
 
@@ -240,7 +240,7 @@ def _warn_of_pair_sums(dof: int) -> None:
 
 
 def _pair_sum_variance(y: np.ndarray) -> np.ndarray:
-    return (y[0::2] + y[1::2]).var(axis=0, ddof=1)
+    return (y[0::2] + y[1::2]).var(axis=0, ddof=1, dtype=np.float64)
 
 
 def _pair_differences(y: np.ndarray) -> np.ndarray:
