@@ -1,6 +1,6 @@
 """Masks and outputs before an influence is estimated: every check, and the design that the masks show.
 
-All of it holds for NumPy and for dask arrays.
+The checks take NumPy and dask arrays.
 """
 
 from typing import Any
@@ -70,6 +70,13 @@ def is_balanced(included: np.ndarray) -> bool:
     signs = 2 * np.asarray(included[::2], dtype=np.float32) - 1
     gram = signs.T @ signs + m // length
     return not gram[~np.eye(n_classes, dtype=bool)].any()
+
+
+def unpacked(masks: Any, n_units: int) -> Any:
+    """Packed masks, a dask array, as bool (m, n_units)."""
+    widths = tuple(8 * width for width in masks.chunks[1])
+    bits = masks.map_blocks(np.unpackbits, axis=1, dtype=np.uint8, chunks=(masks.chunks[0], widths))
+    return bits[:, :n_units].astype(bool)
 
 
 def precision(outputs: Any) -> np.dtype:

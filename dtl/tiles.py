@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 from zarr.abc.store import Store as ZarrStore
 
 from dtl._estimators import difference, reliability_of, resolve_errors, sums_of_squares
-from dtl._inputs import checked, checked_design, from_first, precision
+from dtl._inputs import checked, checked_design, from_first, precision, unpacked
 from dtl.store import array_of
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def influence_to_zarr(
     stored, size = _lazy(masks), 8 * math.ceil(tile[0] / 8)
     if n_units is not None:
         stored = _packed(stored, n_units, size)
-    included, y = checked(stored if n_units is None else _unpacked(stored, n_units), _lazy(outputs))
+    included, y = checked(stored if n_units is None else unpacked(stored, n_units), _lazy(outputs))
     design = checked_design(included, design)
     (m, n_sources), n_targets = included.shape, y.shape[1]
     errors = resolve_errors(included, design)
@@ -145,9 +145,3 @@ def _packed(masks: Any, n_units: int, size: int) -> Any:
             f"{masks.shape}: pack them with np.packbits(masks, axis=1)."
         )
     return masks.rechunk((-1, size // 8))
-
-
-def _unpacked(masks: Any, n_units: int) -> Any:
-    widths = tuple(8 * width for width in masks.chunks[1])
-    bits = masks.map_blocks(np.unpackbits, axis=1, dtype=np.uint8, chunks=(masks.chunks[0], widths))
-    return bits[:, :n_units].astype(bool)
