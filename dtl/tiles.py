@@ -45,9 +45,9 @@ def influence_to_zarr(
     store : folder or Zarr store of the results
     design : "balanced", "random", "paired", or None to recognise it
     n_units : K, for packed masks
-    tile : s source examples (a multiple of 8) x t targets worked on at once, about ``7 m s + 16 m t + 20 s t`` bytes;
-        two are in flight, unless dask's `num_workers` says otherwise. Masks whose chunks span K are held whole besides:
-        pack them
+    tile : s source examples (a multiple of 8) x t targets worked on at once, about ``2 m s + 4 m t + 5 s t`` numbers
+        (logged); two are in flight, unless dask's `num_workers` says otherwise. Masks whose chunks span K are held
+        whole besides: pack them
 
     Returns
     -------
@@ -79,9 +79,12 @@ def influence_to_zarr(
         "masks": _digest(units),
         "outputs": _digest(targets),
     }
-    root = _group(store, (n_sources, n_targets), (size, tile[1]), precision(y), settings)
+    dtype = precision(y)
+    root = _group(store, (n_sources, n_targets), (size, tile[1]), dtype, settings)
     missing = np.argwhere(np.isnan(np.asarray(array_of(root, "sums"))[:, 0, :: tile[1]])).tolist()
-    logger.info("%d tiles of %d units x %d targets to do", len(missing), size, tile[1])
+    s, t = min(size, n_sources), min(tile[1], n_targets)
+    memory = dtype.itemsize * (2 * m * s + 4 * m * t + 5 * s * t) / 2**20
+    logger.info("%d tiles of %d units x %d targets to do, about %.0f MiB each", len(missing), s, t, memory)
     solve = dask.delayed(_solve, pure=False)
     tasks = [solve(units[i], targets[j], n_units is not None, errors, root, i, j) for i, j in missing]
     dask.compute(tasks, num_workers=dask.config.get("num_workers", IN_FLIGHT))

@@ -172,7 +172,7 @@ print(resident("HWM") - before, found.influence.nbytes / 2**20, float(abs(found.
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded_by_the_tiles(tmp_path):
-    """Influences and errors take 610 MiB, the masks 61 once they are float32; two tiles in flight about 30."""
+    """Influences and errors take 610 MiB, the masks 61 once they are float32; each of two tiles in flight 13."""
     rng = np.random.default_rng(0)
     group = zarr.create_group(tmp_path / "study")
     group.create_array("mask", data=rng.integers(0, 256, (200, 10_000), dtype=np.uint8), chunks=(8, 10_000))
