@@ -17,6 +17,7 @@ from dtl import (
     substitutes,
     targets,
     testbed,
+    tiles,
     training,
     transfer,
     widgets,
@@ -29,6 +30,7 @@ from dtl.mistakes import flip_rate, suspects
 from dtl.projection import Subpopulations, project, subpopulations
 from dtl.removal import removal_curve
 from dtl.study import Study
+from dtl.tiles import influence_to_zarr
 from dtl.training import Recipe
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "flip_rate",
     "from_folders",
     "influence",
+    "influence_to_zarr",
     "leakage",
     "leaked",
     "linear_datamodeling_score",
@@ -68,6 +71,7 @@ __all__ = [
     "suspects",
     "targets",
     "testbed",
+    "tiles",
     "training",
     "transfer",
     "widgets",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg
 
+from dtl._inputs import is_balanced
 from dtl.design import block_length
 
 logger = logging.getLogger(__name__)
@@ -17,104 +18,113 @@ MIN_DOF = 10  # below this, +-1.96 standard errors cover less than 92%: such a r
 PENALTIES = np.logspace(-4, 2, 49)  # of ridge, as multiples of the largest eigenvalue of X'X
 
 Solver = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # outputs (m, t) -> values (K, t), variances (K, t)
-Errors = Callable[[np.ndarray, np.ndarray], np.ndarray]  # outputs (m, t), values (K, t) -> variances, (K, t) or (t,)
-
-
-def are_complements(included: np.ndarray) -> bool:
-    last = len(included) // 2 * 2
-    return bool((included[0:last:2] != included[1:last:2]).all())
-
-
-def is_balanced(included: np.ndarray) -> bool:
-    """Whether complementary pairs form whole balanced blocks: as many models, and all pairs of classes meet equally."""
-    m, n_classes = included.shape
-    length = block_length(n_classes)
-    if m % length:
-        return False
-    signs = 2 * included[::2].astype(np.float32) - 1
-    gram = signs.T @ signs + m // length
-    return not gram[~np.eye(n_classes, dtype=bool)].any()
+Errors = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # outputs, D, signs' D -> variances (t,)
 
 
 def difference(z: np.ndarray, design: str) -> Solver:
-    n_in = z.sum(axis=0)[:, None]
-    weights = 1 / n_in + 1 / (len(z) - n_in)
-    errors = _difference_errors(z, design)
+    """Difference in means, in the precision of ``z``; the products of the masks with the outputs are all the work.
+
+    A random design takes two, with the outputs and with their squares. Pairs take half of one, with their differences.
+    """
+    m = len(z)
+    n_in = z.sum(axis=0)[:, None].astype(np.float64)
+    n_out = m - n_in
+    if m < (3 if design == "random" else 4):
+        logger.warning("%d models are too few for standard errors of a %s design: they are infinite.", m, design)
+        return _values_only(z, n_in, n_out)
+    if design == "random":
+        return _welch(z, n_in, n_out)
+    return _pairs(z, n_in, n_out, whole=resolve_errors(z > 0, design) == "balanced")
+
+
+def resolve_errors(included: np.ndarray, design: str) -> str:
+    """The design that standard errors of a difference rest on: pairs (logged) where balanced blocks are not whole."""
+    if design == "balanced" and not is_balanced(included):
+        logger.warning(
+            "The balanced design stops inside a block: the standard errors are conservative, those of pairs."
+        )
+        return "paired"
+    return design
+
+
+def _values_only(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray) -> Solver:
+    weights = (1 / n_in + 1 / n_out).astype(z.dtype)
 
     def solve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        y = y - y.mean(axis=0)  # now the sum over the models without a class is minus the sum over those with it
-        values = z.T @ y * weights
-        return values, np.broadcast_to(errors(y, values), values.shape)
+        values = z.T @ _centred(y) * weights
+        return values, np.full_like(values, np.inf)
 
     return solve
 
 
-def _difference_errors(z: np.ndarray, design: str) -> Errors:
-    """Chooses the variance of the difference in means that is right for the design, or else conservative (logged)."""
-    m = len(z)
-    if m < (3 if design == "random" else 4):
-        logger.warning("%d models are too few for standard errors of a %s design: they are infinite.", m, design)
-        return lambda y, values: np.full_like(values, np.inf)
-    if design == "random":
-        return _welch(z)
-    if design == "balanced" and is_balanced(z > 0):
-        return _whole_blocks(z)
-    if design == "balanced":
-        logger.warning(
-            "The balanced design stops inside a block: the standard errors are conservative, those of pairs."
-        )
-    return _pairs(z)
-
-
-def _welch(z: np.ndarray) -> Errors:
-    n_in = z.sum(axis=0)[:, None]
-    n_out = len(z) - n_in
-    if min(n_in.min(), n_out.min()) < 2:
+def _welch(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray) -> Solver:
+    """Variances weigh the sums of squares around the mean with a class, and around the mean without it."""
+    few = np.minimum(n_in, n_out) < 2
+    if few.any():
         logger.warning("A class is in, or left out of, one subset only: its standard errors use the pooled variance.")
+    weights = 1 / n_in + 1 / n_out
+    pooled = weights / (len(z) - 2)
+    of_in, of_out = (np.where(few, pooled, 1 / (n * np.maximum(n - 1, 1))) for n in (n_in, n_out))
+    of_squares, of_sums = of_in - of_out, of_in / n_in + of_out / n_out
+    weights, of_out, of_squares, of_sums = (w.astype(z.dtype) for w in (weights, of_out, of_squares, of_sums))
 
-    def variances(y: np.ndarray, values: np.ndarray) -> np.ndarray:
-        sums, squares = z.T @ y, z.T @ y**2
-        squares_in = squares - sums**2 / n_in
-        squares_out = sums_of_squares(y) - squares - sums**2 / n_out
-        pooled = (squares_in + squares_out) / (len(z) - 2) * (1 / n_in + 1 / n_out)
-        welch = squares_in / np.maximum(n_in - 1, 1) / n_in + squares_out / np.maximum(n_out - 1, 1) / n_out
-        return np.maximum(np.where(np.minimum(n_in, n_out) > 1, welch, pooled), 0)
+    def solve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        y = _centred(y)  # now the sum over the models without a class is minus the sum over those with it
+        sums = z.T @ y
+        variances = z.T @ y**2
+        variances *= of_squares
+        variances += of_out * sums_of_squares(y)
+        variances -= of_sums * sums**2
+        sums *= weights
+        return sums, np.maximum(variances, 0, out=variances)
 
-    return variances
+    return solve
 
 
-def _pairs(z: np.ndarray) -> Errors:
-    """The estimate is the mean over pairs of sign x D, so its variance is the sample variance of that product."""
-    signs = _signs(z)
+def _pairs(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray, whole: bool) -> Solver:
+    """The estimate is the mean over pairs of sign x D, so its variance is the sample variance of that product.
+
+    A last model without its complement adds its deviation to the sum over the models with a class, and moves a mean by
+    that deviation / (pairs + 1).
+    """
+    signs, last = _signs(z), 2 * z[len(z) // 2 * 2 :] - 1  # (pairs, K); (0 or 1, K)
     n_pairs = len(signs)
+    weights = ((1 / n_in + 1 / n_out) / 2).astype(z.dtype)
+    errors = _whole_blocks(signs, len(z)) if whole else None
 
-    def variances(y: np.ndarray, values: np.ndarray) -> np.ndarray:
+    def solve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         d = _pair_differences(y)
-        result = (sums_of_squares(d) - (signs.T @ d) ** 2 / n_pairs) / (n_pairs - 1) / n_pairs
-        if len(z) % 2:  # a last model without its complement moves a mean by its deviation / (n_pairs + 1)
-            result += y.var(axis=0, ddof=1) / (n_pairs + 1) ** 2
-        return np.maximum(result, 0)
+        products = signs.T @ d
+        if errors:
+            return products * weights, np.broadcast_to(errors(y, d, products), products.shape)
+        variances = products**2
+        variances *= -1 / n_pairs
+        variances += sums_of_squares(d)
+        variances /= (n_pairs - 1) * n_pairs
+        if len(last):
+            products += last.T @ _centred(y)[-1:]
+            variances += y.var(axis=0, ddof=1, dtype=np.float64) / (n_pairs + 1) ** 2
+        products *= weights
+        return products, np.maximum(variances, 0, out=variances)
 
-    return variances
+    return solve
 
 
-def _whole_blocks(z: np.ndarray) -> Errors:
+def _whole_blocks(signs: np.ndarray, m: int) -> Errors:
     """Residual variance of the regression of D on the signs; in whole blocks the normal equations are diagonal."""
-    signs = _signs(z)
     n_pairs, n_classes = signs.shape
     sizes = signs.sum(axis=1)
-    centred = signs - signs.mean(axis=1, keepdims=True)
-    eigenvalue = n_pairs + len(z) // block_length(n_classes)  # of S'S on contrasts of classes: q + 1 a block
+    eigenvalue = n_pairs + m // block_length(n_classes)  # of S'S on contrasts of classes: q + 1 a block
     dof = n_pairs - (n_classes - 1) - int(sizes.any())
     if dof < MIN_DOF:
         _warn_of_pair_sums(dof)
-        return lambda y, values: _pair_sum_variance(y) / n_pairs
+        return lambda y, d, products: _pair_sum_variance(y) / n_pairs
 
-    def variances(y: np.ndarray, values: np.ndarray) -> np.ndarray:
-        d = _pair_differences(y)
-        fitted = sums_of_squares(centred.T @ d) / eigenvalue
+    def variances(y: np.ndarray, d: np.ndarray, products: np.ndarray) -> np.ndarray:
+        level = sizes @ d
+        fitted = sums_of_squares(products - level / n_classes) / eigenvalue
         if sizes.any():
-            fitted += (sizes @ d) ** 2 / (sizes @ sizes)
+            fitted += level**2 / (sizes @ sizes)
         return np.maximum(sums_of_squares(d) - fitted, 0) / dof / n_pairs
 
     return variances
@@ -230,7 +240,7 @@ def _warn_of_pair_sums(dof: int) -> None:
 
 
 def _pair_sum_variance(y: np.ndarray) -> np.ndarray:
-    return (y[0::2] + y[1::2]).var(axis=0, ddof=1)
+    return (y[0::2] + y[1::2]).var(axis=0, ddof=1, dtype=np.float64)
 
 
 def _pair_differences(y: np.ndarray) -> np.ndarray:
@@ -242,8 +252,18 @@ def _signs(z: np.ndarray) -> np.ndarray:
     return 2 * z[0 : len(z) // 2 * 2 : 2] - 1
 
 
+def _centred(y: np.ndarray) -> np.ndarray:
+    return y - y.mean(axis=0, dtype=np.float64).astype(y.dtype)
+
+
 def sums_of_squares(array: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->j", array, array)
+    """Of every column, added up in float64."""
+    return np.einsum("ij,ij->j", array, array, dtype=np.float64).astype(array.dtype)
+
+
+def reliability_of(noise: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Squared correlation of estimates with the truth, from their mean variance and their variance over classes."""
+    return np.clip(1 - np.divide(noise, spread, out=np.ones_like(noise), where=spread > 0), 0, 1)
 
 
 SOLVERS = {"difference": difference, "ols": ols, "ridge": ridge}

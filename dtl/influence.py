@@ -19,12 +19,13 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from dtl._estimators import SOLVERS, are_complements, is_balanced, sums_of_squares
-from dtl.design import DESIGNS, block_length
+from dtl._estimators import SOLVERS, reliability_of, sums_of_squares
+from dtl._inputs import checked, checked_design, from_first, listed, precision
+from dtl.design import block_length
 
 logger = logging.getLogger(__name__)
 
-_TILE = 2**24  # numbers of the outputs worked on at once
+_TILE = 2**22  # numbers of the outputs worked on at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,17 +97,22 @@ def estimate_influence(
     """
     if method not in SOLVERS:
         raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SOLVERS)}.")
-    included, outputs = _checked(masks, outputs)
-    design = _checked_design(included, design)
-    z = included.astype(np.float64)
-    solve = SOLVERS[method](z, design)
-    width = max(1, _TILE // len(z))
-    tiles = [outputs[:, first : first + width] for first in range(0, outputs.shape[1], width)]
-    # Levels do not matter; measured from the first model, a target that never varies is exactly zero.
-    solved = [solve(tile.astype(np.float64) - tile[:1]) for tile in tiles]
-    values = np.concatenate([v for v, _ in solved], axis=1)
-    variances = np.concatenate([v for _, v in solved], axis=1)
-    return Influence(values, np.sqrt(variances), _reliability(values, variances, method), method, design, len(z))
+    included, y = checked(np.asarray(masks), np.asarray(outputs))
+    design = checked_design(included, design)
+    n_classes, n_targets = included.shape[1], y.shape[1]
+    dtype = precision(y) if method == "difference" else np.dtype(np.float64)
+    solve = SOLVERS[method](included.astype(dtype), design)
+    values, stderr = np.empty((n_classes, n_targets), dtype), np.empty((n_classes, n_targets), dtype)
+    reliability = np.empty(n_targets)
+    width = max(1, _TILE // len(included))
+    for first in range(0, n_targets, width):
+        tile = np.s_[:, first : first + width]
+        values[tile], variances = solve(from_first(y[tile], dtype))
+        np.sqrt(variances, out=stderr[tile])
+        noise, spread = variances.mean(axis=0, dtype=np.float64), values[tile].var(axis=0, dtype=np.float64)
+        # A posterior mean's spread is the signal alone.
+        reliability[tile[1]] = reliability_of(noise, spread + noise if method == "ridge" else spread)
+    return Influence(values, stderr, reliability, method, design, len(included))
 
 
 def models_needed(influence: Influence, reliability: float = 0.8) -> int:
@@ -175,23 +181,23 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
     >>> linear_datamodeling_score(influence, new_masks, new_outputs)  # doctest: +SKIP
     (0.52, 0.57)
     """
-    included, outputs = _checked(masks, outputs, held_out=True)
+    included, y = checked(np.asarray(masks), np.asarray(outputs), held_out=True)
     n_classes, n_targets = influence.values.shape
-    if included.shape[1] != n_classes or outputs.shape[1] != n_targets:
+    if included.shape[1] != n_classes or y.shape[1] != n_targets:
         raise ValueError(
             f"Influences are of {n_classes} classes on {n_targets} targets, but the held-out models have "
-            f"{included.shape[1]} classes and {outputs.shape[1]} targets."
+            f"{included.shape[1]} classes and {y.shape[1]} targets."
         )
-    outputs = outputs.astype(np.float64)
+    y = y.astype(np.float64)
     predictions = included.astype(np.float64) @ influence.values
-    varies = (np.ptp(outputs, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
+    varies = (np.ptp(y, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
     if not varies.any():
         raise ValueError(
             "No target's outputs and predictions vary over the held-out models: use more or other subsets."
         )
     if not varies.all():
         logger.warning("%d of %d targets do not vary and are left out of the score.", (~varies).sum(), n_targets)
-    y, p = outputs[:, varies], predictions[:, varies]
+    y, p = y[:, varies], predictions[:, varies]
     score = _correlation(scipy.stats.rankdata(y, axis=0), scipy.stats.rankdata(p, axis=0)).mean()
     covariance = _correlation(y, p) * y.std(axis=0) * p.std(axis=0) * (n_classes - 1) / n_classes
     shrinkage = influence.reliability[varies] if influence.method == "ridge" else 1.0
@@ -231,68 +237,10 @@ def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
         raise ValueError("groups must be non-negative integers.")
     counts = np.bincount(groups)
     if (counts == 0).any():
-        raise ValueError(f"Groups must be numbered without gaps: no target in {_listed(counts == 0)}.")
+        raise ValueError(f"Groups must be numbered without gaps: no target in {listed(counts == 0)}.")
     return outputs @ (groups[:, None] == np.arange(len(counts))).astype(np.float64) / counts
-
-
-def _reliability(values: np.ndarray, variances: np.ndarray, method: str) -> np.ndarray:
-    """Squared correlation with the truth, 1 - noise / spread; a posterior mean's spread is the signal alone."""
-    noise, spread = variances.mean(axis=0), values.var(axis=0)
-    total = spread + noise if method == "ridge" else spread
-    return np.clip(1 - np.divide(noise, total, out=np.ones_like(noise), where=total > 0), 0, 1)
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     a, b = a - a.mean(axis=0), b - b.mean(axis=0)
     return np.einsum("ij,ij->j", a, b) / np.sqrt(sums_of_squares(a) * sums_of_squares(b))
-
-
-def _checked_design(included: np.ndarray, design: str | None) -> str:
-    if design is None:
-        if len(included) % 2 or not are_complements(included):
-            return "random"
-        return "balanced" if is_balanced(included) else "paired"
-    if design not in DESIGNS:
-        raise ValueError(f"Unknown design {design!r}: choose one of {', '.join(DESIGNS)}.")
-    if design != "random" and not are_complements(included):
-        raise ValueError(
-            f'Rows of a {design} design must be pairs of complements: use design="random" for these masks.'
-        )
-    return design
-
-
-def _checked(masks: ArrayLike, outputs: ArrayLike, held_out: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    included, outputs = np.asarray(masks), np.asarray(outputs)
-    if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
-        raise ValueError(
-            "masks must be (models, classes) and outputs (models, targets) with the same models, got shapes "
-            f"{included.shape} and {outputs.shape}."
-        )
-    if included.dtype != bool and not np.isin(included, (0, 1)).all():
-        raise ValueError("masks must be boolean or 0/1: True where the model was trained on the class.")
-    included = included.astype(bool)
-    if len(included) < 2:
-        raise ValueError(f"At least two models are needed, got {len(included)}.")
-    if included.shape[1] < 2:
-        raise ValueError(f"At least two source classes are needed, got {included.shape[1]}.")
-    if outputs.shape[1] < 1:
-        raise ValueError("outputs hold no target.")
-    if not (np.issubdtype(outputs.dtype, np.number) or outputs.dtype == bool) or np.iscomplexobj(outputs):
-        raise ValueError(f"outputs must be real numbers, got dtype {outputs.dtype}.")
-    bad = np.logical_not(np.isfinite(outputs).all(axis=1))
-    if np.any(bad):
-        raise ValueError(f"Outputs are NaN or infinite for models {_listed(bad)}: train them again or leave them out.")
-    counts = np.sum(included, axis=0)
-    for flags, when in ((counts == 0, "never"), (counts == len(included), "always")):
-        if flags.any() and not held_out:
-            raise ValueError(
-                f"Classes {when} in a subset: {_listed(flags)}. Their influence cannot be estimated; train more models "
-                "or leave these classes out."
-            )
-    return included, outputs
-
-
-def _listed(flags: np.ndarray, most: int = 5) -> str:
-    found = np.flatnonzero(flags)
-    text = ", ".join(map(str, found[:most]))
-    return text if len(found) <= most else f"{text}, ... ({len(found)} in all)"

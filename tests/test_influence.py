@@ -103,7 +103,8 @@ def test_difference_is_algorithm_1(n_classes, n_models, design, dtype, seed):
     outputs = np.random.default_rng(seed).normal(3, 1, size=(n_models, 4)).astype(dtype)
     expected = algorithm_1(masks, outputs.astype(float))
     for given_design in (None, design):
-        np.testing.assert_allclose(estimate_influence(masks, outputs, design=given_design).values, expected, atol=1e-9)
+        values = estimate_influence(masks, outputs, design=given_design).values
+        np.testing.assert_allclose(values, expected, atol=1e-9 if dtype == np.float64 else 2e-6)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -226,6 +227,18 @@ def test_balanced_designs_without_residuals_have_conservative_errors(n_models, m
         result = trial("difference", "balanced", n_models, (0.4, 0.2, 0.0, 0.4), repetitions=30)
     assert result.coverage >= 0.945 and 1 <= result.stated_error / result.actual_error < 2
     assert message in caplog.text
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("level", [0, 1000])
+def test_float32_outputs_lose_nothing_that_matters(design, level):
+    masks = subset_masks(K, 3800, design)
+    outputs = (World((0.4, 0.2, 0.1, 0.3)).outputs(masks) + level).astype(np.float32)
+    single, double = estimate_influence(masks, outputs), estimate_influence(masks, outputs.astype(np.float64))
+    assert single.values.dtype == single.stderr.dtype == np.float32
+    assert (np.abs(single.values - double.values) < 1e-4 * double.stderr).all()
+    np.testing.assert_allclose(single.stderr, double.stderr, rtol=1e-4)
+    np.testing.assert_allclose(single.reliability, double.reliability, atol=1e-6)
 
 
 def test_design_is_recognised_from_the_masks():
