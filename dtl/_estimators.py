@@ -5,6 +5,7 @@ A solver is built from the masks once, then called on tiles of outputs, so that 
 
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
@@ -17,8 +18,17 @@ logger = logging.getLogger(__name__)
 MIN_DOF = 10  # below this, +-1.96 standard errors cover less than 92%: such a residual variance is not relied on
 PENALTIES = np.logspace(-4, 2, 49)  # of ridge, as multiples of the largest eigenvalue of X'X
 
-Solver = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # outputs (m, t) -> values (K, t), variances (K, t)
 Errors = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # outputs, D, signs' D -> variances (t,)
+
+
+class Solver(NamedTuple):
+    """Of outputs (m, t), values and variances (K, t); and the degrees of freedom that the variances rest on."""
+
+    solve: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    dof: float
+
+    def __call__(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.solve(y)
 
 
 def difference(z: np.ndarray, design: str) -> Solver:
@@ -54,7 +64,7 @@ def _values_only(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray) -> Solver:
         values = z.T @ _centred(y) * weights
         return values, np.full_like(values, np.inf)
 
-    return solve
+    return Solver(solve, 1)
 
 
 def _welch(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray) -> Solver:
@@ -78,7 +88,7 @@ def _welch(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray) -> Solver:
         sums *= weights
         return sums, np.maximum(variances, 0, out=variances)
 
-    return solve
+    return Solver(solve, len(z) - 2)
 
 
 def _pairs(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray, whole: bool) -> Solver:
@@ -90,7 +100,7 @@ def _pairs(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray, whole: bool) -> S
     signs, last = _signs(z), 2 * z[len(z) // 2 * 2 :] - 1  # (pairs, K); (0 or 1, K)
     n_pairs = len(signs)
     weights = ((1 / n_in + 1 / n_out) / 2).astype(z.dtype)
-    errors = _whole_blocks(signs, len(z)) if whole else None
+    errors, dof = _whole_blocks(signs, len(z)) if whole else (None, n_pairs - 1)
 
     def solve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         d = _pair_differences(y)
@@ -107,10 +117,10 @@ def _pairs(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray, whole: bool) -> S
         products *= weights
         return products, np.maximum(variances, 0, out=variances)
 
-    return solve
+    return Solver(solve, dof)
 
 
-def _whole_blocks(signs: np.ndarray, m: int) -> Errors:
+def _whole_blocks(signs: np.ndarray, m: int) -> tuple[Errors, int]:
     """Residual variance of the regression of D on the signs; in whole blocks the normal equations are diagonal."""
     n_pairs, n_classes = signs.shape
     sizes = signs.sum(axis=1)
@@ -118,7 +128,7 @@ def _whole_blocks(signs: np.ndarray, m: int) -> Errors:
     dof = n_pairs - (n_classes - 1) - int(sizes.any())
     if dof < MIN_DOF:
         _warn_of_pair_sums(dof)
-        return lambda y, d, products: _pair_sum_variance(y) / n_pairs
+        return lambda y, d, products: _pair_sum_variance(y) / n_pairs, n_pairs - 1
 
     def variances(y: np.ndarray, d: np.ndarray, products: np.ndarray) -> np.ndarray:
         level = sizes @ d
@@ -127,7 +137,7 @@ def _whole_blocks(signs: np.ndarray, m: int) -> Errors:
             fitted += level**2 / (sizes @ sizes)
         return np.maximum(sums_of_squares(d) - fitted, 0) / dof / n_pairs
 
-    return variances
+    return variances, dof
 
 
 class _Regression:
@@ -188,7 +198,7 @@ def ols(z: np.ndarray, design: str) -> Solver:
         residual = np.maximum(sums_of_squares(d) - (rotated**2 / r.eigenvalues[:, None]).sum(axis=0), 0)
         return values, factors * residual / dof
 
-    return solve
+    return Solver(solve, r.n_rows - 1 if use_sums else dof)
 
 
 def ridge(z: np.ndarray, design: str) -> Solver:
@@ -228,7 +238,7 @@ def ridge(z: np.ndarray, design: str) -> Solver:
         posterior = r.vectors**2 @ (1 / (r.eigenvalues[:, None] + penalties[smallest])) + unseen / penalties[smallest]
         return values, r.scale**2 * variance * posterior
 
-    return solve
+    return Solver(solve, r.dof)
 
 
 def _warn_of_pair_sums(dof: int) -> None:

@@ -42,6 +42,8 @@ class Influence:
         Shape (n,), in [0, 1]: estimated squared correlation over classes between the values and the true influences.
     method, design : str
     n_models : int
+    dof : float
+        Degrees of freedom of the standard errors, for the Student distribution of ``z``.
     """
 
     values: np.ndarray
@@ -50,6 +52,24 @@ class Influence:
     method: str
     design: str
     n_models: int
+    dof: float = math.inf
+
+    @property
+    def z(self) -> np.ndarray:
+        """Values in standard errors, (K, n); zero for a target that never varies."""
+        return np.divide(self.values, self.stderr, out=np.zeros_like(self.values), where=self.stderr > 0)
+
+    def p_values(self, alternative: str = "two-sided") -> np.ndarray:
+        """Probability of such a z, or one further away, if there were no influence, (K, n).
+
+        alternative : "two-sided", "greater" (does it help?) or "less" (does it hurt?)
+
+        >>> scipy.stats.false_discovery_control(influence.p_values(), axis=1) < 0.05  # doctest: +SKIP
+        """
+        far = {"two-sided": np.abs(self.z), "greater": self.z, "less": -self.z}
+        if alternative not in far:
+            raise ValueError(f"Unknown alternative {alternative!r}: choose one of {', '.join(far)}.")
+        return scipy.stats.t.sf(far[alternative], self.dof) * (2 if alternative == "two-sided" else 1)
 
 
 def estimate_influence(
@@ -112,7 +132,7 @@ def estimate_influence(
         noise, spread = variances.mean(axis=0, dtype=np.float64), values[tile].var(axis=0, dtype=np.float64)
         # A posterior mean's spread is the signal alone.
         reliability[tile[1]] = reliability_of(noise, spread + noise if method == "ridge" else spread)
-    return Influence(values, stderr, reliability, method, design, len(included))
+    return Influence(values, stderr, reliability, method, design, len(included), float(solve.dof))
 
 
 def models_needed(influence: Influence, reliability: float = 0.8) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import false_discovery_control, norm
+from scipy.stats import false_discovery_control
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import radius_neighbors_graph
 
@@ -33,7 +33,7 @@ def leaked(
     -------
     DataFrame, one row for each source example: `source` its number, `target` the example it helps most, `influence` and
     `stderr` there, `lead` (z-score there minus the next largest, in standard errors), `q` (false discovery rate at
-    which the influence differs from zero, the choice of the largest of n being paid for), and with a similarity
+    which it helps there, the choice of the largest of n being paid for), and with a similarity
     `nearest` and `similarity`, the most similar target example
 
     Raises
@@ -47,9 +47,10 @@ def leaked(
     n = influence.values.shape[1]
     if n < 2:
         raise ValueError("leaks need the influence on single target examples: estimate it with study.influence()")
-    z = influence.values / influence.stderr
+    z = influence.z
     target = z.argmax(axis=1)
     rows = np.arange(len(z))
+    p = influence.p_values("greater")[rows, target]
     top = np.partition(z, -2, axis=1)
     table = pd.DataFrame(
         {
@@ -58,7 +59,7 @@ def leaked(
             "influence": influence.values[rows, target],
             "stderr": influence.stderr[rows, target],
             "lead": top[:, -1] - top[:, -2],
-            "q": false_discovery_control(np.minimum(1, n * norm.sf(top[:, -1]))),
+            "q": false_discovery_control(np.minimum(1, n * p)),
         }
     )
     if similarity is not None:
@@ -92,9 +93,9 @@ def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
     >>> dtl.misleading(study.influence(by="all"), problem.source).head()
     """
     _check_examples(influence, source)
-    z = influence.values / influence.stderr
+    z = influence.z
     column, rows = z.argmin(axis=1), np.arange(len(z))
-    worst = z[rows, column]
+    p = influence.p_values("less")[rows, column]
     table = pd.DataFrame(
         {
             "source": rows,
@@ -102,8 +103,8 @@ def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
             "column": column,
             "influence": influence.values[rows, column],
             "stderr": influence.stderr[rows, column],
-            "z": worst,
-            "q": false_discovery_control(np.minimum(1, z.shape[1] * norm.cdf(worst))),
+            "z": z[rows, column],
+            "q": false_discovery_control(np.minimum(1, z.shape[1] * p)),
         }
     )
     return table.sort_values("z", kind="stable", ignore_index=True)

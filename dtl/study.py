@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
+from dtl._inputs import is_balanced
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
 from dtl.models import PARALLEL
 from dtl.progress import progress as progress_line
 from dtl.store import Store, read
-from dtl.training import Recipe, check_size, members, resolve_device
+from dtl.training import Recipe, check_size, resolve_device
 from dtl.transfer import REGIMES, Outputs
 from dtl.workers import SPLITS, Run, train
 
@@ -144,6 +146,10 @@ class Study:
         masks = self._subsets(n_models)
         if not 0 <= start < len(masks):
             raise ValueError(f"start must be 0 to {len(masks) - 1}, not {start}")
+        if self.store.ready and not repair:
+            done = np.asarray(read(self.store.open(), "done"))[start : len(masks)]
+            if len(done) == len(masks) - start and done.all():
+                return self  # also where the store cannot be written to
         if client is None:
             device = str(resolve_device(device))
         diverged, seeds = [], self.seeds(len(masks))
@@ -196,8 +202,8 @@ class Study:
             if n_models is not None and not 2 <= n_models <= len(self.given):
                 raise ValueError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
             return self.given[:n_models]
-        if n_models is None or self.design is None:
-            raise ValueError("run needs the number of models")
+        if not isinstance(n_models, Integral) or self.design is None:
+            raise ValueError(f"run needs the number of models, not {n_models!r}")
         return self._checked(subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed))
 
     def seeds(self, n_models: int) -> np.ndarray:
@@ -206,7 +212,7 @@ class Study:
         return np.array([int(s.generate_state(1, np.uint64)[0]) >> 1 for s in sequences], dtype=np.int64)
 
     def _given(self, masks: np.ndarray) -> np.ndarray:
-        masks = np.ascontiguousarray(masks)
+        masks = np.array(masks, order="C")  # a copy: who changes the array later must not change the study
         if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != self.n_units or len(masks) < 2:
             units = {"class": "classes", "example": "examples"}[self.unit]
             raise ValueError(
@@ -216,10 +222,14 @@ class Study:
         return self._checked(masks)
 
     def _checked(self, masks: np.ndarray) -> np.ndarray:
-        labels = self.problem.source.labels.numpy()
-        for number, images in enumerate(members(masks, self.problem.source, self.unit)):
-            if len(np.unique(labels[images])) < 2:
-                raise ValueError(f"subset {number} has fewer than two classes: a source model needs at least two")
+        labels, n_classes = self.problem.source.labels.numpy(), self.problem.source.n_classes
+        for number, mask in enumerate(masks):
+            classes = mask.sum() if self.unit == "class" else np.count_nonzero(np.bincount(labels[mask], minlength=1))
+            if classes < 2:
+                raise ValueError(
+                    f"subset {number} has fewer than two of the {n_classes} classes, which a source model needs: use "
+                    'larger subsets, such as design="random" with fraction=2/3'
+                )
         return masks
 
     def _prepare(self, masks: np.ndarray, device: str, **facts: object) -> tuple[zarr.Group, Run]:
@@ -272,36 +282,59 @@ class Study:
         """The source classes (or images) of each finished model, bool (models, units)."""
         return self.results["mask"].values
 
-    def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
-        """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
+    def outputs(
+        self,
+        output: str = "margin",
+        transfer: str | None = None,
+        split: str = "validation",
+        results: xr.Dataset | None = None,
+    ) -> np.ndarray:
+        """One output of every finished model on one split, float32 (models, n); the default transfer is the first.
+
+        results : those read before, so that masks and outputs are of the same models while another process trains
+        """
         transfer = transfer or self.transfer[0]
         for value, known in ((output, Outputs._fields), (transfer, self.transfer), (split, SPLITS)):
             if value not in known:
                 raise ValueError(f"unknown {value!r}: this study has {', '.join(known)}")
-        results = self.results.sel(transfer=transfer)
+        results = (self.results if results is None else results).sel(transfer=transfer)
         return results[output].isel(target=results["split"].values == split).values.astype(np.float32)
 
     def influence(
         self,
-        method: str = "difference",
+        method: str | None = None,
         output: str = "margin",
         transfer: str | None = None,
         split: str = "validation",
         by: str | np.ndarray | None = None,
     ) -> Influence:
-        """`estimate_influence` on this study.
+        """`estimate_influence` on the finished models of this study.
 
+        method : default is "difference", or "ols" where the subsets of whole balanced blocks differ in size, so that
+            the differences would share a part of the effect of the size
         by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
             or an int array with the group of each example; outputs are averaged within a group first, so that the
             errors are right
 
         >>> study.influence(by="class").reliability
         """
-        outputs = self.outputs(output, transfer, split)
+        if output == "prediction":
+            raise ValueError("predictions are numbers of classes, which have no mean: use 'margin', or another output")
+        results = self.results
+        masks, outputs = results["mask"].values, self.outputs(output, transfer, split, results)
+        if self.design in ("balanced", "paired"):  # a run that was cut leaves pairs of which one is missing
+            models = results["model"].values
+            whole = np.isin(models ^ 1, models)
+            if not whole.all():
+                logger.warning("%d models are left out: their complements are not done", (~whole).sum())
+                masks, outputs = masks[whole], outputs[whole]
         if by is not None:
             labels = self.problem.parts[f"target_{split}"].labels.numpy()
             named = {"class": labels, "all": np.zeros_like(labels)}
             if isinstance(by, str) and by not in named:
                 raise ValueError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
             outputs = group_means(outputs, named[by] if isinstance(by, str) else by)
-        return estimate_influence(self.masks, outputs, method, self.design)
+        if method is None:
+            sized = self.design == "balanced" and np.ptp(masks.sum(axis=1)) > 0 and is_balanced(masks)
+            method = "ols" if sized else "difference"
+        return estimate_influence(masks, outputs, method, self.design)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from scipy.stats import false_discovery_control, norm
+from scipy.stats import false_discovery_control
 
 from dtl import plots
 from dtl.projection import project
@@ -188,7 +188,7 @@ def projection_picker(
             f"Two rows of target pictures. Helped most by {name}: {', '.join(pairs[:k])}; hurt most: "
             f"{', '.join(pairs[k:])}."
         )
-        found = false_discovery_control(2 * norm.sf(np.abs(influence.values[c]) / influence.stderr[c])) < 0.05
+        found = false_discovery_control(influence.p_values()[c]) < 0.05
         captions.append(
             f'<p style="font-size: 0.9em; margin: 0.3em 0; {_TEXT}">Upper row: helped most by {html.escape(name)}; '
             f"lower row: hurt most. Numbers are influences on the margin, ± "

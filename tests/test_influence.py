@@ -445,3 +445,32 @@ def test_regressions_say_how_many_models_pairs_and_blocks_they_need():
         estimate_influence(subset_masks(K, 40, "paired"), outputs, "ols")
     with pytest.raises(ValueError, match='within one balanced block: train more than 38 models, or use method="diff'):
         estimate_influence(subset_masks(K, 38), outputs[:38], "ridge")
+
+
+def test_p_values_are_those_of_a_t_test_on_pair_differences():
+    rng = np.random.default_rng(0)
+    masks, outputs = subset_masks(9, 30, "paired", seed=0), rng.normal(size=(30, 4))
+    influence = estimate_influence(masks, outputs)
+    assert influence.design == "paired" and influence.dof == 14
+    signed = (2 * masks[0::2, 2] - 1)[:, None] * (outputs[0::2] - outputs[1::2])
+    for alternative in ("two-sided", "greater", "less"):
+        expected = scipy.stats.ttest_1samp(signed, 0, alternative=alternative).pvalue  # pyright: ignore[reportAttributeAccessIssue]
+        np.testing.assert_allclose(influence.p_values(alternative)[2], expected)
+    with pytest.raises(ValueError, match="Unknown alternative 'more'"):
+        influence.p_values("more")
+
+
+def test_a_target_that_never_varies_has_z_zero():
+    influence = estimate_influence(subset_masks(6, 12, "random"), np.ones((12, 2)))
+    assert (influence.z == 0).all() and (influence.p_values() == 1).all()
+
+
+def test_noise_alone_gives_no_false_discoveries():
+    """The largest of many: with normal tails half of such studies would have one."""
+    rng, found = np.random.default_rng(0), 0
+    masks = subset_masks(100, 40, "paired", seed=0)
+    for _ in range(40):
+        influence = estimate_influence(masks, rng.normal(size=(40, 50)))
+        p = np.minimum(1, 50 * influence.p_values("greater").min(axis=1))
+        found += (scipy.stats.false_discovery_control(p) < 0.05).any()
+    assert found <= 7  # 2 expected; 30 or so with normal tails

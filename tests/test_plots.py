@@ -228,7 +228,8 @@ def test_removal_curves_show_means_intervals_and_the_full_source():
     reference = float(data.test.sel(count=0).mean())
     np.testing.assert_allclose(full.get_ydata(), reference)
     assert set(texts(ax)) == {
-        "most negative first", "most positive first", "at random", f"full source {reference:.1%}", "chosen on validation",
+        "most negative first", "most positive first", "at random", f"full source {reference:.1%}",
+        "chosen on validation",
     }  # fmt: skip
     assert ax.get_xlabel() == "source classes removed" and ax.get_ylabel() == "target test accuracy"
     (ring,) = [line for line in ax.lines if line.get_markersize() >= 10]

@@ -149,7 +149,7 @@ def test_a_finished_study_trains_nothing(problem, recipe, tmp_path, request):
     same(again.run(4, progress=False), done)  # fewer than there are: all are kept
     same(dtl.Study(problem, recipe, store=str(tmp_path / "s")), done)  # opening is enough to read
     runs: Any = again.results.attrs["runs"]
-    assert [r["models"] for r in runs] == [8, 8, 4] and {"date", "device", "torch", "dtl"} <= set(runs[0])
+    assert [r["models"] for r in runs] == [8] and {"date", "device", "torch", "dtl"} <= set(runs[0])
 
 
 def test_only_models_that_are_done_are_shown(problem, recipe, tmp_path):
@@ -519,10 +519,10 @@ MASK = np.ones((3, 24), dtype=bool)
         ({"design": MASK[:1]}, None, "given subsets must be bool, two or more models x 24 classes"),
         ({"design": MASK[:, :5]}, None, "given subsets must be bool"),
         ({"design": MASK.astype(int)}, None, "given subsets must be bool.*not int64"),
-        ({"design": np.eye(24, dtype=bool)}, None, "subset 0 has fewer than two classes"),
+        ({"design": np.eye(24, dtype=bool)}, None, "subset 0 has fewer than two of the 24 classes"),
         ({"design": MASK}, 1, "n_models must be 2 to 3, the given subsets, not 1"),
         ({"design": MASK}, 4, "n_models must be 2 to 3, the given subsets, not 4"),
-        ({"design": "random", "fraction": 1 / 24}, 4, "subset 0 has fewer than two classes"),
+        ({"design": "random", "fraction": 1 / 24}, 4, "subset 0 has fewer than two of the 24 classes"),
         ({"unit": "pixel"}, 4, "unknown unit 'pixel': use one of class, example"),
         ({"unit": "example", "design": MASK}, None, "given subsets must be bool, two or more models x 480 examples"),
         (
@@ -547,3 +547,41 @@ def test_bad_devices_are_refused_before_training(problem, recipe, no_training, d
     with pytest.raises(ValueError, match=message):
         study.run(4, device=device, progress=False)
     assert not study.store.exists
+
+
+def test_a_cut_run_is_analysed_by_its_whole_pairs(problem, recipe, caplog):
+    """Batches of three: models 3 to 5 are lost, so that 2 has no complement."""
+    study = dtl.Study(problem, dataclasses.replace(recipe, models_at_once=3)).run(46, progress=False)
+    root = zarr.open_group(study.store.zarr, mode="r+")
+    root["done"][3:6] = False  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    masks, outputs = study.masks, study.outputs()
+    kept = ~np.isin(study.results.model.values, [2])
+    expected = dtl.estimate_influence(masks[kept], outputs[kept], design="balanced")
+    assert kept.sum() == 42
+    np.testing.assert_array_equal(study.influence().values, expected.values)
+    assert "1 models are left out: their complements are not done" in caplog.text
+
+
+def test_subsets_of_unequal_size_are_estimated_without_the_effect_of_size(uneven, recipe):
+    study = dtl.Study(uneven, recipe).run(2 * dtl.design.block_length(6), progress=False)
+    assert np.ptp(study.masks.sum(1)) > 0 and study.influence().method == "ols"
+    assert study.influence("difference").method == "difference"
+
+
+def test_predictions_have_no_influence(problem, recipe):
+    with pytest.raises(ValueError, match="predictions are numbers of classes"):
+        dtl.Study(problem, recipe).run(4, progress=False).influence(output="prediction")
+
+
+def test_a_study_keeps_the_subsets_that_it_was_given(problem, recipe):
+    masks = dtl.subset_masks(24, 4)
+    given = masks.copy()
+    study = dtl.Study(problem, recipe, given)
+    given[:] = True
+    np.testing.assert_array_equal(study.run(progress=False).masks, masks)
+
+
+def test_a_finished_store_may_be_read_only(problem, recipe, tmp_path):
+    dtl.Study(problem, recipe, store=tmp_path / "s").run(4, progress=False)
+    store = LocalStore(tmp_path / "s", read_only=True)
+    assert dtl.Study(problem, recipe, store=store).run(4, progress=False).results.sizes["model"] == 4
