@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial, wraps
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
 
@@ -24,10 +25,10 @@ from dtl.progress import progress
 
 logger = logging.getLogger(__name__)
 
-SPLIT_FOLDERS = {
-    "train": ("train",),
+SPLIT_FOLDERS = {  # in any case
+    "train": ("train", "training"),
     "validation": ("validation", "val", "valid"),
-    "test": ("test",),
+    "test": ("test", "testing"),
 }
 
 
@@ -86,7 +87,7 @@ class ImageDataset:
 
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "ImageDataset":
         """The images at `index` (integers or a boolean mask), with the same classes."""
-        index = torch.as_tensor(np.asarray(index))
+        index = torch.as_tensor(np.asarray(index, dtype=None if len(index) else np.int64))
         return ImageDataset(self.images[index], self.labels[index], self.classes)
 
     @cached_property
@@ -162,7 +163,7 @@ class TransferProblem:
                 raise ValueError(f"{part} has no images")
             if part.startswith("target") and dataset.classes != self.target_train.classes:
                 raise ValueError(f"{part} has other classes than target_train: {dataset.classes}")
-        for part in ("source", "target_train"):
+        for part in self.parts:
             empty = [c for c, n in zip(self.parts[part].classes, self.parts[part].counts, strict=True) if n == 0]
             if empty:
                 raise ValueError(f"{part} has classes without images: {', '.join(empty[:5])}; add images or drop them")
@@ -244,7 +245,12 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
             f"unknown problem {name!r}: known are {', '.join(sorted(_LOADERS))}; for your own images use "
             "dtl.from_folders(source_dir, target_dir)"
         )
-    return _LOADERS[name](**options) if root is None else _LOADERS[name](root=Path(root), **options)
+    given = options if root is None else {"root": Path(root), **options}
+    unknown = set(given) - set(inspect.signature(_LOADERS[name]).parameters)
+    if unknown:
+        known = ", ".join(inspect.signature(_LOADERS[name]).parameters)
+        raise ValueError(f"problem {name!r} takes no {', '.join(sorted(unknown))}: its options are {known}")
+    return _LOADERS[name](**given)
 
 
 @partial(_remembered, call=lambda options: {"from_folders": options})
@@ -287,14 +293,8 @@ def from_folders(
     def read(folder: Path) -> ImageDataset:
         return _read_tree(folder, size, limit, seed, cache, show_progress)
 
-    source = read(split_folder(source_dir, "train") or source_dir)
-    splits = {split: split_folder(target_dir, split) for split in SPLIT_FOLDERS}
-    if not splits["train"] and any(splits.values()):
-        found = ", ".join(str(folder) for folder in splits.values() if folder)
-        raise FileNotFoundError(f"{target_dir} has {found} but no train folder: add one, or give a tree of classes")
-    target = {"train": read(splits["train"] or target_dir)}
-    if splits["train"]:
-        target |= {split: read(folder) for split, folder in splits.items() if folder and split != "train"}
+    source = read(split_folders(source_dir).get("train", source_dir))
+    target = {split: read(folder) for split, folder in (split_folders(target_dir) or {"train": target_dir}).items()}
     missing = [split for split in SPLIT_FOLDERS if split not in target]
     if missing:
         share = f"{holdout:.0%} of its training images each"
@@ -307,18 +307,30 @@ def from_folders(
 
 def check_reading(size: int, holdout: float, limit: int | None) -> None:
     """ValueError for settings of reading images that make no sense."""
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, not {size}")
-    if not 0 < holdout < 0.5:
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"size must be a whole number of pixels, at least 1, not {size!r}")
+    if not isinstance(holdout, Real) or not 0 < float(holdout) < 0.5:
         raise ValueError(f"holdout must be a share between 0 and 0.5, not {holdout}")
-    if limit is not None and limit < 1:
+    if limit is not None and (not isinstance(limit, Integral) or limit < 1):
         raise ValueError(f"limit must be at least 1 image a class, not {limit}")
 
 
-def split_folder(folder: Path, split: str) -> Path | None:
-    """The folder of a split; one without folders in it is a class of that name, such as trains."""
-    folders = (folder / name for name in SPLIT_FOLDERS[split])
-    return next((found for found in folders if found.is_dir() and any(p.is_dir() for p in found.iterdir())), None)
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of the splits, none in a tree of classes; a folder without folders in it is a class of that name."""
+    inside = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    found = {split: [path for path in inside if path.name.lower() in SPLIT_FOLDERS[split]] for split in SPLIT_FOLDERS}
+    trees = [path for paths in found.values() for path in paths if any(p.is_dir() for p in path.iterdir())]
+    if not trees:
+        return {}
+    names = ", ".join(path.name for paths in found.values() for path in paths)
+    if not found["train"]:
+        raise FileNotFoundError(f"{folder} has {names} but no train folder: add one, or give a tree of classes")
+    for paths in found.values():
+        if len(paths) > 1:
+            raise ValueError(f"{folder} has {' and '.join(path.name for path in paths)}: keep one of them")
+        if paths and paths[0] not in trees:
+            raise ValueError(f"{paths[0]} holds no class folders: sort its images into them, or remove it")
+    return {split: paths[0] for split, paths in found.items() if paths}
 
 
 def hold_out(dataset: ImageDataset, splits: Sequence[str], share: float, seed: int) -> dict[str, ImageDataset]:
@@ -367,6 +379,10 @@ def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
     endings = tuple(ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN)
     samples = np.array(make_dataset(folder, index, extensions=endings, allow_empty=True), dtype=object).reshape(-1, 2)
     labels = samples[:, 1].astype(np.int64)
+    real = [os.path.realpath(path) for path in samples[:, 0]]
+    if len(set(real)) < len(real):
+        twice = next(path for path in real if real.count(path) > 1)
+        raise ValueError(f"{twice} is reached twice from {folder}: remove the link that leads back or repeats it")
     empty = [name for name, n in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True) if n == 0]
     if empty:
         raise ValueError(
@@ -387,9 +403,8 @@ def read_files(files: Listing, where: Path, size: int, cache: Path, show_progres
         for file in pool.map(_digest, paths):
             digest.update(file)
         cached = cache / f"{digest.hexdigest()[:32]}.safetensors"
-        if cached.exists():
-            images = load_file(cached)["images"]
-        else:
+        images = _cached(cached)
+        if images is None:
             with progress(len(paths), "image", f"reading {where}", show_progress) as bar:
                 images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
                 for i, image in enumerate(pool.map(lambda path: _decode(path, size), paths)):
@@ -403,6 +418,14 @@ def read_files(files: Listing, where: Path, size: int, cache: Path, show_progres
             except (OSError, SafetensorError) as error:
                 logger.warning("cannot keep decoded images in %s (%s): they are decoded again next time", cache, error)
     return ImageDataset(images, torch.from_numpy(labels), tuple(classes))
+
+
+def _cached(file: Path) -> torch.Tensor | None:
+    try:
+        return load_file(file)["images"] if file.exists() else None
+    except (OSError, KeyError, SafetensorError) as error:
+        logger.warning("%s is damaged (%s): its images are decoded again", file, error)
+        return None
 
 
 def _digest(path: Path) -> bytes:

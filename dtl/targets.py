@@ -16,7 +16,6 @@ from PIL import Image
 from torchvision import datasets
 
 from dtl.data import (
-    SPLIT_FOLDERS,
     ImageDataset,
     Listing,
     TransferProblem,
@@ -25,7 +24,7 @@ from dtl.data import (
     list_tree,
     loader,
     read_files,
-    split_folder,
+    split_folders,
     square,
 )
 from dtl.influence import group_means
@@ -126,12 +125,11 @@ def _cifar(make: Callable[..., Any], root: Path) -> dict[str, ImageDataset]:
 
 
 def _birdsnap(root: Path) -> dict[str, Listing]:
-    folder = root / "birdsnap"
-    found = {split: split_folder(folder, split) for split in SPLIT_FOLDERS}
-    missing = [split for split in ("train", "test") if not found[split]]
+    found = split_folders(root / "birdsnap")
+    missing = [split for split in ("train", "test") if split not in found]
     if missing:
         raise FileNotFoundError(f"no {' and no '.join(missing)} folder with one folder of images per class")
-    return {split: list_tree(tree) for split, tree in found.items() if tree}
+    return {split: list_tree(tree) for split, tree in found.items()}
 
 
 def _download(name: str) -> str:
@@ -246,7 +244,7 @@ def make(
             raise FileNotFoundError(
                 f"ImageNet is missing: {tree} is no folder; put one folder of images per class there"
             )
-        files = list_tree(split_folder(tree, "train") or tree, limit, seed)
+        files = list_tree(split_folders(tree).get("train", tree), limit, seed)
         source = read_files(files, tree, size, cache, show_progress)
     parts = {
         split: _resized(part, size) if isinstance(part, ImageDataset)

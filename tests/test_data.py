@@ -351,7 +351,10 @@ def test_an_unreadable_image_is_named(tmp_path, folders, name):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"size": 0}, "size must be at least 1 pixel, not 0"),
+        ({"size": 0}, "size must be a whole number of pixels, at least 1, not 0"),
+        ({"size": 16.0}, "size must be a whole number of pixels, at least 1, not 16.0"),
+        ({"size": "16"}, "not '16'"),
+        ({"holdout": "0.2"}, "holdout must be"),
         ({"holdout": 0}, "holdout must be a share between 0 and 0.5, not 0"),
         ({"holdout": 0.5}, "holdout must be"),
         ({"limit": 0}, "limit must be at least 1 image a class, not 0"),
@@ -383,3 +386,54 @@ def test_a_target_with_splits_but_no_train_folder(tmp_path, folders):
     tree(tmp_path / "target" / "test")
     with pytest.raises(FileNotFoundError, match="has .*val.*test but no train folder: add one"):
         folders(tree(tmp_path / "source"), tmp_path / "target")
+
+
+def test_splits_are_found_in_any_case_and_nothing_of_the_users_is_passed_over(tmp_path, folders):
+    good = tree(tmp_path / "good")
+    for split in ("Training", "Val", "TEST"):
+        tree(tmp_path / "target" / split, n=2)
+    problem = folders(good, tmp_path / "target")
+    assert [len(part) for part in problem.parts.values()] == [12, 4, 4, 4]
+    tree(tmp_path / "target" / "validation", n=2)
+    with pytest.raises(ValueError, match="target has .* keep one of them"):
+        folders(good, tmp_path / "target")
+    tree(tmp_path / "flat" / "train")
+    (tmp_path / "flat" / "val").mkdir()
+    picture((1, 2, 3)).save(tmp_path / "flat" / "val" / "0.png")
+    with pytest.raises(ValueError, match="val holds no class folders: sort its images into them, or remove it"):
+        folders(good, tmp_path / "flat")
+    for split in ("val", "test"):
+        tree(tmp_path / "source" / split)
+    with pytest.raises(FileNotFoundError, match="source has .* but no train folder"):
+        folders(tmp_path / "source", good)
+
+
+def test_a_link_that_leads_back_is_refused(tmp_path, folders):
+    looped = tree(tmp_path / "looped")
+    (looped / "ant" / "up").symlink_to(looped)
+    with pytest.raises(ValueError, match="is reached twice from .*looped: remove the link"):
+        folders(looped, tree(tmp_path / "good"))
+
+
+def test_a_damaged_cache_is_decoded_again(tmp_path, folders, caplog):
+    source, target = tree(tmp_path / "a"), tree(tmp_path / "b", n=9)
+    first = folders(source, target)
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert folders(source, target).fingerprints == first.fingerprints
+    assert "is damaged" in caplog.text and "decoded again" in caplog.text
+
+
+def test_options_that_a_problem_does_not_take():
+    with pytest.raises(ValueError, match="problem 'testbed' takes no root: its options are seed, size"):
+        dtl.load("testbed", root="somewhere")
+
+
+def test_every_target_class_needs_images_in_every_split():
+    parts = [dataset(8), dataset(8), dataset(8, labels=[0] * 8), dataset(8)]
+    with pytest.raises(ValueError, match="target_validation has classes without images: b"):
+        TransferProblem("p", *parts)
+
+
+def test_an_empty_subset_is_empty():
+    assert len(dataset().subset([])) == 0
