@@ -235,7 +235,7 @@ def one_thread(device: torch.device) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next training step, as it does by default.
 
-    Dask starts workers with MALLOC_TRIM_THRESHOLD_ set, so that each step asks the system for its memory anew: 100
+    Dask starts workers with ``MALLOC_TRIM_THRESHOLD_`` set, so that each step asks the system for its memory anew: 100
     times as many page faults, and 1.7 times the processor time, for small nets.
     """
     if platform.libc_ver()[0] == "glibc":

@@ -7,7 +7,7 @@ projection : precision@8 and @50 and recall@100 of the eight helpful classes on 
 subpopulations : adjusted Rand index of two groups of each target class, with its symbols (grouped by helpful classes)
     and with whether the cue agrees (by harmful ones)
 flips : validation pictures that most models of the study get wrong; share of retrained models that are right with the
-    full source, without the first suspect and without a class drawn by lot (mean over four); mistakes that stay wrong
+    full source, without the first suspect and without a class drawn by lot (mean over three); mistakes that stay wrong
     on the full source, and how many of these flip
 leaks : on the testbed of examples (920 models of random halves in pairs, and the first 184 and 368 of them), how often
     a leaked, mislabelled or ambiguous source picture ranks before a clean one: by influence, that of pooled near
@@ -58,7 +58,7 @@ def groups(problem: dtl.TransferProblem, study: dtl.Study) -> dict[str, float]:
 def flips(study: dtl.Study, influence: dtl.Influence, seeds: int, store: Path | None) -> dict[str, float]:
     wrong, names = dtl.mistakes.wrong(study), np.array(study.problem.source.classes)
     first = np.array([dtl.suspects(influence, example, 1)[0] for example in wrong])
-    lot = np.random.default_rng(0).choice(len(names), 4, replace=False)
+    lot = np.random.default_rng(0).choice(len(names), 3, replace=False)
     rates = dtl.flip_rate(study, wrong.tolist(), np.union1d(first, lot).tolist(), seeds, store=store)
     right = rates.share.sel(label=rates.true).transpose("example", "arm").to_pandas()
     full, found = right["full"].to_numpy(), {}
