@@ -432,7 +432,7 @@ def test_options_that_a_problem_does_not_take():
 def test_every_target_class_needs_images_in_every_split():
     parts = [dataset(8), dataset(8), dataset(8, labels=[0] * 8), dataset(8)]
     with pytest.raises(ValueError, match="target_validation has classes without images: b"):
-        TransferProblem("p", *parts)
+        TransferProblem("p", *parts)  # pyright: ignore[reportArgumentType]
 
 
 def test_an_empty_subset_is_empty():
