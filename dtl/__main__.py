@@ -287,7 +287,9 @@ def remove(
         Path | None, flag("--store", "FOLDER", "keep the retrained models' outputs there, and resume from it")
     ] = None,
     out: Annotated[Path | None, flag("--out", "FILE.csv", "write the curve to a file, too")] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="of the retrained models and random orders")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="of the retrained models; default: the study's plus one")
+    ] = None,
     problem: ProblemName = None,
     source: Source = None,
     target: Target = None,

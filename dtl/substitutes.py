@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from dtl.data import ImageDataset, TransferProblem
 from dtl.models import Nets, unstack
 from dtl.training import Pixels, Recipe, check_size, open_pixels, resolve_device, train_sources
-from dtl.transfer import features, solve_probes
+from dtl.transfer import features, finite, solve_probes
 
 
 def full_source_nets(
@@ -76,7 +76,7 @@ def label_mapping(
 
 def _features(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
     _check_nets(nets, problem)
-    return features(nets, open_pixels(dataset, problem.source, nets.weight.device), recipe)
+    return finite(features(nets, open_pixels(dataset, problem.source, nets.weight.device), recipe))
 
 
 def _logits(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:

@@ -85,10 +85,10 @@ def features(nets: Nets, pixels: Pixels, recipe: Recipe, batch: int = 256) -> to
         x = pixels.batch(index[None]).repeat(1, nets.n_models, 1, 1)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
             found.append(nets.features(x.contiguous(memory_format=torch.channels_last)).float())
-    return _finite(torch.cat(found, 1))
+    return torch.cat(found, 1)
 
 
-def _finite(x: torch.Tensor) -> torch.Tensor:
+def finite(x: torch.Tensor) -> torch.Tensor:
     """Features as they are, or an error that names the nets whose features are not finite."""
     if not torch.isfinite(x).all():
         diverged = (~torch.isfinite(x).all(2).all(1)).nonzero().flatten().tolist()
@@ -117,7 +117,7 @@ def solve_probes(
     >>> weight, bias = solve_probes(torch.randn(8, 100, 64), torch.arange(100) % 4, 4, l2=1e-2)
     """
     n = x.shape[1]
-    mean, std = _finite(x).mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
+    mean, std = finite(x).mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
     std = torch.where(std > 1e-6 * std.amax(2, keepdim=True).clamp(min=1e-30), std, torch.inf)  # dead features: out
     z = (x - mean) / std
     onehot = F.one_hot(labels, n_classes).to(z.dtype)

@@ -52,7 +52,7 @@ def study(monkeypatch):
     monkeypatch.setattr(workers, "train_batch", train_batch)
     masks = np.ones((8, 24), dtype=bool)
     masks[:3, 5] = False
-    study = dtl.Study(problem, dtl.Recipe(models_at_once=8), masks).run(progress=False)
+    study = dtl.Study(problem, dtl.Recipe(models_at_once=24), masks).run(progress=False)
     calls.clear()
     return study, calls
 

@@ -156,7 +156,7 @@ def test_a_batch_may_be_repeated(problem, recipe, batch, monkeypatch):
 
 def test_a_worker_that_outlived_its_run_writes_nothing(batch):
     study, run, arguments = batch
-    study.run(2, progress=False)  # another run has begun since
+    study.run(4, progress=False, repair=True)  # another run has begun since
     late = work(run, *arguments)
     assert late.outputs is not None and study.results.sizes["model"] == 4
 

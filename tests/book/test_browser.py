@@ -123,6 +123,7 @@ def select_answers(page: Page, picker: int, select: Locator) -> tuple[list, list
     options, by_mouse = select.locator("option").count(), [visible_image(page, picker)]
     for option in range(1, options):
         select.click()
+        page.keyboard.press("Escape")  # the list that the click opened takes keys until it is closed
         select.select_option(index=option)
         by_mouse.append(visible_image(page, picker, after=by_mouse[-1][0]))
     select.focus()
@@ -139,6 +140,7 @@ def slider_answers(page: Page, picker: int, handle: Locator) -> tuple[list, list
     for stop in range(1, stops):
         page.mouse.click(box["x"] + (box["width"] - 1) * stop / (stops - 1), box["y"] + box["height"] / 2)
         by_mouse.append(visible_image(page, picker, after=by_mouse[-1][0]))
+        expect(page.locator(".noUi-state-tap")).to_have_count(0)  # while it glides it takes no click
     handle.focus()
     return by_mouse, pressed(page, picker, ["Home"] + ["ArrowRight"] * (stops - 1))
 

@@ -13,7 +13,7 @@ from built import SITE, built_pages
 pytestmark = [pytest.mark.book, pytest.mark.usefixtures("site")]
 
 CHAPTERS = sorted((SITE.parents[1] / "chapters").glob("*.md"))
-MAX_BYTES = 600_000
+MAX_BYTES = 800_000
 
 
 @cache
