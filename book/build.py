@@ -35,7 +35,12 @@ READER = {"name": "myst_nb_md", "type": "plugin"}
 def dependencies_key() -> str:
     """Hash of what chapters depend on besides their own cells."""
     key = hashlib.sha256(f"{sys.version} {os.environ.get('DTL_SCALE', '')}".encode())
-    files = [*ROOT.glob("dtl/**/*.py"), *ROOT.glob("book/results/**/*"), ROOT / "constraints.txt"]
+    files = [
+        *ROOT.glob("dtl/**/*.py"),
+        *ROOT.glob("dtl/*.json"),
+        *ROOT.glob("book/results/**/*"),
+        ROOT / "constraints.txt",
+    ]
     for file in sorted(file for file in files if file.is_file()):
         key.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return key.hexdigest()

@@ -82,6 +82,10 @@ class ImageDataset:
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each channel, (3,) each, of pixels in 0..1."""
+        return self._statistics
+
+    @cached_property
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         pixels = self.images.float() / 255
         return pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp(min=1e-3)
 
@@ -388,11 +392,14 @@ def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
         raise ValueError(
             f"class folders without any image in {folder}: {', '.join(empty[:5])}; add images or remove them"
         )
-    if limit is not None:
-        order = np.random.default_rng(seed).permutation(len(labels))
-        kept = np.concatenate([order[labels[order] == k][:limit] for k in range(len(classes))])
-        samples, labels = samples[np.sort(kept)], labels[np.sort(kept)]
-    return Listing([Path(path) for path in samples[:, 0]], labels, tuple(classes))
+    files = Listing([Path(path) for path in samples[:, 0]], labels, tuple(classes))
+    return files if limit is None else files.take(at_most(limit, labels, seed))
+
+
+def at_most(limit: int, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Indices of at most `limit` examples of each label, drawn with `seed`, in their order."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    return np.sort(np.concatenate([order[labels[order] == k][:limit] for k in np.unique(labels)]))
 
 
 def read_files(files: Listing, where: Path, size: int, cache: Path, show_progress: bool) -> ImageDataset:

@@ -27,10 +27,10 @@ class Nets(nn.Module):
     torch.Size([8, 2, 4])
     """
 
-    def __init__(self, model: str, n_classes: int, n_models: int = 1, widths: Sequence[int] = (16, 32, 64)) -> None:
+    def __init__(self, model: str, n_classes: int, n_models: int = 1, widths: Sequence[int] = ()) -> None:
         super().__init__()
         self.n_models = n_models
-        self.backbone, self.n_features = _backbone(model, n_models, widths)
+        self.backbone, self.n_features = _backbone(model, n_models, widths or WIDTHS.get(model, ()))
         self.weight = nn.Parameter(torch.empty(n_models, self.n_features, n_classes))
         self.bias = nn.Parameter(torch.zeros(n_models, 1, n_classes))
         nn.init.uniform_(self.weight, -(self.n_features**-0.5), self.n_features**-0.5)
@@ -57,7 +57,7 @@ class Nets(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.n_models, 1, n_classes, device=self.bias.device))
 
 
-def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequence[int] = (16, 32, 64)) -> Nets:
+def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequence[int] = ()) -> Nets:
     """Nets side by side, each with the initial weights that its own seed gives it alone.
 
     >>> nets = initialise("small", n_classes=24, seeds=[0, 1])
@@ -76,7 +76,7 @@ def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequenc
     return nets
 
 
-def unstack(nets: Nets, model: str, widths: Sequence[int] = (16, 32, 64)) -> list[Nets]:
+def unstack(nets: Nets, model: str, widths: Sequence[int] = ()) -> list[Nets]:
     """The nets one by one, copies of a stack of `model` with these widths.
 
     >>> [net.n_models for net in unstack(initialise("small", 24, seeds=[0, 1]), "small")]
@@ -91,7 +91,8 @@ def unstack(nets: Nets, model: str, widths: Sequence[int] = (16, 32, 64)) -> lis
     return single
 
 
-PARALLEL = ("small", "resnet9")
+WIDTHS = {"small": (16, 32, 64), "resnet9": (64, 128, 256, 512)}
+PARALLEL = tuple(WIDTHS)
 _SEEDING = threading.Lock()  # torch draws initial weights from one generator, which all threads share
 
 
@@ -102,7 +103,7 @@ def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Modu
         layers = [nn.Sequential(c, nn.BatchNorm2d(c.out_channels), nn.ReLU(inplace=True)) for c in convolutions]
         return nn.Sequential(*layers, _Mean()), widths[-1]
     if model == "resnet9":
-        return _resnet9(n_models), 512
+        return _resnet9(n_models, widths), widths[-1]
     check_model(model)
     return _torchvision_backbone(model)
 
@@ -177,14 +178,15 @@ class _Residual(nn.Sequential):
         return input + super().forward(input)
 
 
-def _resnet9(n: int) -> nn.Sequential:
+def _resnet9(n: int, widths: Sequence[int]) -> nn.Sequential:
+    a, b, c, d = widths
     return nn.Sequential(
-        _conv(3, 64, n),
-        _conv(64, 128, n, pool=True),
-        _Residual(_conv(128, 128, n), _conv(128, 128, n)),
-        _conv(128, 256, n, pool=True),
-        _conv(256, 512, n, pool=True),
-        _Residual(_conv(512, 512, n), _conv(512, 512, n)),
+        _conv(3, a, n),
+        _conv(a, b, n, pool=True),
+        _Residual(_conv(b, b, n), _conv(b, b, n)),
+        _conv(b, c, n, pool=True),
+        _conv(c, d, n, pool=True),
+        _Residual(_conv(d, d, n), _conv(d, d, n)),
         nn.AdaptiveMaxPool2d(1),
     )
 

@@ -184,6 +184,14 @@ TARGETS = {
 }  # fmt: skip
 
 
+def data_folders(root: Path | None, what: str) -> list[Path]:
+    """Where data sets lie: `root`, or the folders of $DTL_DATA."""
+    roots = [root] if root else [Path(folder) for folder in os.environ.get("DTL_DATA", "").split(os.pathsep) if folder]
+    if not roots:
+        raise ValueError(f"where is {what}? give root=, or set DTL_DATA to the folder of your data sets")
+    return roots
+
+
 def make(
     name: str,
     root: Path | None = None,
@@ -220,9 +228,7 @@ def make(
     """
     check_reading(size, holdout, limit)
     target = TARGETS[name]
-    roots = [root] if root else [Path(folder) for folder in os.environ.get("DTL_DATA", "").split(os.pathsep) if folder]
-    if not roots:
-        raise ValueError(f"where is {target.title}? give root=, or set DTL_DATA to the folder of your data sets")
+    roots = data_folders(root, target.title)
     place = next((folder for folder in roots if (folder / target.folder).is_dir()), roots[0])
     if not (place / target.folder).is_dir():
         raise FileNotFoundError(f"{target.title} is missing: {place / target.folder} is no folder; {target.get}")
@@ -247,7 +253,7 @@ def make(
         files = list_tree(split_folders(tree).get("train", tree), limit, seed)
         source = read_files(files, tree, size, cache, show_progress)
     parts = {
-        split: _resized(part, size) if isinstance(part, ImageDataset)
+        split: resized(part, size) if isinstance(part, ImageDataset)
         else read_files(part, place / target.folder, size, cache, show_progress)
         for split, part in found.items()
     }  # fmt: skip
@@ -271,7 +277,7 @@ def _draw(files: Listing, target: Target, seed: int) -> dict[str, Listing]:
     return {split: files.take(np.sort(np.concatenate(part))) for split, part in (("train", train), ("test", test))}
 
 
-def _resized(dataset: ImageDataset, size: int) -> ImageDataset:
+def resized(dataset: ImageDataset, size: int) -> ImageDataset:
     if dataset.size == (size, size):
         return dataset
     pixels = dataset.images.permute(0, 2, 3, 1).numpy()

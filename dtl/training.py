@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dtl.beton import Beton
 from dtl.data import ImageDataset
-from dtl.models import Nets, check_model, initialise
+from dtl.models import WIDTHS, Nets, check_model, initialise
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Recipe:
     Parameters
     ----------
     model : "small", "resnet9" (these train side by side) or the name of a torchvision classifier
-    widths : channels of the stride-2 convolutions of "small"
+    widths : channels of the stride-2 convolutions of "small" or of the four stages of "resnet9"; default is the net's
+        own
     epochs, batch_size, lr, momentum, weight_decay : source training by SGD; lr rises to its peak over the first
         `warmup` share of the steps and falls linearly to zero
     augment : shift images by up to this many pixels and flip them left-right at random; 0 for neither. From a `.beton`
@@ -37,7 +38,7 @@ class Recipe:
     """
 
     model: str = "small"
-    widths: tuple[int, ...] = (16, 32, 64)
+    widths: tuple[int, ...] = ()
     epochs: int = 16
     batch_size: int = 64
     lr: float = 0.3
@@ -66,14 +67,18 @@ class Recipe:
         for name in ("lr", "finetune_lr", "probe_l2"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if not self.widths or not all(isinstance(n, Integral) and n > 0 for n in self.widths):
-            raise ValueError(f"widths must be one or more positive numbers of channels, not {self.widths}")
+        check_model(self.model)
+        own = WIDTHS.get(self.model, ())
+        widths = tuple(self.widths) or own
+        if not all(isinstance(n, Integral) and int(n) > 0 for n in widths):
+            raise ValueError(f"widths must be positive numbers of channels, not {widths}")
+        if self.model != "small" and len(widths) != len(own):
+            raise ValueError(f"{self.model} has {len(own)} widths to set, not {len(widths)}: leave them out")
         if not 0 < self.warmup < 1:
             raise ValueError(f"warmup is the share of the steps before the peak, between 0 and 1, not {self.warmup}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"unknown precision {self.precision!r}: use 'float32' or 'bfloat16'")
-        object.__setattr__(self, "widths", tuple(map(int, self.widths)))
-        check_model(self.model)
+        object.__setattr__(self, "widths", tuple(map(int, widths)))
 
     def settings(self) -> dict[str, object]:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

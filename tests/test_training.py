@@ -199,7 +199,9 @@ def test_bfloat16_trains(problem):
         ({"epochs": 1.5}, "epochs must be a whole number of at least 1, not 1.5"),
         ({"lr": "0.1"}, "lr must be a number that is not negative, not '0.1'"),
         ({"warmup": 1.0}, "warmup is the share of the steps"),
-        ({"widths": ()}, "widths must be one or more positive"),
+        ({"widths": (0,)}, "widths must be positive numbers of channels"),
+        ({"model": "resnet9", "widths": (8, 16)}, "resnet9 has 4 widths to set, not 2: leave them out"),
+        ({"model": "resnet18", "widths": (8,)}, "resnet18 has 0 widths to set, not 1: leave them out"),
         ({"precision": "float16"}, "unknown precision 'float16': use 'float32' or 'bfloat16'"),
     ],
 )
@@ -210,6 +212,7 @@ def test_bad_recipes_are_refused_at_once(setting, message):
 
 def test_recipes_are_plain_settings():
     recipe = dtl.Recipe(widths=[4, 8])  # type: ignore[arg-type]
+    assert dtl.Recipe().widths == (16, 32, 64) and dtl.Recipe("resnet9").widths == (64, 128, 256, 512)
     assert recipe == dtl.Recipe(widths=(4, 8)) and recipe.settings()["widths"] == [4, 8]
     of_numpy = dtl.Recipe(epochs=np.int64(3), lr=np.float32(0.5), widths=(np.int32(4),))  # type: ignore[arg-type]
     assert json.loads(json.dumps(of_numpy.settings())) == dtl.Recipe(epochs=3, lr=0.5, widths=(4,)).settings()
@@ -236,7 +239,7 @@ def test_an_absent_gpu(monkeypatch):
 
 @pytest.mark.parametrize(
     ("model", "widths", "side"),
-    [("small", (4, 8, 8), 3), ("resnet9", (16,), 4), ("alexnet", (16,), 32), ("vit_b_16", (16,), 64)],
+    [("small", (4, 8, 8), 3), ("resnet9", (4, 8, 8, 16), 4), ("alexnet", (), 32), ("vit_b_16", (), 64)],
 )
 def test_images_that_the_net_cannot_take(model, widths, side):
     recipe = dtl.Recipe(model=model, widths=widths, models_at_once=1)

@@ -1,0 +1,224 @@
+"""Make the results that the book's pages about real images read.
+
+    python book/results/run.py all --scale cpu --data DATA
+
+DATA holds `imagenet200` and `cifar10` (see `dtl.load`). Every command may be stopped at any time and given again: it
+goes on where it was and loses at most the batch of models in flight. Commands may run in any order, except that
+`removal` and `flips` read the influences of `balanced`, and `pack` reads all of them.
+
+    scale cpu: 20 source classes, 100 training images of each target class; two cores, about an hour
+    scale gpu: 200 source classes, 45,000 target images; one GPU
+"""
+
+import datetime
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import joblib
+import numpy as np
+import torch
+import typer
+import xarray as xr
+
+import dtl
+
+NEAREST = {  # a class near to each CIFAR-10 class, a second one for birds and for trucks
+    "projectile": "airplane",  # missiles and rockets: there is no plane among the 200
+    "sports car": "automobile",
+    "albatross": "bird",
+    "goose": "bird",
+    "tabby": "cat",
+    "gazelle": "deer",
+    "golden retriever": "dog",
+    "bullfrog": "frog",
+    "ox": "horse",
+    "lifeboat": "ship",
+    "moving van": "truck",
+    "trolleybus": "truck",
+}
+SCENES = ("alp", "cliff", "lakeside", "seashore")  # backgrounds of several CIFAR-10 classes
+UNRELATED = ("abacus", "comic book", "espresso", "pizza")
+TWENTY = (*NEAREST, *SCENES, *UNRELATED)  # chosen before any result was seen
+
+
+@dataclass(frozen=True)
+class Size:
+    """One size of the whole experiment."""
+
+    name: str  # of the results
+    recipe: dtl.Recipe
+    options: dict[str, Any]  # of the problem
+    models: int  # whole balanced blocks
+    random: int  # models of the random design
+    counts: tuple[int, ...]  # classes removed
+    seeds: int  # of removal and of baselines
+    examples: int = 8  # of the flip test
+    flips: int = 20  # seeds of it
+
+
+SIZES = {
+    "cpu": Size(
+        "imagenet20-cifar10", dtl.imagenet200.RECIPES["cpu"], {"classes": list(TWENTY), "target_limit": 100},
+        models=152, random=152, counts=(2, 4, 6, 8, 10, 12, 14, 16), seeds=8,
+    ),
+    "gpu": Size(
+        "imagenet200-cifar10", dtl.imagenet200.RECIPES["gpu"], {},
+        models=398, random=100, counts=(10, 20, 40, 60, 80, 100, 120, 140, 160, 168, 180), seeds=3,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Experiment:
+    size: Size
+    data: Path
+    studies: Path
+    device: str
+
+    @cached_property
+    def problem(self) -> dtl.TransferProblem:
+        return dtl.load("imagenet200-cifar10", self.data, **self.size.options)
+
+    @property
+    def folder(self) -> Path:
+        return self.studies / self.size.name
+
+    def study(self, name: str, design: str | np.ndarray, transfer: tuple[str, ...], **settings: Any) -> dtl.Study:
+        problem = settings.pop("problem", self.problem)
+        return dtl.Study(problem, self.size.recipe, design, transfer, self.folder / name, **settings)
+
+    @property
+    def balanced(self) -> dtl.Study:
+        return self.study("balanced", "balanced", ("fixed", "full"))
+
+    @property
+    def random(self) -> dtl.Study:
+        return self.study("random", "random", ("fixed",), seed=1)
+
+    @property
+    def baselines(self) -> dict[str, dtl.Study]:
+        """The full source under every transfer, and the target's training images as their own source."""
+        source, target = self.problem.source.n_classes, self.problem.target_train
+        alone = replace(self.problem, source=target)
+        everything = {n: np.ones((self.size.seeds, n), dtype=bool) for n in (source, target.n_classes)}
+        return {
+            "full-source": self.study("full-source", everything[source], ("fixed", "fixed+bn", "full"), seed=2),
+            "scratch": self.study("scratch", everything[target.n_classes], ("fixed",), seed=2, problem=alone),
+        }
+
+    def removal(self) -> xr.Dataset:
+        """Curves of Jain et al. 2022, Fig. 2, and hand-picked: classes near to no target class first."""
+        names = self.problem.source.classes
+        relevant = np.array([name in dtl.imagenet200.CATEGORIES for name in names])
+        mixed = np.random.default_rng(0).permutation(len(names))
+        hand_picked = [*mixed[~relevant[mixed]], *mixed[relevant[mixed]]]
+        return dtl.removal_curve(
+            self.balanced, self.balanced.influence(by="all"), self.size.counts,
+            (*dtl.removal.ORDERS, "hand-picked"), self.size.seeds, given={"hand-picked": hand_picked},
+            store=self.folder / "removal", seed=3, device=self.device,
+        )  # fmt: skip
+
+    def flips(self) -> xr.Dataset:
+        """The wrong test examples with the most negative influence of one class, retrained without that class."""
+        influence = self.balanced.influence(split="test")
+        wrong = dtl.mistakes.wrong(self.balanced, split="test")
+        worst = wrong[np.argsort(influence.values[:, wrong].min(axis=0), kind="stable")][: self.size.examples]
+        suspects = influence.values[:, worst].argmin(axis=0)
+        flips = dtl.flip_rate(
+            self.balanced, worst.tolist(), np.unique(suspects).tolist(), self.size.flips, split="test",
+            store=self.folder / "flips", seed=4, device=self.device,
+        )  # fmt: skip
+        return flips.assign_coords(
+            suspect=("example", np.array(self.problem.source.classes)[suspects]),
+            influence=("example", influence.values[suspects, worst]),
+            stderr=("example", influence.stderr[suspects, worst]),
+        )
+
+    def pack(self) -> None:
+        """Everything as one file and its birth certificate, in the folder of this script."""
+        runs = {log.stem: json.loads(log.read_text()) for log in sorted(self.folder.glob("*.json"))}
+        studies = {"balanced": self.balanced, "random": self.random, **self.baselines}
+        parts = {name: compact(study.results) for name, study in studies.items()}
+        tree = xr.DataTree.from_dict(parts | {"removal": self.removal(), "flips": self.flips()})
+        facts = {
+            "problem": {"load": "imagenet200-cifar10", "options": self.size.options},
+            "settings": {name: study.settings for name, study in studies.items()},
+            "runs": runs,
+        }
+        folder = dtl.results.save(Path(__file__).parent / self.size.name, tree, facts)
+        print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
+
+
+def compact(results: xr.Dataset) -> xr.Dataset:
+    """What the pages read; the probability is a function of the margin, predictions are those of `flips`."""
+    kept = results[["mask", "seed", "margin", "correct"]].drop_attrs()
+    return kept.assign(margin=dtl.results.rounded(kept.margin))
+
+
+RUNS: dict[str, Callable[[Experiment], object]] = {
+    "balanced": lambda e: e.balanced.run(e.size.models, e.device),
+    "random": lambda e: e.random.run(e.size.random, e.device),
+    "baselines": lambda e: [study.run(device=e.device) for study in e.baselines.values()],
+    "removal": Experiment.removal,
+    "flips": Experiment.flips,
+}
+
+
+@contextmanager
+def logged(folder: Path, name: str, scale: str) -> Iterator[None]:
+    """Add a run to a list of runs, when it ends; a killed one leaves its mark too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "diff", "--quiet", "HEAD"]).returncode != 0
+    graphics = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    run: dict[str, Any] = {
+        "command": f"python book/results/run.py {name} --scale {scale}",
+        "commit": commit + (" with changes" if changed else ""),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hardware": graphics or f"{joblib.cpu_count()} cores, {processor()}",
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in ("dtl", "torch", "numpy")},
+        "seconds": None,
+    }
+    file, start = folder / f"{name}.json", time.perf_counter()
+    before = json.loads(file.read_text()) if file.exists() else []
+    file.write_text(json.dumps([*before, run]))
+    yield
+    run["seconds"] = round(time.perf_counter() - start)
+    file.write_text(json.dumps([*before, run]))
+
+
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main(
+    command: Literal["balanced", "random", "baselines", "removal", "flips", "pack", "all"],
+    data: Annotated[Path, typer.Option(envvar="DTL_DATA", help="folder of the images")],
+    scale: Literal["cpu", "gpu"] = "cpu",
+    studies: Annotated[Path, typer.Option(help="folder of the studies")] = Path("studies"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Make the results of the pages about real images."""
+    experiment = Experiment(SIZES[scale], data, studies, device)
+    for name in RUNS if command == "all" else [command]:
+        if name in RUNS:
+            with logged(experiment.folder, name, scale):
+                RUNS[name](experiment)
+    if command in ("pack", "all"):
+        experiment.pack()
+
+
+if __name__ == "__main__":
+    typer.run(main)
