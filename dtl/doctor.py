@@ -60,6 +60,19 @@ def report(quick: bool = False) -> None:
         print(f"- {finding.topic}, {finding.found}: {finding.remedy}")
 
 
+def hardware() -> str:
+    """The GPU, or the processor and its cores to use, in words; for the record of a measurement.
+
+    >>> print(dtl.doctor.hardware())
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    known = Path("/proc/cpuinfo")
+    lines = known.read_text().splitlines() if known.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{joblib.cpu_count()} cores, {name}"
+
+
 def _versions() -> Iterator[Finding]:
     yield Finding("versions", f"python {platform.python_version()}, {platform.platform()}")
     for name in ("dtl", "torch", "torchvision"):

@@ -23,13 +23,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import joblib
 import numpy as np
-import torch
 import typer
 import xarray as xr
 
 import dtl
+from dtl import doctor
 
 NEAREST = {  # a class near to each CIFAR-10 class, a second one for birds and for trucks
     "projectile": "airplane",  # missiles and rockets: there is no plane among the 200
@@ -180,12 +179,11 @@ def logged(folder: Path, name: str, scale: str) -> Iterator[None]:
     git = ["git", "-C", str(Path(__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "diff", "--quiet", "HEAD"]).returncode != 0
-    graphics = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     run: dict[str, Any] = {
         "command": f"python book/results/run.py {name} --scale {scale}",
         "commit": commit + (" with changes" if changed else ""),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "hardware": graphics or f"{joblib.cpu_count()} cores, {processor()}",
+        "hardware": doctor.hardware(),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in ("dtl", "torch", "numpy")},
         "seconds": None,
     }
@@ -195,12 +193,6 @@ def logged(folder: Path, name: str, scale: str) -> Iterator[None]:
     yield
     run["seconds"] = round(time.perf_counter() - start)
     file.write_text(json.dumps([*before, run]))
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(

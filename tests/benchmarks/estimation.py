@@ -36,6 +36,7 @@ import zarr
 from threadpoolctl import threadpool_info
 
 import dtl
+from dtl.doctor import hardware
 
 BATCH, STEP = 1024, 1000  # of the papers' code: models at a time, targets at a time
 SIDE = 4096  # of the square matrices
@@ -167,18 +168,13 @@ def main(
     folder: Annotated[Path | None, typer.Option(help="Where files go for a while; default the system's")] = None,
 ) -> None:
     threads = ", ".join(f"{pool['internal_api']} {pool['num_threads']}" for pool in threadpool_info())
-    print(f"{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.platform()}")
+    print(f"{hardware()}, load {os.getloadavg()[0]:.1f}, {platform.platform()}")
     print(f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}; threads: {threads}")
     if rounds:
         in_memory(classes, models, targets, rounds, time.process_time if cpu else time.perf_counter)
     if examples:
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             out_of_core(examples, example_models, example_targets, Path(temporary))
-
-
-def processor() -> str:
-    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import platform
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -34,6 +33,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import dtl
+from dtl.doctor import hardware
 
 RECIPE = dtl.Recipe()
 PROBE_EPOCHS, PROBE_LR = 15, 0.1
@@ -164,7 +164,7 @@ def main(
             rate[name].append(60 * len(own) / seconds[name][-1])
         print(f"round {r + 1}: " + ", ".join(f"{name} {rate[name][-1]:.0f} a minute" for name in ARMS), flush=True)
 
-    print(f"\n{processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {platform.platform()}")
+    print(f"\n{hardware()}, load {os.getloadavg()[0]:.1f}, {platform.platform()}")
     print(
         f"python {platform.python_version()}, torch {torch.__version__} ({torch.get_num_threads()} threads), "
         f"numpy {np.__version__}, scikit-learn {sklearn.__version__}"
@@ -186,15 +186,6 @@ def main(
             f"| {own.mean():.3f} ({own.std(ddof=1):.3f}) "
             f"| {same.mean():.3f}, difference {gap.mean():+.3f} ± {gap.std(ddof=1) / len(gap) ** 0.5:.3f} |"
         )
-
-
-def processor() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        names = [line.split(":")[1].strip() for line in information.read_text().splitlines() if "model name" in line]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

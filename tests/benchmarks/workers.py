@@ -15,7 +15,6 @@ store and to see that nothing is left to do.
 """
 
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -31,6 +30,7 @@ from distributed import Client, LocalCluster
 
 import dtl
 from dtl import workers
+from dtl.doctor import hardware
 
 
 def processor_time(client: Client | None) -> float:
@@ -78,9 +78,8 @@ def main(
         client.close()
         cluster.close()
 
-    cpu = next((x.split(":")[1].strip() for x in cpuinfo() if x.startswith("model name")), platform.machine())
     print(f"{models} models, {recipe.models_at_once} at once, {rounds} interleaved rounds")
-    print(f"{os.cpu_count()} cores, {cpu}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
+    print(f"{hardware()}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}")
     print(f"{'':20}{'wall s, median (min-max)':>28}{'processor s, median (min-max)':>32}{'ratio':>8}")
     base = statistics.median(wall["1 thread"])
     for name in arms:
@@ -107,11 +106,6 @@ def round_trips(client: Client, study: dtl.Study, n: int = 100) -> list[float]:
 
 def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
-
-
-def cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":
