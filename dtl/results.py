@@ -45,9 +45,7 @@ def open(name: str, folder: str | Path | None = None) -> xr.DataTree:
         path = manifest.with_name(file)
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "nothing"
         if found != digest:
-            raise ValueError(
-                f"{path} is not what was measured (SHA-256 {digest[:12]}, found {found[:12]}): get it again"
-            )
+            raise ValueError(f"{path} is not what was measured: SHA-256 {found[:12]}, not {digest[:12]}; get it again")
     tree = xr.load_datatree(manifest.with_name("results.nc"), engine="h5netcdf")
     tree.attrs = facts
     return tree

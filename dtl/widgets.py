@@ -95,7 +95,7 @@ def picker(
 
 def class_picker(
     influence: Influence,
-    problem: TransferProblem,
+    problem: TransferProblem | tuple[Sequence[str], Sequence[str]],
     k: int = 5,
     n_images: int = 4,
     description: str = "target class",
@@ -105,7 +105,7 @@ def class_picker(
     Parameters
     ----------
     influence : one column for each target class, as `study.influence(by="class")` gives.
-    problem : source images and class names.
+    problem : source images and class names; or only names of source and of target classes, for figures without images.
     k : source classes per side.
     n_images : images shown of each source class.
 
@@ -117,11 +117,14 @@ def class_picker(
     --------
     >>> dtl.widgets.class_picker(study.influence(by="class"), problem)
     """
-    sources, targets = problem.source.classes, problem.target_train.classes
+    if isinstance(problem, tuple):
+        dataset, (sources, targets) = None, (tuple(map(str, names)) for names in problem)
+    else:
+        dataset, sources, targets = problem.source, problem.source.classes, problem.target_train.classes
     if influence.values.shape != (len(sources), len(targets)):
         raise ValueError(
-            f"the influence has shape {influence.values.shape}, but the problem has {len(sources)} source and "
-            f"{len(targets)} target classes: estimate it with study.influence(by='class')."
+            f"the influence has shape {influence.values.shape}, but there are {len(sources)} source and {len(targets)} "
+            "target classes: estimate it with study.influence(by='class')."
         )
     tables = [plots.strongest(influence, sources, column, k) for column in range(len(targets))]
     # One scale for all figures, so that target classes can be compared.
@@ -132,7 +135,7 @@ def class_picker(
 
     def figure(target: str) -> Figure:
         column = targets.index(target)
-        ax = plots.influence_bars(influence, sources, column, k, problem.source, n_images, title=target)
+        ax = plots.influence_bars(influence, sources, column, k, dataset, n_images, title=target)
         ax.set_xlim(low - margin, high + margin)
         return cast(Figure, ax.figure)
 

@@ -211,11 +211,22 @@ def test_class_picker_first_child_reads_alone_and_is_light():
     assert len(first) < 80_000 and "http" not in first and "<script" not in first
 
 
+def test_class_picker_from_names_alone_has_no_pictures(monkeypatch):
+    given, original = [], plots.influence_bars
+
+    def spy(*args, **options):
+        given.append(args[4])
+        return original(*args, **options)
+
+    monkeypatch.setattr(plots, "influence_bars", spy)
+    picker = widgets.class_picker(influence(), (np.array(SOURCES), list(TARGETS)), k=2)
+    assert given == [None] * 3
+    assert len(Page(parts(picker)[1].children[0].value).images) == 1
+
+
 def test_class_picker_refuses_an_influence_per_example():
     example = Influence(np.zeros((6, 40)), np.ones((6, 40)), np.zeros(40), "difference", "balanced", 40)
-    with pytest.raises(
-        ValueError, match=r"shape \(6, 40\), but the problem has 6 source and 3 target classes.*by='class'"
-    ):
+    with pytest.raises(ValueError, match=r"shape \(6, 40\), but there are 6 source and 3 target classes.*by='class'"):
         widgets.class_picker(example, problem())
 
 

@@ -1,0 +1,99 @@
+"""Results that ship with the book: what is written is read, what was changed is refused, what is there adds up."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import dtl
+from dtl import results
+
+SHIPPED = sorted(path.parent.name for path in results.FOLDER.glob("*/manifest.json"))
+RUN = {
+    "command": "python run.py a", "commit": "abc1234", "date": "2026-01-02T03:04:05+00:00", "hardware": "2 cores, Abacus",
+    "versions": {"torch": "2.11.0"}, "seconds": 90,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tree() -> xr.DataTree:
+    rng = np.random.default_rng(0)
+    data = {"margin": (("model", "target"), rng.normal(size=(6, 50)).astype(np.float32))}
+    split = ("target", np.repeat(["validation", "test"], 25))
+    a = xr.Dataset(data, coords={"split": split, "source_name": ("source", ["goose", "äöü"])})
+    return xr.DataTree.from_dict({"a": a, "b": xr.Dataset({"n": 3})})
+
+
+def write(tmp_path: Path, tree: xr.DataTree) -> Path:
+    return results.save(tmp_path / "mine", tree, {"runs": {"a": [RUN | {"seconds": None}, RUN]}, "settings": {}})
+
+
+def test_what_is_saved_is_opened(tmp_path: Path, tree: xr.DataTree) -> None:
+    write(tmp_path, tree)
+    found = results.open("mine", tmp_path)
+    xr.testing.assert_identical(found["a"].to_dataset(), tree["a"].to_dataset())
+    assert int(found["b"].n) == 3
+    assert found.attrs["runs"]["a"][1] == RUN
+
+
+def test_certificate(tmp_path: Path, tree: xr.DataTree) -> None:
+    write(tmp_path, tree)
+    found = results.open("mine", tmp_path)
+    digest = found.attrs["files"]["results.nc"]
+    assert results.certificate(found, "a") == (
+        "python run.py a\ncommit abc1234, 2026-01-02, 2 minutes in 2 pieces on 2 cores, Abacus\n"
+        f"torch 2.11.0\nresults.nc sha256 {digest[:16]}"
+    )
+
+
+def test_changed_results_are_refused(tmp_path: Path, tree: xr.DataTree) -> None:
+    file = write(tmp_path, tree) / "results.nc"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(
+        ValueError, match=r"results.nc is not what was measured: SHA-256 \w{12}, not \w{12}; get it again"
+    ):
+        results.open("mine", tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match="is not what was measured: SHA-256 nothing"):
+        results.open("mine", tmp_path)
+
+
+def test_unknown_results(tmp_path: Path, tree: xr.DataTree) -> None:
+    write(tmp_path, tree)
+    with pytest.raises(FileNotFoundError, match="no results 'yours' in .*: there are mine.*run.py all"):
+        results.open("yours", tmp_path)
+
+
+def test_rounding_is_as_small_as_it_says() -> None:
+    values = xr.DataArray(np.random.default_rng(0).normal(size=(4, 1000)).astype(np.float32), dims=("a", "b"))
+    for bits in (5, 8):
+        off = np.abs(results.rounded(values, bits) / values - 1).values
+        assert 0.5 * 2 ** -(bits + 1) < off.max() <= 2 ** -(bits + 1)
+    assert results.rounded(values).dims == values.dims
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_results_are_small_and_say_where_they_come_from(name: str) -> None:
+    found = results.open(name)
+    folder = results.FOLDER / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 20e6
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *found.attrs["files"]}
+    assert "/" not in json.dumps(found.attrs["problem"])  # no place on the machine that made them
+    for runs in found.attrs["runs"].values():
+        assert runs[-1]["seconds"] and runs[-1]["hardware"] and "changes" not in runs[-1]["commit"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_subsets_are_those_of_their_design(name: str) -> None:
+    found = results.open(name)
+    for part in ("balanced", "random"):
+        settings, node = found.attrs["settings"][part], found[part]
+        masks = dtl.subset_masks(node.sizes["source"], node.sizes["model"], settings["design"], seed=settings["seed"])
+        np.testing.assert_array_equal(node["mask"].values, masks)
+        right, margin = node["correct"].values, node["margin"].values
+        assert right[margin > 0].all()  # more than half of the probability
+        assert 0.2 < right[margin < 0].mean() + 0.2 < right.mean() + 0.2
