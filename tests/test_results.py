@@ -12,8 +12,8 @@ from dtl import results
 
 SHIPPED = sorted(path.parent.name for path in results.FOLDER.glob("*/manifest.json"))
 RUN = {
-    "command": "python run.py a", "commit": "abc1234", "date": "2026-01-02T03:04:05+00:00", "hardware": "2 cores, Abacus",
-    "versions": {"torch": "2.11.0"}, "seconds": 90,
+    "command": "python run.py a", "commit": "abc1234", "date": "2026-01-02T03:04:05+00:00",
+    "hardware": "2 cores, Abacus", "versions": {"torch": "2.11.0"}, "seconds": 90,
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def test_what_is_saved_is_opened(tmp_path: Path, tree: xr.DataTree) -> None:
     write(tmp_path, tree)
     found = results.open("mine", tmp_path)
     xr.testing.assert_identical(found["a"].to_dataset(), tree["a"].to_dataset())
-    assert int(found["b"].n) == 3
+    assert int(found["b"].to_dataset()["n"]) == 3
     assert found.attrs["runs"]["a"][1] == RUN
 
 
@@ -91,9 +91,9 @@ def test_shipped_results_are_small_and_say_where_they_come_from(name: str) -> No
 def test_shipped_subsets_are_those_of_their_design(name: str) -> None:
     found = results.open(name)
     for part in ("balanced", "random"):
-        settings, node = found.attrs["settings"][part], found[part]
+        settings, node = found.attrs["settings"][part], found[part].to_dataset()
         masks = dtl.subset_masks(node.sizes["source"], node.sizes["model"], settings["design"], seed=settings["seed"])
         np.testing.assert_array_equal(node["mask"].values, masks)
         right, margin = node["correct"].values, node["margin"].values
         assert right[margin > 0].all()  # more than half of the probability
-        assert 0.2 < right[margin < 0].mean() + 0.2 < right.mean() + 0.2
+        assert right[margin < 0].mean() < 0.5 * right.mean()
