@@ -6,6 +6,7 @@ commit, date, hardware, versions and seconds; recipe, settings and seeds; SHA-25
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,41 @@ from numcodecs import BitRound
 FOLDER = Path(__file__).parents[1] / "book/results"
 
 
-def open(name: str, folder: str | Path | None = None) -> xr.DataTree:
-    """Results by name, verified and in memory; the manifest is in `attrs`.
+@dataclass(frozen=True)
+class Results:
+    """Datasets by name, in memory, and the manifest that they agree with.
+
+    >>> results = dtl.results.open("imagenet20-cifar10")
+    >>> results["balanced"].margin.dims
+    ('transfer', 'model', 'target')
+    """
+
+    parts: dict[str, xr.Dataset]
+    manifest: dict[str, Any]
+
+    def __getitem__(self, name: str) -> xr.Dataset:
+        if name not in self.parts:
+            raise KeyError(f"no {name!r} among these results: they hold {', '.join(self.parts)}")
+        return self.parts[name]
+
+    def certificate(self, run: str) -> str:
+        """Where one part of the results comes from, in four lines for a page to print.
+
+        >>> print(results.certificate("balanced"))
+        """
+        pieces = self.manifest["runs"][run]
+        last, seconds = pieces[-1], sum(piece["seconds"] or 0 for piece in pieces)
+        took = f"{seconds / 60:.0f} minutes" + (f" in {len(pieces)} pieces" if len(pieces) > 1 else "")
+        versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
+        file, digest = next(iter(self.manifest["files"].items()))
+        return (
+            f"{last['command']}\ncommit {last['commit']}, {last['date'][:10]}, {took} on {last['hardware']}\n"
+            f"{versions}\n{file} sha256 {digest[:16]}"
+        )
+
+
+def open(name: str, folder: str | Path | None = None) -> Results:
+    """Results by name, verified.
 
     Parameters
     ----------
@@ -28,9 +62,7 @@ def open(name: str, folder: str | Path | None = None) -> xr.DataTree:
     FileNotFoundError : there are no such results; says what there is
     ValueError : a file is not the one that the manifest describes
 
-    >>> results = dtl.results.open("imagenet20-cifar10")
-    >>> results["balanced"].margin.dims
-    ('transfer', 'model', 'target')
+    >>> dtl.results.open("imagenet20-cifar10")["removal"].test.mean("seed")
     """
     folder = FOLDER if folder is None else Path(folder)
     manifest = folder / name / "manifest.json"
@@ -47,18 +79,20 @@ def open(name: str, folder: str | Path | None = None) -> xr.DataTree:
         if found != digest:
             raise ValueError(f"{path} is not what was measured: SHA-256 {found[:12]}, not {digest[:12]}; get it again")
     tree = xr.load_datatree(manifest.with_name("results.nc"), engine="h5netcdf")
-    tree.attrs = facts
-    return tree
+    parts = {name: node.to_dataset() for name, node in tree.children.items()}
+    for part, settings in facts["settings"].items():
+        parts[part].attrs["settings"] = settings
+    return Results(parts, facts)
 
 
-def save(folder: str | Path, tree: xr.DataTree, facts: dict[str, Any]) -> Path:
+def save(folder: str | Path, parts: dict[str, xr.Dataset], facts: dict[str, Any]) -> Path:
     """Write results and their manifest, compressed without loss; returns the folder.
 
-    facts : plain data for the manifest, with `runs`: name of a group of the tree -> runs that made it
+    facts : plain data for the manifest, with `runs`, part -> the runs that made it, and `settings`, part -> settings
 
-    >>> dtl.results.save("book/results/mine", tree, {"runs": {}})
+    >>> dtl.results.save("book/results/mine", {"removal": curve}, {"runs": {}, "settings": {}})
     """
-    folder = Path(folder)
+    folder, tree = Path(folder), xr.DataTree.from_dict(parts)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.nc"
     small = {"zlib": True, "complevel": 9, "shuffle": True}
@@ -82,19 +116,3 @@ def rounded(values: xr.DataArray, bits: int = 8) -> xr.DataArray:
     codec = BitRound(keepbits=bits)
     found: Any = codec.decode(codec.encode(np.float32(values.values)))
     return values.copy(data=found.reshape(values.shape))
-
-
-def certificate(results: xr.DataTree, run: str) -> str:
-    """Where one part of the results comes from, for a page to print.
-
-    >>> print(dtl.results.certificate(results, "balanced"))
-    """
-    pieces = results.attrs["runs"][run]
-    last, seconds = pieces[-1], sum(piece["seconds"] or 0 for piece in pieces)
-    took = f"{seconds / 60:.0f} minutes" + (f" in {len(pieces)} pieces" if len(pieces) > 1 else "")
-    versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
-    file, digest = next(iter(results.attrs["files"].items()))
-    return (
-        f"{last['command']}\ncommit {last['commit']}, {last['date'][:10]}, {took} on {last['hardware']}\n"
-        f"{versions}\n{file} sha256 {digest[:16]}"
-    )

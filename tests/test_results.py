@@ -18,38 +18,41 @@ RUN = {
 
 
 @pytest.fixture
-def tree() -> xr.DataTree:
+def parts() -> dict[str, xr.Dataset]:
     rng = np.random.default_rng(0)
     data = {"margin": (("model", "target"), rng.normal(size=(6, 50)).astype(np.float32))}
     split = ("target", np.repeat(["validation", "test"], 25))
     a = xr.Dataset(data, coords={"split": split, "source_name": ("source", ["goose", "äöü"])})
-    return xr.DataTree.from_dict({"a": a, "b": xr.Dataset({"n": 3})})
+    return {"a": a, "b": xr.Dataset({"n": 3})}
 
 
-def write(tmp_path: Path, tree: xr.DataTree) -> Path:
-    return results.save(tmp_path / "mine", tree, {"runs": {"a": [RUN | {"seconds": None}, RUN]}, "settings": {}})
+def write(tmp_path: Path, parts: dict[str, xr.Dataset]) -> Path:
+    facts = {"runs": {"a": [RUN | {"seconds": None}, RUN]}, "settings": {"b": {"seed": 1}}}
+    return results.save(tmp_path / "mine", parts, facts)
 
 
-def test_what_is_saved_is_opened(tmp_path: Path, tree: xr.DataTree) -> None:
-    write(tmp_path, tree)
+def test_what_is_saved_is_opened(tmp_path: Path, parts: dict[str, xr.Dataset]) -> None:
+    write(tmp_path, parts)
     found = results.open("mine", tmp_path)
-    xr.testing.assert_identical(found["a"].to_dataset(), tree["a"].to_dataset())
-    assert int(found["b"].to_dataset()["n"]) == 3
-    assert found.attrs["runs"]["a"][1] == RUN
+    xr.testing.assert_identical(found["a"], parts["a"])
+    assert int(found["b"]["n"]) == 3 and found["b"].attrs["settings"] == {"seed": 1}
+    assert found.manifest["runs"]["a"][1] == RUN
+    with pytest.raises(KeyError, match="no 'c' among these results: they hold a, b"):
+        found["c"]
 
 
-def test_certificate(tmp_path: Path, tree: xr.DataTree) -> None:
-    write(tmp_path, tree)
+def test_certificate(tmp_path: Path, parts: dict[str, xr.Dataset]) -> None:
+    write(tmp_path, parts)
     found = results.open("mine", tmp_path)
-    digest = found.attrs["files"]["results.nc"]
-    assert results.certificate(found, "a") == (
+    digest = found.manifest["files"]["results.nc"]
+    assert found.certificate("a") == (
         "python run.py a\ncommit abc1234, 2026-01-02, 2 minutes in 2 pieces on 2 cores, Abacus\n"
         f"torch 2.11.0\nresults.nc sha256 {digest[:16]}"
     )
 
 
-def test_changed_results_are_refused(tmp_path: Path, tree: xr.DataTree) -> None:
-    file = write(tmp_path, tree) / "results.nc"
+def test_changed_results_are_refused(tmp_path: Path, parts: dict[str, xr.Dataset]) -> None:
+    file = write(tmp_path, parts) / "results.nc"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
@@ -62,8 +65,8 @@ def test_changed_results_are_refused(tmp_path: Path, tree: xr.DataTree) -> None:
         results.open("mine", tmp_path)
 
 
-def test_unknown_results(tmp_path: Path, tree: xr.DataTree) -> None:
-    write(tmp_path, tree)
+def test_unknown_results(tmp_path: Path, parts: dict[str, xr.Dataset]) -> None:
+    write(tmp_path, parts)
     with pytest.raises(FileNotFoundError, match="no results 'yours' in .*: there are mine.*run.py all"):
         results.open("yours", tmp_path)
 
@@ -71,7 +74,7 @@ def test_unknown_results(tmp_path: Path, tree: xr.DataTree) -> None:
 def test_rounding_is_as_small_as_it_says() -> None:
     values = xr.DataArray(np.random.default_rng(0).normal(size=(4, 1000)).astype(np.float32), dims=("a", "b"))
     for bits in (5, 8):
-        off = np.abs(results.rounded(values, bits) / values - 1).values
+        off = np.abs(results.rounded(values, bits).to_numpy() / values.to_numpy() - 1)
         assert 0.5 * 2 ** -(bits + 1) < off.max() <= 2 ** -(bits + 1)
     assert results.rounded(values).dims == values.dims
 
@@ -81,9 +84,9 @@ def test_shipped_results_are_small_and_say_where_they_come_from(name: str) -> No
     found = results.open(name)
     folder = results.FOLDER / name
     assert sum(path.stat().st_size for path in folder.iterdir()) < 20e6
-    assert {path.name for path in folder.iterdir()} == {"manifest.json", *found.attrs["files"]}
-    assert "/" not in json.dumps(found.attrs["problem"])  # no place on the machine that made them
-    for runs in found.attrs["runs"].values():
+    assert {path.name for path in folder.iterdir()} == {"manifest.json", *found.manifest["files"]}
+    assert "/" not in json.dumps(found.manifest["problem"])  # no place on the machine that made them
+    for runs in found.manifest["runs"].values():
         assert runs[-1]["seconds"] and runs[-1]["hardware"] and "changes" not in runs[-1]["commit"]
 
 
@@ -91,7 +94,7 @@ def test_shipped_results_are_small_and_say_where_they_come_from(name: str) -> No
 def test_shipped_subsets_are_those_of_their_design(name: str) -> None:
     found = results.open(name)
     for part in ("balanced", "random"):
-        settings, node = found.attrs["settings"][part], found[part].to_dataset()
+        settings, node = found.manifest["settings"][part], found[part]
         masks = dtl.subset_masks(node.sizes["source"], node.sizes["model"], settings["design"], seed=settings["seed"])
         np.testing.assert_array_equal(node["mask"].values, masks)
         right, margin = node["correct"].values, node["margin"].values

@@ -147,13 +147,13 @@ class Experiment:
         runs = {log.stem: json.loads(log.read_text()) for log in sorted(self.folder.glob("*.json"))}
         studies = {"balanced": self.balanced, "random": self.random, **self.baselines}
         parts = {name: compact(study.results) for name, study in studies.items()}
-        tree = xr.DataTree.from_dict(parts | {"removal": self.removal(), "flips": self.flips()})
+        parts |= {"removal": self.removal(), "flips": self.flips()}
         facts = {
             "problem": {"load": "imagenet200-cifar10", "options": self.size.options},
             "settings": {name: study.settings for name, study in studies.items()},
             "runs": runs,
         }
-        folder = dtl.results.save(Path(__file__).parent / self.size.name, tree, facts)
+        folder = dtl.results.save(Path(__file__).parent / self.size.name, parts, facts)
         print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
 
 
