@@ -20,10 +20,10 @@ from dask.utils import format_bytes, format_time
 from typer.core import TyperGroup
 
 from dtl import config, doctor
-from dtl.export import check_file, influence_of, influence_table, read_results, write
+from dtl.export import check_file, influence_table, read_results, write
 from dtl.removal import ORDERS, removal_curve, select
 from dtl.store import read
-from dtl.study import Study
+from dtl.study import Study, influence_of
 from dtl.training import resolve_device
 
 if TYPE_CHECKING:
@@ -94,7 +94,9 @@ Scheduler = Annotated[
     str | None, flag("--scheduler", "ADDRESS", "address of a Dask scheduler whose workers shall train")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print expected time and bytes; train and write nothing")]
-Method = Annotated[str, typer.Option(metavar="METHOD", help="difference, ols or ridge", rich_help_panel=INFLUENCE)]
+Method = Annotated[
+    str | None, flag("--method", "METHOD", "difference, ols or ridge; default: what suits the design", INFLUENCE)
+]
 Output = Annotated[
     str, typer.Option(metavar="OUTPUT", help="margin, probability or correct", rich_help_panel=INFLUENCE)
 ]
@@ -222,7 +224,7 @@ def status(store: StoreOf) -> None:
 def show_influence(
     store: StoreOf,
     by: Annotated[str, typer.Option(metavar="GROUPS", help="all: the whole target; class: each target class")] = "all",
-    method: Method = "difference",
+    method: Method = None,
     output: Output = "margin",
     transfer: Regime = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="validation or test", rich_help_panel=INFLUENCE)] = (
@@ -243,7 +245,7 @@ def show_influence(
     results = read_results(store)
     influence = influence_of(results, method, output, transfer, split, by)
     table = influence_table(results, influence, by)
-    print(f"{influence.n_models} models, {method} of the {output} on {split} examples")
+    print(f"{influence.n_models} models, {influence.method} of the {output} on {split} examples")
     width = max(len(str(name)) for name in table["source"])
     for target, group in table.groupby("target", sort=False):
         print(f"\n{target}, reliability {group['reliability'].iloc[0]:.2f}")
@@ -271,7 +273,7 @@ def export(
     check_file(out, ".nc", ".zarr.zip", ".csv")
     results = read_results(store)
     if out.suffix == ".csv":
-        influence = influence_of(results, "difference", "margin", None, "validation", "class")
+        influence = influence_of(results, by="class")
         save(out, influence_table(results, influence, "class"))
     else:
         save(out, results)
@@ -294,7 +296,7 @@ def remove(
     source: Source = None,
     target: Target = None,
     option: ProblemOption = None,
-    method: Method = "difference",
+    method: Method = None,
     output: Output = "margin",
     device: Device = None,
     dry_run: DryRun = False,

@@ -98,7 +98,7 @@ class Store:
     ) -> zarr.Group:  # fmt: skip
         """The group open for writing, with room for every model; may be repeated after a kill at any point.
 
-        constants : (target,) arrays;  per_model : arrays with models first, the second dimension being source
+        constants : (target,) arrays;  per_model : arrays with models first, then source, or uint8 of eight each
         outputs : name -> dtype of arrays (transfer, model, target), with (transfers, targets) = `shape`
         """
         if self.zarr.read_only:
@@ -111,7 +111,8 @@ class Store:
                 _room(root, name, values.shape, values.shape, values.dtype, ("target",), axis=0)[:] = values
             n_models = len(next(iter(per_model.values())))
             for name, values in per_model.items():
-                chunks, dims = (batch, *values.shape[1:]), ("model", "source")[: values.ndim]
+                units = "packed_source" if values.dtype == np.uint8 else "source"
+                chunks, dims = (batch, *values.shape[1:]), ("model", units)[: values.ndim]
                 _room(root, name, values.shape, chunks, values.dtype, dims, axis=0)[:n_models] = values
             for name, dtype in outputs.items():
                 full, chunks = (shape[0], n_models, shape[1]), (1, batch, shape[1])
@@ -271,7 +272,7 @@ def _room(
 ) -> zarr.Array:  # fmt: skip
     """The array `name` with at least shape[axis] models."""
     if name not in root:
-        fill = {"f": np.nan, "i": -1, "b": False}[dtype.kind]
+        fill = {"f": np.nan, "i": -1, "b": False, "u": 0}[dtype.kind]
         root.create_array(
             name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dims, fill_value=fill, compressors=CODECS
         )

@@ -470,6 +470,16 @@ def test_exports_hold_the_results(reference, store, no_data, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"x.nc", "x.zarr.zip", "x.csv"}
 
 
+def test_a_study_of_examples_is_exported_and_analysed(problem, recipe, no_data, tmp_path):
+    study = dtl.Study(problem, recipe, "paired", unit="example", store=tmp_path / "x").run(48, progress=False)
+    expected = study.influence(by="all")
+    call("influence", tmp_path / "x", "--out", tmp_path / "x.csv")
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "x.csv")["influence"], expected.values[:, 0])
+    call("export", tmp_path / "x", tmp_path / "x.nc")
+    with xr.open_dataset(tmp_path / "x.nc", engine="h5netcdf") as found:
+        xr.testing.assert_equal(found.load().drop_attrs(), study.results.load().drop_attrs())
+
+
 def test_export_of_an_unfinished_store(reference, store, tmp_path):
     shutil.copytree(store, tmp_path / "toy")
     done = zarr.open_array(tmp_path / "toy", path="done", mode="r+")

@@ -89,7 +89,8 @@ def test_outputs_agree_with_each_other_and_with_results(reference):
     np.testing.assert_array_equal(reference.outputs(), chosen)
     for bad in ({"output": "loss"}, {"transfer": "fixed+bn"}, {"split": "train"}):
         with pytest.raises(
-            ValueError, match=f"unknown '{next(iter(bad.values()))}': this study has ".replace("+", r"\+")
+            ValueError,
+            match=f"unknown {next(iter(bad))} '{next(iter(bad.values()))}': this study has ".replace("+", r"\+"),
         ):
             reference.outputs(**bad)
 
@@ -455,6 +456,78 @@ def test_an_example_study_leaves_out_examples(problem, recipe):
     np.testing.assert_array_equal(study.masks, dtl.subset_masks(len(problem.source), 8))
     by_class = study.influence(by="class")
     assert by_class.values.shape == (len(problem.source), 4) and np.isfinite(by_class.stderr).all()
+
+
+def example_study(problem, recipe, store=None):
+    """477 images, so that the last byte of packed masks is not full."""
+    few = dataclasses.replace(problem, source=problem.source.subset(np.arange(477)))
+    return dtl.Study(few, recipe, design="paired", transfer=("fixed", "full"), unit="example", store=store)
+
+
+def test_masks_of_examples_are_packed_on_disk(problem, recipe, tmp_path):
+    study = example_study(problem, recipe, tmp_path / "s").run(6, progress=False)
+    expected = dtl.subset_masks(477, 6, "paired")
+    stored = zarr.open_group(tmp_path / "s", mode="r")["mask"]
+    assert isinstance(stored, zarr.Array) and stored.dtype == np.uint8 and stored.nbytes == 6 * 60
+    np.testing.assert_array_equal(stored[:], np.packbits(expected, axis=1))
+    assert isinstance(study.results["mask"].data, dask.array.Array), "read when used"
+    assert study.results["mask"].dtype == bool and study.results["mask"].dims == ("model", "source")
+    np.testing.assert_array_equal(study.masks, expected)
+
+
+def test_example_studies_merge_resume_and_repair(problem, recipe, tmp_path, caplog):
+    study = example_study(problem, recipe, tmp_path / "all").run(8, progress=False)
+    one = example_study(problem, recipe, tmp_path / "one").run(4, progress=False)
+    example_study(problem, recipe, tmp_path / "two").run(8, progress=False, start=4)
+    same(one.merge(tmp_path / "two"), study)
+    same(example_study(problem, recipe).run(4, progress=False).run(8, progress=False), study)
+    (tmp_path / "all" / "mask" / "c" / "1" / "0").write_bytes(b"")
+    with pytest.raises(ValueError, match="mask of models 4 to 7 in .* is damaged"):
+        study.masks  # noqa: B018
+    same(study.run(8, progress=False, repair=True), one)
+
+
+def test_influences_of_examples_out_of_core(problem, recipe, tmp_path, caplog):
+    """As in memory, from masks that stay packed; again, it does nothing; after more models, it is refused."""
+    study = example_study(problem, recipe, tmp_path / "s").run(48, progress=False)
+    with caplog.at_level(logging.INFO):
+        for options in ({}, {"output": "correct", "transfer": "full", "split": "test"}):
+            where = tmp_path / f"{len(options)}.zarr"
+            found = study.influence_to_zarr(where, **options, tile=(64, 16))
+            assert "24 tiles of 64 units x 16 targets to do" in caplog.text
+            caplog.clear()
+            expected = study.influence("difference", **options)
+            for name, values in (("influence", expected.values), ("stderr", expected.stderr)):
+                np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(found["reliability"], expected.reliability, atol=1e-5)
+            xr.testing.assert_identical(study.influence_to_zarr(where, **options, tile=(64, 16)).load(), found.load())
+            assert "0 tiles of" in caplog.text
+            caplog.clear()
+    with pytest.raises(ValueError, match="was made with other outputs"):
+        study.influence_to_zarr(where, tile=(64, 16))
+    with pytest.raises(ValueError, match="was made with other method"):
+        study.influence_to_zarr(tmp_path / "s")
+    with pytest.raises(ValueError, match="was made with other n_models, masks, outputs"):
+        study.run(52, progress=False).influence_to_zarr(tmp_path / "0.zarr", tile=(64, 16))
+
+
+def test_influences_out_of_core_after_a_cut_run(problem, recipe, caplog, tmp_path):
+    """Batches of three: models 3 to 5 are lost, so that 2 has no complement."""
+    study = example_study(problem, dataclasses.replace(recipe, models_at_once=3)).run(48, progress=False)
+    root = zarr.open_group(study.store.zarr, mode="r+")
+    root["done"][3:6] = False  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    expected, found = study.influence(), study.influence_to_zarr(tmp_path / "i")
+    assert expected.n_models == found.attrs["n_models"] == 44
+    np.testing.assert_allclose(found["influence"], expected.values, rtol=1e-4, atol=1e-6)
+    assert "1 models are left out" in caplog.text
+
+
+def test_influences_of_classes_go_to_disk_too(problem, recipe, tmp_path):
+    study = run(problem, recipe, 46)
+    found = study.influence_to_zarr(tmp_path / "i")
+    np.testing.assert_allclose(found["influence"], study.influence("difference").values, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="predictions are numbers of classes"):
+        study.influence_to_zarr(tmp_path / "p", "prediction")
 
 
 def test_subsets_of_unequal_schedules(uneven, recipe):
