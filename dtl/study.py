@@ -333,9 +333,9 @@ class Study:
         >>> found.influence[:, 7].values.argsort()[:5]      # the source examples that hurt target example 7 most
         """
         outputs = comparable(self.results, output, transfer, split)
-        masks = read(self.store.open(), "mask").isel(model=outputs["model"].values)
+        masks: Any = read(self.store.open(), "mask").isel(model=outputs["model"].values).data
         n_units = None if self.unit == "class" else self.n_units
-        return influence_to_zarr(masks.data, outputs.data, store, self.design, n_units, tile)
+        return influence_to_zarr(masks, outputs.data, store, self.design, n_units, tile)
 
 
 def results_of(root: zarr.Group) -> xr.Dataset:
