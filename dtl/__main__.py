@@ -85,7 +85,7 @@ ProblemOption = Annotated[
 ]
 Models = Annotated[int | None, flag("--models", "N", "models that the study shall have", STUDY)]
 Weights = Annotated[
-    Path | None, flag("--weights", "FOLDER", "keep source weights there, and train none that are there", STUDY)
+    str | None, flag("--weights", "FOLDER", "keep source weights there, and train none that are there", STUDY)
 ]
 Start = Annotated[int, typer.Option(metavar="N", help="first model, to share a study between stores")]
 Repair = Annotated[bool, typer.Option("--repair", help="read the store first; train models of damaged chunks again")]
@@ -114,7 +114,7 @@ def run(
     target: Target = None,
     option: ProblemOption = None,
     models: Models = None,
-    store: Annotated[Path | None, flag("--store", "FOLDER", "where results are kept", STUDY)] = None,
+    store: Annotated[str | None, flag("--store", "FOLDER", "where results are kept", STUDY)] = None,
     recipe: Annotated[
         list[str] | None, flag("--recipe", "NAME=VALUE", "a setting of dtl.Recipe, such as epochs=4; repeatable", STUDY)
     ] = None,
@@ -286,7 +286,7 @@ def remove(
     orders: Annotated[str, typer.Option(metavar="LIST", help="which classes first")] = ",".join(ORDERS),
     seeds: Annotated[int, typer.Option(metavar="N", help="retrainings for each order and count")] = 10,
     keep: Annotated[
-        Path | None, flag("--store", "FOLDER", "keep the retrained models' outputs there, and resume from it")
+        str | None, flag("--store", "FOLDER", "keep the retrained models' outputs there, and resume from it")
     ] = None,
     out: Annotated[Path | None, flag("--out", "FILE.csv", "write the curve to a file, too")] = None,
     seed: Annotated[
@@ -299,6 +299,7 @@ def remove(
     method: Method = None,
     output: Output = "margin",
     device: Device = None,
+    scheduler: Scheduler = None,
     dry_run: DryRun = False,
 ) -> None:
     """Retrain without the most harmful (negative), most helpful (positive) or random classes, and transfer again.
@@ -312,15 +313,20 @@ def remove(
         raise ValueError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}") from None
     if out:
         check_file(out, ".csv")
-    where = str(resolve_device(device or "auto"))
+    device = device or "auto"
+    where = device if scheduler else str(resolve_device(device))
     study = stored(store, problem, source, target, option).study()
     influence = study.influence(method, output, by="all")
     if dry_run:
         n_models = seeds * (1 + len(names) * len(set(numbers) - {0}))
         everything = np.ones((n_models, study.n_units), dtype=bool)
-        estimate(Study(study.problem, study.recipe, everything, study.transfer[:1], unit=study.unit), n_models, where)
+        retrained = Study(study.problem, study.recipe, everything, study.transfer[:1], unit=study.unit)
+        estimate(retrained, n_models, str(resolve_device(device)))
         return
-    curve = removal_curve(study, influence, numbers, names, seeds, store=keep, seed=seed, device=where)
+    with client_of(scheduler) as client:
+        curve = removal_curve(
+            study, influence, numbers, names, seeds, store=keep, seed=seed, device=where, client=client
+        )
     mean, error = curve["test"].mean("seed"), curve["test"].std("seed", ddof=1) / seeds**0.5
     print(f"test accuracy, {curve.attrs['transfer']} transfer, mean +- standard error of {seeds} retrainings")
     print("removed ", *(f"{count:>15}" for count in curve["count"].values))

@@ -22,7 +22,7 @@ from dtl.design import DESIGNS, subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
 from dtl.models import PARALLEL
 from dtl.progress import progress as progress_line
-from dtl.store import Store, read
+from dtl.store import Store, local_folder, read
 from dtl.tiles import influence_to_zarr
 from dtl.training import Recipe, check_size, resolve_device
 from dtl.transfer import REGIMES, Outputs
@@ -48,7 +48,7 @@ class Study:
     design : "balanced", "random" or "paired" (see `subset_masks`), or subsets of your own, bool (models, units)
     transfer : one or more of "fixed", "fixed+bn", "full"
     store : folder of the results (Zarr); without one they live in memory. A store of the same study is continued, a
-        store of another one is refused
+        store of another one is refused, unless that has saved no model
     seed : subsets, initial weights and order of examples are functions of it and of a model's number
     fraction : share of the units in a subset, for design "random"
     unit : "class" or "example": what a subset holds or leaves out, and so what influences are influences of
@@ -72,7 +72,7 @@ class Study:
         unit: str = "class",
         weights: str | Path | None = None,
     ) -> None:
-        self.weights = None if weights is None else Path(weights).absolute()
+        self.weights = None if weights is None else local_folder(weights).absolute()
         self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):

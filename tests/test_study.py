@@ -18,10 +18,11 @@ import pytest
 import torch
 import xarray as xr
 import zarr
-from zarr.storage import LocalStore, MemoryStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 import dtl
 from dtl import workers
+from dtl.export import read_results
 from dtl.store import Store
 
 N = 12  # models, in three batches
@@ -409,6 +410,69 @@ def test_a_store_of_another_study_is_refused(problem, recipe, tmp_path, change, 
         dtl.Study(**own)
 
 
+def test_a_store_of_which_no_model_was_saved_claims_nothing(problem, recipe, tmp_path, monkeypatch):
+    """Neither a run that fails in its first batch nor one of which all models diverge."""
+    wild = dataclasses.replace(recipe, lr=1e12)
+    with monkeypatch.context() as patched:
+
+        def fail(*args):
+            raise MemoryError("no memory left")
+
+        patched.setattr(workers, "train_batch", fail)
+        for seed in (1, 2):
+            with pytest.raises(MemoryError):
+                run(problem, recipe, 8, store=tmp_path / "s", seed=seed)
+    with pytest.raises(RuntimeError, match="models 0, 1, 2, 3 diverged"):
+        run(problem, wild, 4, store=tmp_path / "s")
+    with pytest.raises(ValueError, match="has no finished model"):
+        read_results(tmp_path / "s")
+    study = run(problem, recipe, 4, store=tmp_path / "s")
+    same(study, run(problem, recipe, 4))
+    with pytest.raises(ValueError, match="recipe.lr is 0.3 there"):
+        dtl.Study(problem, wild, store=tmp_path / "s")
+
+
+def test_a_store_that_another_run_fills_in_the_meantime_is_refused(problem, recipe, tmp_path):
+    one, two = (dtl.Study(problem, recipe, store=tmp_path / "s", seed=seed) for seed in (0, 1))
+    one.run(4, progress=False)
+    with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
+        two.run(4, progress=False)
+    same(one, run(problem, recipe, 4))
+
+
+def test_a_home_folder_is_that_of_the_user(problem, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    study = run(problem, recipe, 4, store="~/kept/s", weights="~/weights")
+    assert study.store.folder == tmp_path / "kept" / "s" and len(list((tmp_path / "weights").iterdir())) == 4
+    same(dtl.Study(problem, recipe).merge("~/kept/s"), study)
+    assert study.influence_to_zarr("~/i.zarr").sizes["source"] == 24 and (tmp_path / "i.zarr").is_dir()
+    assert read_results("~/kept/s").sizes["model"] == 4
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("", "'' is no folder: give one"),
+        (" ", "' ' is no folder: give one"),
+        ("s3://bucket/study", "s3://bucket/study is a URL, not a folder: in Python, give a Zarr store such as"),
+        ("file:///tmp/study", "file:///tmp/study is a URL"),
+    ],
+)
+def test_places_that_are_no_folder(problem, recipe, place, message):
+    for option in ("store", "weights"):
+        with pytest.raises(ValueError, match=message):
+            dtl.Study(problem, recipe, **{option: place})
+
+
+def test_a_zarr_store_elsewhere_holds_a_study(problem, recipe, reference):
+    """What the error for a URL says, with a file system of fsspec in memory."""
+    store = FsspecStore.from_url("memory://studies/one")
+    study = run(problem, recipe, transfer=("fixed", "full"), store=store)
+    again = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=store)
+    same(again, reference)
+    assert study.influence().n_models == N
+
+
 def test_a_problem_may_change_its_name(problem, recipe, tmp_path):
     run(problem, recipe, 4, store=tmp_path / "s")
     renamed = dtl.Study(dataclasses.replace(problem, name="moved"), recipe, store=tmp_path / "s")
@@ -420,9 +484,17 @@ def test_folders_that_hold_something_else(problem, recipe, tmp_path):
     zarr.create_array(tmp_path / "array", shape=(3,), dtype="f4")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "zarr.json").write_text("{")
-    for name in ("group", "array", "broken"):
-        with pytest.raises(ValueError, match="no study.*: give another folder"):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    for name in ("group", "array", "broken", "mine"):
+        with pytest.raises(ValueError, match="no study.*: give another"):
             dtl.Study(problem, recipe, store=tmp_path / name)
+    late = dtl.Study(problem, recipe, store=tmp_path / "later")
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "thesis.tex").write_text("done")
+    with pytest.raises(ValueError, match="later holds 'thesis.tex' but no study: give another or an empty folder"):
+        late.run(4, progress=False)
+    assert (tmp_path / "later" / "thesis.tex").read_text() == "done"
 
 
 # Subsets, workers, schedules

@@ -171,7 +171,7 @@ def measure(problem: dtl.TransferProblem, rounds: int, models: int) -> None:
 
     print(f"\n{models} models, {rounds} rounds, {len(problem.target_test)} test pictures\n")
     print(
-        "| arm | fit, s | loop takes | side by side takes | all, s | loop takes | test accuracy (sd) | minus the loop's |"
+        "| arm | fit, s | loop takes | side by side takes | all, s | loop takes | test accuracy (sd) | minus loop's |"
     )
     print("|---|---|---|---|---|---|---|---|")
     seconds, total = np.array(fit), np.array(whole)
