@@ -144,7 +144,8 @@ def solve_probes(
     momentum = z.new_ones(len(z), 1, 1)
     worst, found = torch.full_like(momentum, torch.inf), torch.zeros_like(momentum, dtype=torch.bool)
     for _ in range(max_steps):
-        gradient = torch.addcmul((torch.softmax(ahead @ z, 1) - onehot) @ z.mT / n, ahead, penalty)
+        residual = torch.softmax(torch.bmm(ahead, z), 1) - onehot
+        gradient = torch.baddbmm(ahead * penalty, residual, z.mT, alpha=1 / n)
         worst = gradient.abs().amax((1, 2), keepdim=True)
         # a model keeps its first solution: how long the others take must not change it
         new = (worst < tolerance) & ~found
@@ -152,12 +153,12 @@ def solve_probes(
         if found.all():
             weight = solution[..., :-1].mT / std.mT
             return weight, solution[:, None, :, -1] - mean @ weight
-        following = ahead - gradient @ inverse
+        following = torch.baddbmm(ahead, gradient, inverse, alpha=-1)
         step = following - w
         # restart a model's momentum when it points uphill (O'Donoghue & Candès 2015)
         uphill = (gradient * step).sum((1, 2), keepdim=True) > 0
         momentum = torch.where(uphill, 1.0, momentum)
-        faster = (1 + (1 + 4 * momentum**2).sqrt()) / 2
+        faster = (1 + (1 + 4 * momentum * momentum).sqrt()) / 2
         ahead = following + (momentum - 1) / faster * step
         w, momentum = following, faster
     raise RuntimeError(
