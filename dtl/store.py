@@ -54,9 +54,10 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether a study is there; one of other settings that has saved no model claims nothing."""
+        """Whether a study is there; in a folder, which has a lock, one without models leaves it to other settings."""
         root = self._group()
-        return root is not None and not (_unused(root) and _differences(root.attrs["settings"], self.settings))
+        free = root is not None and self.folder is not None and _unused(root)
+        return root is not None and not (free and _differences(root.attrs["settings"], self.settings))
 
     def _group(self) -> zarr.Group | None:
         """The group that is there; ValueError for anything else, which must not be written into."""

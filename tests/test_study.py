@@ -575,6 +575,10 @@ def test_influences_of_examples_out_of_core(problem, recipe, tmp_path, caplog):
             xr.testing.assert_identical(study.influence_to_zarr(where, **options, tile=(64, 16)).load(), found.load())
             assert "0 tiles of" in caplog.text
             caplog.clear()
+    zarr.open_array(where, path="sums", mode="r+")[2, :, 16:32] = np.nan  # as a kill in that tile leaves it
+    with caplog.at_level(logging.INFO):
+        xr.testing.assert_identical(study.influence_to_zarr(where, **options, tile=(64, 16)).load(), found.load())
+    assert "1 tiles of" in caplog.text
     with pytest.raises(ValueError, match="was made with other outputs"):
         study.influence_to_zarr(where, tile=(64, 16))
     with pytest.raises(ValueError, match="was made with other method"):
