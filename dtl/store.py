@@ -238,8 +238,8 @@ class Store:
 def local_folder(location: str | Path) -> Path:
     """The folder that somebody means; ValueError for none, and for a URL.
 
-    >>> local_folder("~/studies")
-    PosixPath('/home/me/studies')
+    >>> local_folder("~/studies").is_absolute()
+    True
     """
     if not str(location).strip():
         raise ValueError(f"{str(location)!r} is no folder: give one")
