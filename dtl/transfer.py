@@ -132,8 +132,8 @@ def solve_probes(
     n = x.shape[1]
     mean, std = finite(x).mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
     std = torch.where(std > 1e-6 * std.amax(2, keepdim=True).clamp(min=1e-30), std, torch.inf)  # dead features: out
-    # (models, n_features + 1, n), the last of ones for the intercept: with examples last, rows are long and steps fast
-    z = F.pad((x - mean) / std, (0, 1), value=1.0).mT.contiguous()
+    z = x.new_ones(len(x), x.shape[2] + 1, n)  # the ones are the intercept's; with examples last, steps are fast
+    z[:, :-1] = ((x - mean) / std).mT
     onehot = F.one_hot(labels, n_classes).T.to(z.dtype)
     penalty = F.pad(z.new_full((x.shape[2],), l2), (0, 1))
     factor, failed = torch.linalg.cholesky_ex(z @ z.mT / (2 * n) + penalty.diag())
