@@ -1,6 +1,6 @@
 """Frozen transfer of one batch of models: features cached and all probes solved together, against SGD through the net.
 
-    python tests/benchmarks/frozen_transfer.py                          # five rounds, about ten minutes on a quiet core
+    python tests/benchmarks/frozen_transfer.py                         # five rounds, four minutes or so on a quiet core
     python tests/benchmarks/frozen_transfer.py --rounds 1 --models 4
 
 Every round trains new source nets (not timed) on random halves of the testbed's classes. Each arm then fits a linear
@@ -27,11 +27,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from models_per_minute import processor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import dtl
+from dtl.doctor import hardware
 from dtl.models import Nets, unstack
 from dtl.training import open_pixels, train_sources
 from dtl.transfer import features, solve_probes
@@ -200,7 +200,7 @@ def main(
     """Measure seconds and accuracy of each way to fit the heads, and print a table for each target."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    print(f"{processor()}, {os.cpu_count()} cores, {threads} threads, load {os.getloadavg()[0]:.1f}")
+    print(f"{hardware()}, {threads} threads of torch, load {os.getloadavg()[0]:.1f}")
     print(f"python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}")
     for name, options in TARGETS.items():
         print(f"\n{name}")
