@@ -236,9 +236,10 @@ def test_killed_at_any_write_and_run_again(problem, recipe, reference, tmp_path,
 
 def test_killed_at_twenty_random_moments_and_run_again(problem, recipe, reference, tmp_path, processes):
     """Stores whose runs are killed until all models are done: each kill costs one batch at most."""
-    rng, kills, store = np.random.default_rng(0), 0, 0
+    rng, kills, stores = np.random.default_rng(0), 0, 0
     while kills < 20:
-        before, store, trained = kills, tmp_path / f"{kills}", processes.Value("i", 0)
+        before, stores, trained = kills, stores + 1, processes.Value("i", 0)
+        store = tmp_path / f"{stores}"
         while True:
             begun = processes.Event()
             process = processes.Process(target=work, args=(problem, recipe, store, 0, trained, 1, begun))
