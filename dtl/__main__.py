@@ -20,10 +20,10 @@ from dask.utils import format_bytes, format_time
 from typer.core import TyperGroup
 
 from dtl import config, doctor
-from dtl.export import check_file, influence_of, influence_table, read_results, write
+from dtl.export import check_file, influence_table, read_results, write
 from dtl.removal import ORDERS, removal_curve, select
 from dtl.store import read
-from dtl.study import Study
+from dtl.study import Study, influence_of
 from dtl.training import resolve_device
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ ProblemOption = Annotated[
 ]
 Models = Annotated[int | None, flag("--models", "N", "models that the study shall have", STUDY)]
 Weights = Annotated[
-    Path | None, flag("--weights", "FOLDER", "keep source weights there, and train none that are there", STUDY)
+    str | None, flag("--weights", "FOLDER", "keep source weights there, and train none that are there", STUDY)
 ]
 Start = Annotated[int, typer.Option(metavar="N", help="first model, to share a study between stores")]
 Repair = Annotated[bool, typer.Option("--repair", help="read the store first; train models of damaged chunks again")]
@@ -94,7 +94,9 @@ Scheduler = Annotated[
     str | None, flag("--scheduler", "ADDRESS", "address of a Dask scheduler whose workers shall train")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="print expected time and bytes; train and write nothing")]
-Method = Annotated[str, typer.Option(metavar="METHOD", help="difference, ols or ridge", rich_help_panel=INFLUENCE)]
+Method = Annotated[
+    str | None, flag("--method", "METHOD", "difference, ols or ridge; default: what suits the design", INFLUENCE)
+]
 Output = Annotated[
     str, typer.Option(metavar="OUTPUT", help="margin, probability or correct", rich_help_panel=INFLUENCE)
 ]
@@ -112,7 +114,7 @@ def run(
     target: Target = None,
     option: ProblemOption = None,
     models: Models = None,
-    store: Annotated[Path | None, flag("--store", "FOLDER", "where results are kept", STUDY)] = None,
+    store: Annotated[str | None, flag("--store", "FOLDER", "where results are kept", STUDY)] = None,
     recipe: Annotated[
         list[str] | None, flag("--recipe", "NAME=VALUE", "a setting of dtl.Recipe, such as epochs=4; repeatable", STUDY)
     ] = None,
@@ -222,7 +224,7 @@ def status(store: StoreOf) -> None:
 def show_influence(
     store: StoreOf,
     by: Annotated[str, typer.Option(metavar="GROUPS", help="all: the whole target; class: each target class")] = "all",
-    method: Method = "difference",
+    method: Method = None,
     output: Output = "margin",
     transfer: Regime = None,
     split: Annotated[str, typer.Option(metavar="SPLIT", help="validation or test", rich_help_panel=INFLUENCE)] = (
@@ -243,7 +245,7 @@ def show_influence(
     results = read_results(store)
     influence = influence_of(results, method, output, transfer, split, by)
     table = influence_table(results, influence, by)
-    print(f"{influence.n_models} models, {method} of the {output} on {split} examples")
+    print(f"{influence.n_models} models, {influence.method} of the {output} on {split} examples")
     width = max(len(str(name)) for name in table["source"])
     for target, group in table.groupby("target", sort=False):
         print(f"\n{target}, reliability {group['reliability'].iloc[0]:.2f}")
@@ -271,7 +273,7 @@ def export(
     check_file(out, ".nc", ".zarr.zip", ".csv")
     results = read_results(store)
     if out.suffix == ".csv":
-        influence = influence_of(results, "difference", "margin", None, "validation", "class")
+        influence = influence_of(results, by="class")
         save(out, influence_table(results, influence, "class"))
     else:
         save(out, results)
@@ -284,7 +286,7 @@ def remove(
     orders: Annotated[str, typer.Option(metavar="LIST", help="which classes first")] = ",".join(ORDERS),
     seeds: Annotated[int, typer.Option(metavar="N", help="retrainings for each order and count")] = 10,
     keep: Annotated[
-        Path | None, flag("--store", "FOLDER", "keep the retrained models' outputs there, and resume from it")
+        str | None, flag("--store", "FOLDER", "keep the retrained models' outputs there, and resume from it")
     ] = None,
     out: Annotated[Path | None, flag("--out", "FILE.csv", "write the curve to a file, too")] = None,
     seed: Annotated[
@@ -294,9 +296,10 @@ def remove(
     source: Source = None,
     target: Target = None,
     option: ProblemOption = None,
-    method: Method = "difference",
+    method: Method = None,
     output: Output = "margin",
     device: Device = None,
+    scheduler: Scheduler = None,
     dry_run: DryRun = False,
 ) -> None:
     """Retrain without the most harmful (negative), most helpful (positive) or random classes, and transfer again.
@@ -310,15 +313,20 @@ def remove(
         raise ValueError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}") from None
     if out:
         check_file(out, ".csv")
-    where = str(resolve_device(device or "auto"))
+    device = device or "auto"
+    where = device if scheduler else str(resolve_device(device))
     study = stored(store, problem, source, target, option).study()
     influence = study.influence(method, output, by="all")
     if dry_run:
         n_models = seeds * (1 + len(names) * len(set(numbers) - {0}))
         everything = np.ones((n_models, study.n_units), dtype=bool)
-        estimate(Study(study.problem, study.recipe, everything, study.transfer[:1], unit=study.unit), n_models, where)
+        retrained = Study(study.problem, study.recipe, everything, study.transfer[:1], unit=study.unit)
+        estimate(retrained, n_models, str(resolve_device(device)))
         return
-    curve = removal_curve(study, influence, numbers, names, seeds, store=keep, seed=seed, device=where)
+    with client_of(scheduler) as client:
+        curve = removal_curve(
+            study, influence, numbers, names, seeds, store=keep, seed=seed, device=where, client=client
+        )
     mean, error = curve["test"].mean("seed"), curve["test"].std("seed", ddof=1) / seeds**0.5
     print(f"test accuracy, {curve.attrs['transfer']} transfer, mean +- standard error of {seeds} retrainings")
     print("removed ", *(f"{count:>15}" for count in curve["count"].values))

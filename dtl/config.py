@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 from dtl.data import _LOADERS, TransferProblem, from_folders, load
 from dtl.design import DESIGNS
-from dtl.store import array_of
+from dtl.store import array_of, local_folder
 from dtl.study import FORMAT, Study
 from dtl.training import Recipe
 
@@ -81,7 +81,7 @@ def read_store(location: str | Path) -> dict[str, Any]:
     found = {name: settings[name] for name in ("recipe", "design", "transfer", "seed", "fraction", "unit")}
     models = array_of(root, "done").shape[0] if "done" in root else None
     origin: Any = root.attrs["origin"]  # none for a problem that was made by hand
-    return found | {"problem": origin or {}, "store": str(Path(location).absolute()), "models": models}
+    return found | {"problem": origin or {}, "store": str(local_folder(location).absolute()), "models": models}
 
 
 def absolute(settings: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def absolute(settings: dict[str, Any], base: Path) -> dict[str, Any]:
         if isinstance(value, dict):
             found[key] = absolute(value, base)
         elif key in FOLDERS and isinstance(value, str | Path):
-            found[key] = str(base / Path(value).expanduser())
+            found[key] = str(base / local_folder(value))
         else:
             found[key] = value
     return found
@@ -145,7 +145,7 @@ def load_problem(spec: Mapping[str, Any]) -> TransferProblem:
 def open_store(location: str | Path) -> zarr.Group:
     """The group of a study in a folder, read-only; ValueError if there is none. No data is loaded."""
     try:
-        root = zarr.open_group(LocalStore(location, read_only=True), mode="r")
+        root = zarr.open_group(LocalStore(local_folder(location), read_only=True), mode="r")
         settings: Any = root.attrs["settings"]
     except (FileNotFoundError, NotADirectoryError, ContainsArrayError, JSONDecodeError, KeyError) as error:
         raise ValueError(f"{location} holds no study: give the folder that a study is stored in") from error

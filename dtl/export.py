@@ -4,18 +4,14 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from dtl.config import open_store
-from dtl.design import DESIGNS
-from dtl.influence import Influence, estimate_influence, group_means
-from dtl.store import read
-from dtl.study import ARRAYS, SPLITS
-from dtl.transfer import Outputs
+from dtl.influence import Influence
+from dtl.study import results_of
 
 
 def read_results(location: str | Path) -> xr.Dataset:
@@ -25,33 +21,10 @@ def read_results(location: str | Path) -> xr.Dataset:
     ('transfer', 'model', 'target')
     """
     root = open_store(location)
-    facts: Any = root.attrs.asdict()
-    done = np.flatnonzero(np.asarray(read(root, "done"))) if "done" in root else np.zeros(0, dtype=int)
-    if not len(done):
+    results = results_of(root) if "done" in root else xr.Dataset()
+    if not results.sizes.get("model"):
         raise ValueError(f"{location} has no finished model: run or resume the study first")
-    found = xr.Dataset({name: read(root, name).isel(model=done, missing_dims="ignore") for name in ARRAYS}, attrs=facts)
-    sources = facts["source_classes"] if facts["settings"]["unit"] == "class" else np.arange(found.sizes["source"])
-    return found.assign_coords(
-        model=done,
-        source=list(sources),
-        transfer=facts["settings"]["transfer"],
-        split=("target", np.array(SPLITS)[found["split"].values]),
-        label=("target", found["label"].values),
-    )
-
-
-def influence_of(results: xr.Dataset, method: str, output: str, transfer: str | None, split: str, by: str) -> Influence:
-    """`Study.influence` from results alone; `by` is "class" or "all"."""
-    transfer = transfer or str(results["transfer"].values[0])
-    known = {"output": list(Outputs._fields), "transfer": results["transfer"].values.tolist(), "split": list(SPLITS)}
-    for name, value in {"output": output, "transfer": transfer, "split": split}.items():
-        if value not in known[name]:
-            raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known[name])}")
-    chosen = results.sel(transfer=transfer).isel(target=results["split"].values == split)
-    labels = chosen["label"].values
-    means = group_means(chosen[output].values.astype(np.float32), labels if by == "class" else np.zeros_like(labels))
-    design = results.attrs["settings"]["design"]
-    return estimate_influence(results["mask"].values, means, method, design if design in DESIGNS else None)
+    return results
 
 
 def influence_table(results: xr.Dataset, influence: Influence, by: str) -> pd.DataFrame:

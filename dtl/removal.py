@@ -1,6 +1,6 @@
 """Counterfactuals: retrain the source without some classes, transfer again, and see whether the target gains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from numpy.typing import ArrayLike
 
+from dtl.data import TransferProblem
 from dtl.influence import Influence
 from dtl.projection import check_number
 from dtl.study import Study
+from dtl.targets import TARGETS
 
 if TYPE_CHECKING:
     from distributed import Client
 
 ORDERS = ("negative", "positive", "random")
+Accuracy = Callable[[ArrayLike, ArrayLike], np.ndarray]  # correct (models, n), labels (n,) -> (models,)
 
 
 def removal_curve(
@@ -29,6 +33,7 @@ def removal_curve(
     given: Mapping[str, Sequence[int]] | None = None,
     store: str | Path | None = None,
     seed: int | None = None,
+    accuracy: Accuracy | None = None,
     device: str = "auto",
     client: "Client | None" = None,
     progress: bool = True,
@@ -47,11 +52,13 @@ def removal_curve(
     store : folder that keeps the retrained models' outputs, so that a killed call resumes
     seed : of the retrainings and the random orders; the default is one more than the study's, whose models gave the
         influence and must not judge it
+    accuracy : of each model, (models,), from correct (models, n) and labels (n,); the default is the share of examples,
+        or the mean over classes for a problem "imagenet-<target>" whose target the paper reports so
     device, client, progress : as in `Study.run`
 
     Returns
     -------
-    Dataset with `validation` and `test` accuracy, each (order, count, seed)
+    Dataset with `validation` and `test` accuracy, in 0..1, each (order, count, seed)
 
     >>> curve = dtl.removal_curve(study, study.influence(), counts=[2, 4, 6])
     >>> curve.test.mean("seed")
@@ -95,18 +102,28 @@ def removal_curve(
     retrained = Study(study.problem, study.recipe, masks, study.transfer[:1], store, seed, unit=study.unit).run(
         device=device, client=client, progress=progress
     )
-    accuracy = {}
+    accuracy, curve = accuracy or accuracy_of(study.problem), {}
     for split in ("validation", "test"):
-        found = dict(zip(cells, retrained.outputs("correct", split=split).mean(1), strict=True))
-        accuracy[split] = (
+        labels = study.problem.parts[f"target_{split}"].labels.numpy()
+        found = dict(zip(cells, accuracy(retrained.outputs("correct", split=split), labels), strict=True))
+        curve[split] = (
             ("order", "count", "seed"),
             [[[found["full" if c == 0 else o, c, s] for s in range(seeds)] for c in counts] for o in orders],
         )
     return xr.Dataset(
-        accuracy,
+        curve,
         coords={"order": list(orders), "count": counts, "seed": np.arange(seeds)},
         attrs={"problem": study.problem.name, "transfer": study.transfer[0], "n_source": n_source},
     )
+
+
+def accuracy_of(problem: TransferProblem) -> Accuracy:
+    """How accuracy is reported for a problem: as Jain et al. (2022) do for their targets, else the share of examples.
+
+    >>> accuracy_of(dtl.load("imagenet-pets"))(study.outputs("correct", split="test"), labels)
+    """
+    named = {f"imagenet-{name}": target.accuracy for name, target in TARGETS.items()}
+    return named[problem.name] if problem.name in named else lambda correct, labels: np.asarray(correct).mean(1)
 
 
 @dataclass(frozen=True)

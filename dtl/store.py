@@ -6,6 +6,7 @@ a store is ever unpickled.
 
 import errno
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
@@ -39,8 +40,9 @@ class Store:
     """
 
     def __init__(self, location: str | Path | ZarrStore | None, settings: dict[str, object]) -> None:
-        local = isinstance(location, str | Path)
-        self.zarr: ZarrStore = MemoryStore() if location is None else LocalStore(location) if local else location
+        if isinstance(location, str | Path):
+            location = LocalStore(local_folder(location))
+        self.zarr: ZarrStore = MemoryStore() if location is None else location
         self.settings = settings
         if self.exists:
             self.open()
@@ -52,13 +54,24 @@ class Store:
 
     @property
     def exists(self) -> bool:
+        """Whether a study is there; in a folder, which has a lock, one without models leaves it to other settings."""
+        root = self._group()
+        free = root is not None and self.folder is not None and _unused(root)
+        return root is not None and not (free and _differences(root.attrs["settings"], self.settings))
+
+    def _group(self) -> zarr.Group | None:
+        """The group that is there; ValueError for anything else, which must not be written into."""
         try:
-            zarr.open_group(self.zarr, mode="r")
+            return zarr.open_group(self.zarr, mode="r")
         except FileNotFoundError:
-            return False
+            folder = self.folder
+            kept = sorted(folder.iterdir()) if folder and folder.is_dir() else []
+            kept = [path.name for path in kept if path.suffix != ".partial"]  # which a kill at the first write leaves
+            if kept and "zarr.json" not in kept:  # another process may just have begun
+                raise ValueError(f"{folder} holds {kept[0]!r} but no study: give another or an empty folder") from None
+            return None
         except (ContainsArrayError, JSONDecodeError) as error:
             raise ValueError(f"{self.zarr} holds no study ({error}): give another folder") from error
-        return True
 
     @property
     def ready(self) -> bool:
@@ -98,20 +111,22 @@ class Store:
     ) -> zarr.Group:  # fmt: skip
         """The group open for writing, with room for every model; may be repeated after a kill at any point.
 
-        constants : (target,) arrays;  per_model : arrays with models first, the second dimension being source
+        constants : (target,) arrays;  per_model : arrays with models first, then source, or uint8 of eight each
         outputs : name -> dtype of arrays (transfer, model, target), with (transfers, targets) = `shape`
         """
         if self.zarr.read_only:
             raise OSError(errno.EROFS, f"{self.zarr} is read-only: open it for writing, or give another folder")
         with self.writing("the settings of the study"):
             if not self.exists:
-                zarr.create_group(self.zarr, attributes={"settings": self.settings, "runs": [], **attributes})
+                attributes = {"settings": self.settings, "runs": [], **attributes}
+                zarr.create_group(self.zarr, attributes=attributes, overwrite=self._group() is not None)
             root = self.open("r+")
             for name, values in constants.items():
                 _room(root, name, values.shape, values.shape, values.dtype, ("target",), axis=0)[:] = values
             n_models = len(next(iter(per_model.values())))
             for name, values in per_model.items():
-                chunks, dims = (batch, *values.shape[1:]), ("model", "source")[: values.ndim]
+                units = "packed_source" if values.dtype == np.uint8 else "source"
+                chunks, dims = (batch, *values.shape[1:]), ("model", units)[: values.ndim]
                 _room(root, name, values.shape, chunks, values.dtype, dims, axis=0)[:n_models] = values
             for name, dtype in outputs.items():
                 full, chunks = (shape[0], n_models, shape[1]), (1, batch, shape[1])
@@ -220,6 +235,21 @@ class Store:
             lock.release()
 
 
+def local_folder(location: str | Path) -> Path:
+    """The folder that somebody means; ValueError for none, and for a URL.
+
+    >>> local_folder("~/studies").is_absolute()
+    True
+    """
+    if not str(location).strip():
+        raise ValueError(f"{str(location)!r} is no folder: give one")
+    if re.match(r"[a-zA-Z][\w.+-]+:/", str(location)):
+        raise ValueError(
+            f"{location} is a URL, not a folder: in Python, give a Zarr store such as zarr.storage.FsspecStore.from_url"
+        )
+    return Path(location).expanduser()
+
+
 def array_of(root: zarr.Group, name: str) -> zarr.Array:
     """An array of the group, whose chunks are written even if they are all zero."""
     try:
@@ -271,7 +301,7 @@ def _room(
 ) -> zarr.Array:  # fmt: skip
     """The array `name` with at least shape[axis] models."""
     if name not in root:
-        fill = {"f": np.nan, "i": -1, "b": False}[dtype.kind]
+        fill = {"f": np.nan, "i": -1, "b": False, "u": 0}[dtype.kind]
         root.create_array(
             name, shape=shape, chunks=chunks, dtype=dtype, dimension_names=dims, fill_value=fill, compressors=CODECS
         )
@@ -279,6 +309,15 @@ def _room(
     if array.shape[axis] < shape[axis]:
         array.resize(shape)
     return array
+
+
+def _unused(root: zarr.Group) -> bool:
+    """Whether the group is that of a study whose runs have ended before they saved a model."""
+    try:
+        started = "done" in root and array_of(root, "done").nchunks_initialized
+    except ValueError:  # damaged
+        return False
+    return not started and {"settings", "runs", "problem"} <= set(root.attrs)
 
 
 def _differences(theirs: object, ours: object, path: str = "") -> list[str]:

@@ -16,13 +16,14 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._inputs import is_balanced
+from dtl._inputs import is_balanced, unpacked
 from dtl.data import TransferProblem
-from dtl.design import subset_masks
+from dtl.design import DESIGNS, subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
 from dtl.models import PARALLEL
 from dtl.progress import progress as progress_line
-from dtl.store import Store, read
+from dtl.store import Store, local_folder, read
+from dtl.tiles import influence_to_zarr
 from dtl.training import Recipe, check_size, resolve_device
 from dtl.transfer import REGIMES, Outputs
 from dtl.workers import SPLITS, Run, train
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 ARRAYS = ("label", "split", "mask", "seed", *Outputs._fields)
 UNITS = ("class", "example")
 
@@ -47,7 +48,7 @@ class Study:
     design : "balanced", "random" or "paired" (see `subset_masks`), or subsets of your own, bool (models, units)
     transfer : one or more of "fixed", "fixed+bn", "full"
     store : folder of the results (Zarr); without one they live in memory. A store of the same study is continued, a
-        store of another one is refused
+        store of another one is refused, unless that has saved no model
     seed : subsets, initial weights and order of examples are functions of it and of a model's number
     fraction : share of the units in a subset, for design "random"
     unit : "class" or "example": what a subset holds or leaves out, and so what influences are influences of
@@ -71,7 +72,7 @@ class Study:
         unit: str = "class",
         weights: str | Path | None = None,
     ) -> None:
-        self.weights = None if weights is None else Path(weights).absolute()
+        self.weights = None if weights is None else local_folder(weights).absolute()
         self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):
@@ -242,7 +243,10 @@ class Study:
         versions = {name: version(name) for name in ("dtl", "torch", "torchvision", "numpy", "zarr")}
         root = self.store.prepare(
             constants={"label": labels, "split": split},
-            per_model={"mask": masks, "seed": self.seeds(len(masks))},
+            per_model={
+                "mask": masks if self.unit == "class" else np.packbits(masks, axis=1),
+                "seed": self.seeds(len(masks)),
+            },
             outputs={"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"},
             shape=(len(self.transfer), len(labels)),
             batch=self.recipe.models_at_once,
@@ -251,6 +255,7 @@ class Study:
                 "origin": self.problem.origin,
                 "source_classes": self.problem.source.classes,
                 "target_classes": self.problem.target_train.classes,
+                "n_units": self.n_units,
             },
             run={"id": run.id, "date": date, "models": len(masks), "device": "", **versions, **facts},
         )
@@ -265,40 +270,16 @@ class Study:
         """
         if not self.store.ready:
             raise ValueError("this study has no results yet: call run(n_models) first")
-        root = self.store.open()
-        done = np.flatnonzero(np.asarray(read(root, "done")))
-        data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
-        sources: Any = root.attrs["source_classes"]
-        return xr.Dataset(data, attrs=dict(root.attrs)).assign_coords(
-            model=done,
-            source=list(sources) if self.unit == "class" else np.arange(self.n_units),
-            transfer=list(self.transfer),
-            split=("target", np.array(SPLITS)[np.asarray(read(root, "split"))]),
-            label=("target", np.asarray(read(root, "label"))),
-        )
+        return results_of(self.store.open())
 
     @property
     def masks(self) -> np.ndarray:
         """The source classes (or images) of each finished model, bool (models, units)."""
         return self.results["mask"].values
 
-    def outputs(
-        self,
-        output: str = "margin",
-        transfer: str | None = None,
-        split: str = "validation",
-        results: xr.Dataset | None = None,
-    ) -> np.ndarray:
-        """One output of every finished model on one split, float32 (models, n); the default transfer is the first.
-
-        results : those read before, so that masks and outputs are of the same models while another process trains
-        """
-        transfer = transfer or self.transfer[0]
-        for value, known in ((output, Outputs._fields), (transfer, self.transfer), (split, SPLITS)):
-            if value not in known:
-                raise ValueError(f"unknown {value!r}: this study has {', '.join(known)}")
-        results = (self.results if results is None else results).sel(transfer=transfer)
-        return results[output].isel(target=results["split"].values == split).values.astype(np.float32)
+    def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
+        """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
+        return outputs_of(self.results, output, transfer, split).values.astype(np.float32)
 
     def influence(
         self,
@@ -318,23 +299,104 @@ class Study:
 
         >>> study.influence(by="class").reliability
         """
-        if output == "prediction":
-            raise ValueError("predictions are numbers of classes, which have no mean: use 'margin', or another output")
-        results = self.results
-        masks, outputs = results["mask"].values, self.outputs(output, transfer, split, results)
-        if self.design in ("balanced", "paired"):  # a run that was cut leaves pairs of which one is missing
-            models = results["model"].values
-            whole = np.isin(models ^ 1, models)
-            if not whole.all():
-                logger.warning("%d models are left out: their complements are not done", (~whole).sum())
-                masks, outputs = masks[whole], outputs[whole]
-        if by is not None:
-            labels = self.problem.parts[f"target_{split}"].labels.numpy()
-            named = {"class": labels, "all": np.zeros_like(labels)}
-            if isinstance(by, str) and by not in named:
-                raise ValueError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
-            outputs = group_means(outputs, named[by] if isinstance(by, str) else by)
-        if method is None:
-            sized = self.design == "balanced" and np.ptp(masks.sum(axis=1)) > 0 and is_balanced(masks)
-            method = "ols" if sized else "difference"
-        return estimate_influence(masks, outputs, method, self.design)
+        return influence_of(self.results, method, output, transfer, split, by)
+
+    def influence_to_zarr(
+        self,
+        store: str | Path | ZarrStore,
+        output: str = "margin",
+        transfer: str | None = None,
+        split: str = "validation",
+        tile: tuple[int, int] = (4096, 1024),
+    ) -> xr.Dataset:
+        """`influence("difference")` out of core, for more source examples than memory holds; resumes what was killed.
+
+        Masks of examples stay packed, and masks and outputs on disk, until a tile of s units x t targets needs them.
+
+        Parameters
+        ----------
+        store : folder or Zarr store of the influences, another one than that of the study
+        output, transfer, split : as in `influence`
+        tile : (s, t); see `dtl.influence_to_zarr` for the memory that it takes
+
+        Returns
+        -------
+        Dataset, read when used: `influence` and `stderr` (source, target), in units of the output, `reliability`
+        (target)
+
+        Raises
+        ------
+        ValueError : as `influence`; or the store holds influences of other models (some have been trained since), of
+            another output, or something else
+
+        >>> found = study.influence_to_zarr("influence.zarr", tile=(4096, 1024))
+        >>> found.influence[:, 7].values.argsort()[:5]      # the source examples that hurt target example 7 most
+        """
+        outputs = comparable(self.results, output, transfer, split)
+        masks: Any = read(self.store.open(), "mask").isel(model=outputs["model"].values).data
+        n_units = None if self.unit == "class" else self.n_units
+        return influence_to_zarr(masks, outputs.data, store, self.design, n_units, tile)
+
+
+def results_of(root: zarr.Group) -> xr.Dataset:
+    """All finished models of a store, read when used; what `Study.results` gives, without the data of the problem."""
+    facts: Any = root.attrs.asdict()
+    settings, sources = facts["settings"], facts["source_classes"]
+    done = np.flatnonzero(np.asarray(read(root, "done")))
+    data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
+    if settings["unit"] == "example":
+        sources = np.arange(facts["n_units"])
+        data["mask"] = xr.Variable(("model", "source"), unpacked(data["mask"].data, len(sources)))
+    return xr.Dataset(data, attrs=facts).assign_coords(
+        model=done,
+        source=sources,
+        transfer=settings["transfer"],
+        split=("target", np.array(SPLITS)[np.asarray(read(root, "split"))]),
+        label=("target", np.asarray(read(root, "label"))),
+    )
+
+
+def outputs_of(results: xr.Dataset, output: str, transfer: str | None, split: str) -> xr.DataArray:
+    """One output on one split, (model, target), read when used; ValueError if the study lacks it."""
+    regimes = results["transfer"].values.tolist()
+    transfer = transfer or regimes[0]
+    given = {"output": (output, Outputs._fields), "transfer": (transfer, regimes), "split": (split, SPLITS)}
+    for name, (value, known) in given.items():
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known)}")
+    return results[output].sel(transfer=transfer).isel(target=results["split"].values == split)
+
+
+def comparable(results: xr.Dataset, output: str, transfer: str | None, split: str) -> xr.DataArray:
+    """`outputs_of` the models that give influences: a run that was cut leaves pairs of which one is missing."""
+    if output == "prediction":
+        raise ValueError("predictions are numbers of classes, which have no mean: use 'margin', or another output")
+    outputs, models = outputs_of(results, output, transfer, split), results["model"].values
+    whole = np.isin(models ^ 1, models)
+    if whole.all() or results.attrs["settings"]["design"] not in ("balanced", "paired"):
+        return outputs
+    logger.warning("%d models are left out: their complements are not done", (~whole).sum())
+    return outputs.isel(model=whole)
+
+
+def influence_of(
+    results: xr.Dataset,
+    method: str | None = None,
+    output: str = "margin",
+    transfer: str | None = None,
+    split: str = "validation",
+    by: str | np.ndarray | None = None,
+) -> Influence:
+    """`Study.influence` from results alone."""
+    chosen, design = comparable(results, output, transfer, split), results.attrs["settings"]["design"]
+    masks = results["mask"].sel(model=chosen["model"]).values
+    outputs, labels = chosen.values.astype(np.float32), chosen["label"].values
+    if by is not None:
+        named = {"class": labels, "all": np.zeros_like(labels)}
+        if isinstance(by, str) and by not in named:
+            raise ValueError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
+        outputs = group_means(outputs, named[by] if isinstance(by, str) else by)
+    if method is None:
+        sized = design == "balanced" and np.ptp(masks.sum(axis=1)) > 0 and is_balanced(masks)
+        method = "ols" if sized else "difference"
+    return estimate_influence(masks, outputs, method, design if design in DESIGNS else None)

@@ -21,7 +21,7 @@ from zarr.abc.store import Store as ZarrStore
 
 from dtl._estimators import difference, reliability_of, resolve_errors, sums_of_squares
 from dtl._inputs import checked, checked_design, from_first, precision, unpacked
-from dtl.store import array_of
+from dtl.store import array_of, local_folder
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ def _group(
     store: str | Path | ZarrStore, shape: tuple[int, int], tile: tuple[int, int], dtype: np.dtype, settings: dict
 ) -> zarr.Group:
     """The group of the results, continued if it has these settings; may be repeated after a kill at any point."""
+    if isinstance(store, str | Path):
+        store = local_folder(store)
     try:
         root = zarr.open_group(store, mode="r+")
     except FileNotFoundError:

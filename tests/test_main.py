@@ -133,6 +133,9 @@ def test_defaults_are_those_of_the_python_interface():
         ("device: tpu", "unknown device"),
         ("models: 1", "1"),
         ("store: null", "give a folder for the results: --store FOLDER"),
+        ("store: ''", "'' is no folder"),
+        ("store: s3://bucket/study", "s3://bucket/study is a URL, not a folder"),
+        ("weights: ''", "'' is no folder"),
         ("models: null", "give the number of models: --models N"),
     ],
 )
@@ -155,9 +158,13 @@ def test_a_wrong_setting_is_one_line(text, message, tmp_path, monkeypatch):
         (["--option", "sede=3"], "did you mean 'seed'?"),
         (["--problem", "testbed", "--source", "a"], "not both"),
         (["--source", "a"], "the problem lacks target_dir"),
+        (["--store", ""], "'' is no folder"),
+        (["--store", "s3://bucket/study"], "s3://bucket/study is a URL, not a folder"),
+        (["--store", "."], "holds 'study.yaml' but no study: give another or an empty folder"),
     ],
 )
-def test_a_wrong_flag_is_one_line(flags, message, tmp_path):
+def test_a_wrong_flag_is_one_line(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert message in call("run", saved(tmp_path), *flags, code=2)
 
 
@@ -470,6 +477,16 @@ def test_exports_hold_the_results(reference, store, no_data, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"x.nc", "x.zarr.zip", "x.csv"}
 
 
+def test_a_study_of_examples_is_exported_and_analysed(problem, recipe, no_data, tmp_path):
+    study = dtl.Study(problem, recipe, "paired", unit="example", store=tmp_path / "x").run(48, progress=False)
+    expected = study.influence(by="all")
+    call("influence", tmp_path / "x", "--out", tmp_path / "x.csv")
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "x.csv")["influence"], expected.values[:, 0])
+    call("export", tmp_path / "x", tmp_path / "x.nc")
+    with xr.open_dataset(tmp_path / "x.nc", engine="h5netcdf") as found:
+        xr.testing.assert_equal(found.load().drop_attrs(), study.results.load().drop_attrs())
+
+
 def test_export_of_an_unfinished_store(reference, store, tmp_path):
     shutil.copytree(store, tmp_path / "toy")
     done = zarr.open_array(tmp_path / "toy", path="done", mode="r+")
@@ -483,6 +500,17 @@ def test_export_of_an_unfinished_store(reference, store, tmp_path):
     done[:] = False
     assert "has no finished model" in call("export", tmp_path / "toy", tmp_path / "y.nc", code=2)
     assert "end it with .nc or .zarr.zip or .csv" in call("export", tmp_path / "toy", tmp_path / "y.txt", code=2)
+
+
+def test_removal_on_a_dask_scheduler(reference, store, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    arguments = ["--counts", 2, "--seeds", 2, "--orders", "negative", "--out", tmp_path / "x.csv"]
+    options = {"n_workers": 2, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
+    with distributed.LocalCluster(**options) as cluster:
+        call("remove", store, *arguments, "--scheduler", cluster.scheduler_address)
+    expected = dtl.removal_curve(reference, reference.influence(by="all"), [2], ["negative"], 2, progress=False)
+    found = pd.read_csv(tmp_path / "x.csv").set_index(["order", "count", "seed"]).to_xarray()
+    np.testing.assert_allclose(found["test"].sel(expected.coords), expected["test"])
 
 
 def test_removal_is_that_of_the_python_interface(reference, store, tmp_path):

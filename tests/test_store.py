@@ -139,8 +139,8 @@ def test_clocks_that_go_backwards(study, reference, trained, monkeypatch):
 def test_a_store_of_another_version_is_refused(study):
     root = zarr.open_group(study.store.folder)
     settings: Any = root.attrs["settings"]
-    root.attrs["settings"] = {**settings, "format": 1}
-    with pytest.raises(ValueError, match=r"holds another study \(format is 1 there and 2 here\): use its settings"):
+    root.attrs["settings"] = {**settings, "format": 2}
+    with pytest.raises(ValueError, match=r"holds another study \(format is 2 there and 3 here\): use its settings"):
         dtl.Study(study.problem, study.recipe, store=study.store.folder)
 
 

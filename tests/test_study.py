@@ -18,10 +18,11 @@ import pytest
 import torch
 import xarray as xr
 import zarr
-from zarr.storage import LocalStore, MemoryStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 import dtl
 from dtl import workers
+from dtl.export import read_results
 from dtl.store import Store
 
 N = 12  # models, in three batches
@@ -89,7 +90,8 @@ def test_outputs_agree_with_each_other_and_with_results(reference):
     np.testing.assert_array_equal(reference.outputs(), chosen)
     for bad in ({"output": "loss"}, {"transfer": "fixed+bn"}, {"split": "train"}):
         with pytest.raises(
-            ValueError, match=f"unknown '{next(iter(bad.values()))}': this study has ".replace("+", r"\+")
+            ValueError,
+            match=f"unknown {next(iter(bad))} '{next(iter(bad.values()))}': this study has ".replace("+", r"\+"),
         ):
             reference.outputs(**bad)
 
@@ -234,9 +236,10 @@ def test_killed_at_any_write_and_run_again(problem, recipe, reference, tmp_path,
 
 def test_killed_at_twenty_random_moments_and_run_again(problem, recipe, reference, tmp_path, processes):
     """Stores whose runs are killed until all models are done: each kill costs one batch at most."""
-    rng, kills, store = np.random.default_rng(0), 0, 0
+    rng, kills, stores = np.random.default_rng(0), 0, 0
     while kills < 20:
-        before, store, trained = kills, tmp_path / f"{kills}", processes.Value("i", 0)
+        before, stores, trained = kills, stores + 1, processes.Value("i", 0)
+        store = tmp_path / f"{stores}"
         while True:
             begun = processes.Event()
             process = processes.Process(target=work, args=(problem, recipe, store, 0, trained, 1, begun))
@@ -408,6 +411,69 @@ def test_a_store_of_another_study_is_refused(problem, recipe, tmp_path, change, 
         dtl.Study(**own)
 
 
+def test_a_store_of_which_no_model_was_saved_claims_nothing(problem, recipe, tmp_path, monkeypatch):
+    """Neither a run that fails in its first batch nor one of which all models diverge."""
+    wild = dataclasses.replace(recipe, lr=1e12)
+    with monkeypatch.context() as patched:
+
+        def fail(*args):
+            raise MemoryError("no memory left")
+
+        patched.setattr(workers, "train_batch", fail)
+        for seed in (1, 2):
+            with pytest.raises(MemoryError):
+                run(problem, recipe, 8, store=tmp_path / "s", seed=seed)
+    with pytest.raises(RuntimeError, match="models 0, 1, 2, 3 diverged"):
+        run(problem, wild, 4, store=tmp_path / "s")
+    with pytest.raises(ValueError, match="has no finished model"):
+        read_results(tmp_path / "s")
+    study = run(problem, recipe, 4, store=tmp_path / "s")
+    same(study, run(problem, recipe, 4))
+    with pytest.raises(ValueError, match="recipe.lr is 0.3 there"):
+        dtl.Study(problem, wild, store=tmp_path / "s")
+
+
+def test_a_store_that_another_run_fills_in_the_meantime_is_refused(problem, recipe, tmp_path):
+    one, two = (dtl.Study(problem, recipe, store=tmp_path / "s", seed=seed) for seed in (0, 1))
+    one.run(4, progress=False)
+    with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
+        two.run(4, progress=False)
+    same(one, run(problem, recipe, 4))
+
+
+def test_a_home_folder_is_that_of_the_user(problem, recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    study = run(problem, recipe, 4, store="~/kept/s", weights="~/weights")
+    assert study.store.folder == tmp_path / "kept" / "s" and len(list((tmp_path / "weights").iterdir())) == 4
+    same(dtl.Study(problem, recipe).merge("~/kept/s"), study)
+    assert study.influence_to_zarr("~/i.zarr").sizes["source"] == 24 and (tmp_path / "i.zarr").is_dir()
+    assert read_results("~/kept/s").sizes["model"] == 4
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("", "'' is no folder: give one"),
+        (" ", "' ' is no folder: give one"),
+        ("s3://bucket/study", "s3://bucket/study is a URL, not a folder: in Python, give a Zarr store such as"),
+        ("file:///tmp/study", "file:///tmp/study is a URL"),
+    ],
+)
+def test_places_that_are_no_folder(problem, recipe, place, message):
+    for option in ("store", "weights"):
+        with pytest.raises(ValueError, match=message):
+            dtl.Study(problem, recipe, **{option: place})
+
+
+def test_a_zarr_store_elsewhere_holds_a_study(problem, recipe, reference):
+    """What the error for a URL says, with a file system of fsspec in memory."""
+    store = FsspecStore.from_url("memory://studies/one")
+    study = run(problem, recipe, transfer=("fixed", "full"), store=store)
+    again = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=store)
+    same(again, reference)
+    assert study.influence().n_models == N
+
+
 def test_a_problem_may_change_its_name(problem, recipe, tmp_path):
     run(problem, recipe, 4, store=tmp_path / "s")
     renamed = dtl.Study(dataclasses.replace(problem, name="moved"), recipe, store=tmp_path / "s")
@@ -419,9 +485,17 @@ def test_folders_that_hold_something_else(problem, recipe, tmp_path):
     zarr.create_array(tmp_path / "array", shape=(3,), dtype="f4")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "zarr.json").write_text("{")
-    for name in ("group", "array", "broken"):
-        with pytest.raises(ValueError, match="no study.*: give another folder"):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    for name in ("group", "array", "broken", "mine"):
+        with pytest.raises(ValueError, match="no study.*: give another"):
             dtl.Study(problem, recipe, store=tmp_path / name)
+    late = dtl.Study(problem, recipe, store=tmp_path / "later")
+    (tmp_path / "later").mkdir()
+    (tmp_path / "later" / "thesis.tex").write_text("done")
+    with pytest.raises(ValueError, match="later holds 'thesis.tex' but no study: give another or an empty folder"):
+        late.run(4, progress=False)
+    assert (tmp_path / "later" / "thesis.tex").read_text() == "done"
 
 
 # Subsets, workers, schedules
@@ -455,6 +529,82 @@ def test_an_example_study_leaves_out_examples(problem, recipe):
     np.testing.assert_array_equal(study.masks, dtl.subset_masks(len(problem.source), 8))
     by_class = study.influence(by="class")
     assert by_class.values.shape == (len(problem.source), 4) and np.isfinite(by_class.stderr).all()
+
+
+def example_study(problem, recipe, store=None):
+    """477 images, so that the last byte of packed masks is not full."""
+    few = dataclasses.replace(problem, source=problem.source.subset(np.arange(477)))
+    return dtl.Study(few, recipe, design="paired", transfer=("fixed", "full"), unit="example", store=store)
+
+
+def test_masks_of_examples_are_packed_on_disk(problem, recipe, tmp_path):
+    study = example_study(problem, recipe, tmp_path / "s").run(6, progress=False)
+    expected = dtl.subset_masks(477, 6, "paired")
+    stored = zarr.open_group(tmp_path / "s", mode="r")["mask"]
+    assert isinstance(stored, zarr.Array) and stored.dtype == np.uint8 and stored.nbytes == 6 * 60
+    np.testing.assert_array_equal(stored[:], np.packbits(expected, axis=1))
+    assert isinstance(study.results["mask"].data, dask.array.Array), "read when used"
+    assert study.results["mask"].dtype == bool and study.results["mask"].dims == ("model", "source")
+    np.testing.assert_array_equal(study.masks, expected)
+
+
+def test_example_studies_merge_resume_and_repair(problem, recipe, tmp_path, caplog):
+    study = example_study(problem, recipe, tmp_path / "all").run(8, progress=False)
+    one = example_study(problem, recipe, tmp_path / "one").run(4, progress=False)
+    example_study(problem, recipe, tmp_path / "two").run(8, progress=False, start=4)
+    same(one.merge(tmp_path / "two"), study)
+    same(example_study(problem, recipe).run(4, progress=False).run(8, progress=False), study)
+    (tmp_path / "all" / "mask" / "c" / "1" / "0").write_bytes(b"")
+    with pytest.raises(ValueError, match="mask of models 4 to 7 in .* is damaged"):
+        study.masks  # noqa: B018
+    same(study.run(8, progress=False, repair=True), one)
+
+
+def test_influences_of_examples_out_of_core(problem, recipe, tmp_path, caplog):
+    """As in memory, from masks that stay packed; again, it does nothing; after more models, it is refused."""
+    study = example_study(problem, recipe, tmp_path / "s").run(48, progress=False)
+    with caplog.at_level(logging.INFO):
+        for options in ({}, {"output": "correct", "transfer": "full", "split": "test"}):
+            where = tmp_path / f"{len(options)}.zarr"
+            found = study.influence_to_zarr(where, **options, tile=(64, 16))
+            assert "24 tiles of 64 units x 16 targets to do" in caplog.text
+            caplog.clear()
+            expected = study.influence("difference", **options)
+            for name, values in (("influence", expected.values), ("stderr", expected.stderr)):
+                np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(found["reliability"], expected.reliability, atol=1e-5)
+            xr.testing.assert_identical(study.influence_to_zarr(where, **options, tile=(64, 16)).load(), found.load())
+            assert "0 tiles of" in caplog.text
+            caplog.clear()
+    zarr.open_array(where, path="sums", mode="r+")[2, :, 16:32] = np.nan  # as a kill in that tile leaves it
+    with caplog.at_level(logging.INFO):
+        xr.testing.assert_identical(study.influence_to_zarr(where, **options, tile=(64, 16)).load(), found.load())
+    assert "1 tiles of" in caplog.text
+    with pytest.raises(ValueError, match="was made with other outputs"):
+        study.influence_to_zarr(where, tile=(64, 16))
+    with pytest.raises(ValueError, match="was made with other method"):
+        study.influence_to_zarr(tmp_path / "s")
+    with pytest.raises(ValueError, match="was made with other n_models, masks, outputs"):
+        study.run(52, progress=False).influence_to_zarr(tmp_path / "0.zarr", tile=(64, 16))
+
+
+def test_influences_out_of_core_after_a_cut_run(problem, recipe, caplog, tmp_path):
+    """Batches of three: models 3 to 5 are lost, so that 2 has no complement."""
+    study = example_study(problem, dataclasses.replace(recipe, models_at_once=3)).run(48, progress=False)
+    root = zarr.open_group(study.store.zarr, mode="r+")
+    root["done"][3:6] = False  # pyright: ignore[reportIndexIssue, reportArgumentType]
+    expected, found = study.influence(), study.influence_to_zarr(tmp_path / "i")
+    assert expected.n_models == found.attrs["n_models"] == 44
+    np.testing.assert_allclose(found["influence"], expected.values, rtol=1e-4, atol=1e-6)
+    assert "1 models are left out" in caplog.text
+
+
+def test_influences_of_classes_go_to_disk_too(problem, recipe, tmp_path):
+    study = run(problem, recipe, 46)
+    found = study.influence_to_zarr(tmp_path / "i")
+    np.testing.assert_allclose(found["influence"], study.influence("difference").values, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="predictions are numbers of classes"):
+        study.influence_to_zarr(tmp_path / "p", "prediction")
 
 
 def test_subsets_of_unequal_schedules(uneven, recipe):
