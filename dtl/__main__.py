@@ -22,8 +22,9 @@ from typer.core import TyperGroup
 from dtl import config, doctor
 from dtl.export import check_file, influence_table, read_results, write
 from dtl.removal import ORDERS, removal_curve, select
+from dtl.results import influence_of
 from dtl.store import read
-from dtl.study import Study, influence_of
+from dtl.study import Study
 from dtl.training import resolve_device
 
 if TYPE_CHECKING:

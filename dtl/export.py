@@ -11,7 +11,7 @@ import xarray as xr
 
 from dtl.config import open_store
 from dtl.influence import Influence
-from dtl.study import results_of
+from dtl.results import results_of
 
 
 def read_results(location: str | Path) -> xr.Dataset:

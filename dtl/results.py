@@ -1,20 +1,100 @@
-"""Results that ship with the book: arrays in one file, and a manifest that says where they come from.
+"""Results without the images they were made of: those of a store, and those that ship with the book.
 
-A set of results is a folder of `results.nc`, a tree of xarray datasets, and `manifest.json`: for each run its command,
-commit, date, hardware, versions and seconds; recipe, settings and seeds; SHA-256 of the data and of the file.
+A set of shipped results is a folder of `results.nc`, a tree of xarray datasets, and `manifest.json`: for each run its
+command, commit, date, hardware, versions and seconds; recipe, settings and seeds; SHA-256 of the data and of the file.
 """
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
+import zarr
 from numcodecs import BitRound
 
+from dtl._inputs import is_balanced, unpacked
+from dtl.design import DESIGNS
+from dtl.influence import Influence, estimate_influence, group_means
+from dtl.store import read
+from dtl.transfer import Outputs
+from dtl.workers import SPLITS
+
+logger = logging.getLogger(__name__)
+
 FOLDER = Path(__file__).parents[1] / "book/results"
+ARRAYS = ("label", "split", "mask", "seed", *Outputs._fields)
+
+
+def results_of(root: zarr.Group) -> xr.Dataset:
+    """All finished models of a store, read when used; what `Study.results` gives, without the data of the problem."""
+    facts: Any = root.attrs.asdict()
+    settings, sources = facts["settings"], facts["source_classes"]
+    done = np.flatnonzero(np.asarray(read(root, "done")))
+    data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
+    if settings["unit"] == "example":
+        sources = np.arange(facts["n_units"])
+        data["mask"] = xr.Variable(("model", "source"), unpacked(data["mask"].data, len(sources)))
+    return xr.Dataset(data, attrs=facts).assign_coords(
+        model=done,
+        source=sources,
+        transfer=settings["transfer"],
+        split=("target", np.array(SPLITS)[np.asarray(read(root, "split"))]),
+        label=("target", np.asarray(read(root, "label"))),
+    )
+
+
+def outputs_of(results: xr.Dataset, output: str, transfer: str | None, split: str) -> xr.DataArray:
+    """One output on one split, (model, target), read when used; ValueError if the study lacks it."""
+    regimes = results["transfer"].values.tolist()
+    transfer = transfer or regimes[0]
+    given = {"output": (output, Outputs._fields), "transfer": (transfer, regimes), "split": (split, SPLITS)}
+    for name, (value, known) in given.items():
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known)}")
+    return results[output].sel(transfer=transfer).isel(target=results["split"].values == split)
+
+
+def comparable(results: xr.Dataset, output: str, transfer: str | None, split: str) -> xr.DataArray:
+    """`outputs_of` the models that give influences: a run that was cut leaves pairs of which one is missing."""
+    if output == "prediction":
+        raise ValueError("predictions are numbers of classes, which have no mean: use 'margin', or another output")
+    outputs, models = outputs_of(results, output, transfer, split), results["model"].values
+    whole = np.isin(models ^ 1, models)
+    if whole.all() or results.attrs["settings"]["design"] not in ("balanced", "paired"):
+        return outputs
+    logger.warning("%d models are left out: their complements are not done", (~whole).sum())
+    return outputs.isel(model=whole)
+
+
+def influence_of(
+    results: xr.Dataset,
+    method: str | None = None,
+    output: str = "margin",
+    transfer: str | None = None,
+    split: str = "validation",
+    by: str | np.ndarray | None = None,
+) -> Influence:
+    """`Study.influence` from results alone.
+
+    >>> results = dtl.results.open("imagenet20-cifar10")["balanced"]
+    >>> influence_of(results, transfer="full", by="class").reliability
+    """
+    chosen, design = comparable(results, output, transfer, split), results.attrs["settings"]["design"]
+    masks = results["mask"].sel(model=chosen["model"]).values
+    outputs, labels = chosen.values.astype(np.float32), chosen["label"].values
+    if by is not None:
+        named = {"class": labels, "all": np.zeros_like(labels)}
+        if isinstance(by, str) and by not in named:
+            raise ValueError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
+        outputs = group_means(outputs, named[by] if isinstance(by, str) else by)
+    if method is None:
+        sized = design == "balanced" and np.ptp(masks.sum(axis=1)) > 0 and is_balanced(masks)
+        method = "ols" if sized else "difference"
+    return estimate_influence(masks, outputs, method, design if design in DESIGNS else None)
 
 
 @dataclass(frozen=True)

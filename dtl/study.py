@@ -16,12 +16,12 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._inputs import is_balanced, unpacked
 from dtl.data import TransferProblem
-from dtl.design import DESIGNS, subset_masks
-from dtl.influence import Influence, estimate_influence, group_means
+from dtl.design import subset_masks
+from dtl.influence import Influence
 from dtl.models import PARALLEL
 from dtl.progress import progress as progress_line
+from dtl.results import ARRAYS, comparable, influence_of, outputs_of, results_of
 from dtl.store import Store, local_folder, read
 from dtl.tiles import influence_to_zarr
 from dtl.training import Recipe, check_size, resolve_device
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FORMAT = 3
-ARRAYS = ("label", "split", "mask", "seed", *Outputs._fields)
 UNITS = ("class", "example")
 
 
@@ -336,67 +335,3 @@ class Study:
         masks: Any = read(self.store.open(), "mask").isel(model=outputs["model"].values).data
         n_units = None if self.unit == "class" else self.n_units
         return influence_to_zarr(masks, outputs.data, store, self.design, n_units, tile)
-
-
-def results_of(root: zarr.Group) -> xr.Dataset:
-    """All finished models of a store, read when used; what `Study.results` gives, without the data of the problem."""
-    facts: Any = root.attrs.asdict()
-    settings, sources = facts["settings"], facts["source_classes"]
-    done = np.flatnonzero(np.asarray(read(root, "done")))
-    data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
-    if settings["unit"] == "example":
-        sources = np.arange(facts["n_units"])
-        data["mask"] = xr.Variable(("model", "source"), unpacked(data["mask"].data, len(sources)))
-    return xr.Dataset(data, attrs=facts).assign_coords(
-        model=done,
-        source=sources,
-        transfer=settings["transfer"],
-        split=("target", np.array(SPLITS)[np.asarray(read(root, "split"))]),
-        label=("target", np.asarray(read(root, "label"))),
-    )
-
-
-def outputs_of(results: xr.Dataset, output: str, transfer: str | None, split: str) -> xr.DataArray:
-    """One output on one split, (model, target), read when used; ValueError if the study lacks it."""
-    regimes = results["transfer"].values.tolist()
-    transfer = transfer or regimes[0]
-    given = {"output": (output, Outputs._fields), "transfer": (transfer, regimes), "split": (split, SPLITS)}
-    for name, (value, known) in given.items():
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known)}")
-    return results[output].sel(transfer=transfer).isel(target=results["split"].values == split)
-
-
-def comparable(results: xr.Dataset, output: str, transfer: str | None, split: str) -> xr.DataArray:
-    """`outputs_of` the models that give influences: a run that was cut leaves pairs of which one is missing."""
-    if output == "prediction":
-        raise ValueError("predictions are numbers of classes, which have no mean: use 'margin', or another output")
-    outputs, models = outputs_of(results, output, transfer, split), results["model"].values
-    whole = np.isin(models ^ 1, models)
-    if whole.all() or results.attrs["settings"]["design"] not in ("balanced", "paired"):
-        return outputs
-    logger.warning("%d models are left out: their complements are not done", (~whole).sum())
-    return outputs.isel(model=whole)
-
-
-def influence_of(
-    results: xr.Dataset,
-    method: str | None = None,
-    output: str = "margin",
-    transfer: str | None = None,
-    split: str = "validation",
-    by: str | np.ndarray | None = None,
-) -> Influence:
-    """`Study.influence` from results alone."""
-    chosen, design = comparable(results, output, transfer, split), results.attrs["settings"]["design"]
-    masks = results["mask"].sel(model=chosen["model"]).values
-    outputs, labels = chosen.values.astype(np.float32), chosen["label"].values
-    if by is not None:
-        named = {"class": labels, "all": np.zeros_like(labels)}
-        if isinstance(by, str) and by not in named:
-            raise ValueError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
-        outputs = group_means(outputs, named[by] if isinstance(by, str) else by)
-    if method is None:
-        sized = design == "balanced" and np.ptp(masks.sum(axis=1)) > 0 and is_balanced(masks)
-        method = "ols" if sized else "difference"
-    return estimate_influence(masks, outputs, method, design if design in DESIGNS else None)

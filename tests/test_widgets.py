@@ -219,7 +219,7 @@ def test_class_picker_from_names_alone_has_no_pictures(monkeypatch):
         return original(*args, **options)
 
     monkeypatch.setattr(plots, "influence_bars", spy)
-    picker = widgets.class_picker(influence(), (np.array(SOURCES), list(TARGETS)), k=2)
+    picker = widgets.class_picker(influence(), (list(SOURCES), list(TARGETS)), k=2)
     assert given == [None] * 3
     assert len(Page(parts(picker)[1].children[0].value).images) == 1
 
