@@ -158,4 +158,4 @@ def select(curve: xr.Dataset, order: str = "negative") -> Selection:
     n = curve.sizes["seed"]
     others = (arm.validation.sum("seed") - arm.validation).argmax("count")  # of each seed
     gains = (arm.test.isel(count=others) - arm.test.sel(count=0)).values
-    return Selection(order, count, float(gains.mean()), float(gains.std(ddof=1) / n**0.5), n)
+    return Selection(str(order), count, float(gains.mean()), float(gains.std(ddof=1) / n**0.5), n)

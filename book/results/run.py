@@ -147,6 +147,7 @@ class Experiment:
         runs = {log.stem: json.loads(log.read_text()) for log in sorted(self.folder.glob("*.json"))}
         studies = {"balanced": self.balanced, "random": self.random, **self.baselines}
         parts = {name: compact(study.results) for name, study in studies.items()}
+        parts["random"] = parts["random"].isel(target=parts["random"].split == "validation")  # all that pages read
         parts |= {"removal": self.removal(), "flips": self.flips()}
         facts = {
             "problem": {"load": "imagenet200-cifar10", "options": self.size.options},
