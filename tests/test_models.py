@@ -20,7 +20,7 @@ def stacked(nets):
 
 def shaken(model, seed, n_classes=5):
     """One net with BatchNorm weights, biases and statistics that are not those of a new one."""
-    net = initialise(model, n_classes, [seed], (4, 8))
+    net = initialise(model, n_classes, [seed], (4, 8) if model == "small" else (4, 8, 8, 16))
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
