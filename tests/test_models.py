@@ -12,6 +12,8 @@ import dtl
 from dtl.models import Nets, _Patches, initialise
 from dtl.training import check_size
 
+WIDTHS = {"small": (4, 8), "resnet9": (4, 8, 8, 16)}
+
 
 def stacked(nets):
     states = [net.state_dict() for net in nets]
@@ -20,7 +22,7 @@ def stacked(nets):
 
 def shaken(model, seed, n_classes=5):
     """One net with BatchNorm weights, biases and statistics that are not those of a new one."""
-    net = initialise(model, n_classes, [seed], (4, 8) if model == "small" else (4, 8, 8, 16))
+    net = initialise(model, n_classes, [seed], WIDTHS[model])
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -35,7 +37,7 @@ def shaken(model, seed, n_classes=5):
 @pytest.mark.parametrize("model", ["small", "resnet9"])
 def test_a_stack_is_its_nets(model, train):
     nets = [shaken(model, seed).train(train) for seed in (3, 4, 5)]
-    stack = Nets(model, 5, 3, (4, 8)).train(train)
+    stack = Nets(model, 5, 3, WIDTHS[model]).train(train)
     stack.load_state_dict(stacked(nets))
     x = torch.randn(4, 9, 16, 16, generator=torch.Generator().manual_seed(0))
     together, loss = stack(x), 0
@@ -83,8 +85,8 @@ def test_nets_of_a_stack_see_their_own_channels_alone():
 
 @pytest.mark.parametrize("model", ["small", "resnet9"])
 def test_a_seed_gives_the_same_weights_in_any_company(model):
-    together = initialise(model, 4, [7, 2, 7], (4, 8)).state_dict()
-    alone = initialise(model, 4, [2], (4, 8)).state_dict()
+    together = initialise(model, 4, [7, 2, 7], WIDTHS[model]).state_dict()
+    alone = initialise(model, 4, [2], WIDTHS[model]).state_dict()
     for name, values in alone.items():
         if values.ndim:
             first, second, third = together[name].chunk(3)

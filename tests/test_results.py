@@ -99,4 +99,4 @@ def test_shipped_subsets_are_those_of_their_design(name: str) -> None:
         np.testing.assert_array_equal(node["mask"].values, masks)
         right, margin = node["correct"].values, node["margin"].values
         assert right[margin > 0].all()  # more than half of the probability
-        assert right[margin < 0].mean() < 0.5 * right.mean()
+        assert 0 < right[margin < 0].mean() < right.mean()

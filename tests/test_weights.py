@@ -110,7 +110,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.parametrize("model", ["small", "resnet9"])
 def test_nets_that_are_not_finite_are_found_and_silenced(model):
-    nets = initialise(model, 4, [0, 1, 2], (4, 8)).to(memory_format=torch.channels_last)  # pyright: ignore
+    widths = (4, 8) if model == "small" else (4, 8, 8, 16)
+    nets = initialise(model, 4, [0, 1, 2], widths).to(memory_format=torch.channels_last)  # pyright: ignore
     assert finite(nets).tolist() == [True] * 3
     before = {name: value.clone() for name, value in nets.state_dict().items()}
     name, value = next((n, v) for n, v in nets.state_dict().items() if n.endswith("running_var"))
