@@ -1,4 +1,4 @@
-"""The whole way on photographs: unpack, read, train a block, estimate, print."""
+"""The runs behind the pages about real images, from packed photographs to shipped results."""
 
 import shutil
 import subprocess
@@ -7,29 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.real_images import NEAREST, WNIDS, effects_table, named_source, nearest_ranks
-from PIL import Image
+from results import run
 
 import dtl
 
 SHARED = Path(__file__).parents[2] / "shared"
-SOURCE = ["bullfrog", "moving van", "sports car", "tabby"]
-TARGET = ["automobile", "cat", "frog", "truck"]
-RECIPE = dtl.Recipe(widths=(8, 16, 32), epochs=6, batch_size=16, augment=2)
-
-pytestmark = pytest.mark.skipif(
-    not (SHARED / "data").is_dir(), reason=f"{SHARED / 'data'} is absent: no real images to test with"
-)
+CLASSES = {"bullfrog": "frog", "moving van": "truck", "sports car": "automobile", "tabby": "cat"}
+WNIDS = [wnid for wnid, name in dtl.imagenet200.NAMES.items() if name in CLASSES]
+TOY = run.Size(
+    "toy", dtl.Recipe(widths=(8, 16, 32), epochs=6, batch_size=16, augment=2, finetune_epochs=3, models_at_once=4),
+    {"classes": list(CLASSES), "target_limit": 40, "holdout": 0.3},
+    models=dtl.design.block_length(4), random=6, counts=(1, 2), seeds=2, examples=2, flips=2,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ImageFolder trees of four classes of each set, 100 images a class, unpacked by the script beside the data."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"{SHARED / 'data'} is absent: no real images to test with")
     folder = tmp_path_factory.mktemp("real")
-    wanted = {"imagenet200": [WNIDS[name] for name in SOURCE], "cifar10": TARGET}
     (folder / "tools").mkdir()
     script = shutil.copy(SHARED / "tools/unpack_images.py", folder / "tools")  # it reads the data folder beside its own
-    for name, classes in wanted.items():
+    for name, classes in {"imagenet200": WNIDS, "cifar10": list(CLASSES.values())}.items():
         for packed in (SHARED / "data" / name).glob("*/*.avif"):
             if packed.stem.removesuffix("-0") in classes:
                 there = folder / "data" / name / packed.parent.name / packed.name
@@ -41,47 +41,67 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def problem(trees: Path) -> dtl.TransferProblem:
-    source = named_source(trees, trees / "named", SOURCE)
-    return dtl.from_folders(source, trees / "cifar10", 16, holdout=0.4, cache=trees / "cache", show_progress=False)
+def experiment(trees: Path) -> run.Experiment:
+    return run.Experiment(TOY, trees, trees / "studies", "cpu", trees / "out")
 
 
-def test_folders_are_read_as_they_are(trees: Path, problem: dtl.TransferProblem) -> None:
-    assert problem.source.classes == tuple(SOURCE)
-    assert problem.target_test.classes == tuple(TARGET)
-    sizes = {part: dataset.counts.tolist() for part, dataset in problem.parts.items()}
-    assert sizes == {
-        "source": [100] * 4,
-        "target_train": [60] * 4,
-        "target_validation": [40] * 4,
-        "target_test": [100] * 4,
-    }
-    whole = dtl.from_folders(trees / "named", trees / "cifar10", 32, cache=trees / "cache", show_progress=False)
-    first = sorted((trees / "cifar10/test/automobile").iterdir())[0]
-    np.testing.assert_array_equal(whole.target_test.images[0].permute(1, 2, 0).numpy(), np.asarray(Image.open(first)))
+def test_photographs_are_read(experiment: run.Experiment) -> None:
+    parts = {part: dataset.counts.tolist() for part, dataset in experiment.problem.parts.items()}
+    assert parts == {
+        "source": [100] * 4, "target_train": [40] * 4, "target_validation": [30] * 4, "target_test": [100] * 4,
+    }  # fmt: skip
+    assert experiment.problem.target_test.classes == ("automobile", "cat", "frog", "truck")
+    assert set(experiment.problem.source.classes) == set(CLASSES)
 
 
-def test_a_balanced_block_gives_influences_and_resumes(trees: Path, problem: dtl.TransferProblem) -> None:
-    block = dtl.design.block_length(len(SOURCE))
-    study = dtl.Study(problem, RECIPE, store=trees / "study").run(block, device="cpu", progress=False)
-    assert study.outputs("correct", split="test").mean() > 0.35  # chance is 0.25
+def test_every_run_and_the_results(
+    trees: Path, experiment: run.Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(run.SIZES, "cpu", TOY)
+    run.main("all", trees, "cpu", experiment.studies, "cpu", experiment.out)
+    results = dtl.results.open("toy", experiment.out)
+    assert results["full-source"].correct.mean(("model", "target")).values.min() > 0.3  # of 4 classes
+    assert dict(results["balanced"].sizes) == {"model": TOY.models, "source": 4, "transfer": 2, "target": 520}
+    assert dict(results["random"].sizes) == {"model": 6, "source": 4, "transfer": 1, "target": 120}
+    assert results["removal"].order.values.tolist() == ["negative", "positive", "random", "hand-picked"]
+    assert set(results["flips"].group.values) >= {"most harmed"} and (results["flips"].influence < 0).all()
+    assert results.certificate("flips").startswith("python book/results/run.py flips --scale cpu\ncommit ")
 
-    influence = study.influence(by="class")
-    assert influence.values.shape == (len(SOURCE), len(TARGET))
-    np.testing.assert_allclose(influence.values.sum(0), 0, atol=1e-4)
-    assert np.isfinite(influence.values).all() and (influence.stderr > 0).all()
-    assert ((influence.reliability >= 0) & (influence.reliability <= 1)).all()
+    influence = dtl.results.influence_of(results["balanced"], by="class")
+    np.testing.assert_allclose(influence.values, experiment.balanced.influence(by="class").values, atol=0.02)
 
-    table = effects_table(influence, SOURCE, TARGET, top=2)
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == [f"| {name}" for name in TARGET]
-
-    again = dtl.Study(problem, RECIPE, store=trees / "study")
-    np.testing.assert_array_equal(again.run(block, device="cpu", progress=False).outputs(), study.outputs())
-    assert len(again.results.model) == block
+    capsys.readouterr()
+    run.main("all", trees, "cpu", experiment.studies, "cpu", experiment.out)  # as after a kill
+    assert "training" not in capsys.readouterr().err
+    again = dtl.results.open("toy", experiment.out)
+    for name, part in results.parts.items():
+        assert part.equals(again[name]), name
+    assert len(again.manifest["runs"]["balanced"]) == 2
 
 
-def test_place_of_the_nearest_class() -> None:
-    source, target = list(WNIDS), sorted({near for _, near in NEAREST.values()})
-    values = np.array([[1.0 if name in NEAREST and NEAREST[name][1] == t else 0.0 for t in target] for name in source])
-    influence = dtl.Influence(values, np.ones_like(values), np.ones(len(target)), "difference", "balanced", 38)
-    assert set(nearest_ranks(influence, source, target).values()) == {1, 2}  # birds have two
+def test_hand_picked_order_keeps_the_near_classes_longest(experiment: run.Experiment) -> None:
+    order = run.hand_picked(experiment.problem.source.classes)
+    names = np.array(experiment.problem.source.classes)[order]
+    near = [name in dtl.imagenet200.CATEGORIES for name in names]
+    assert sorted(order) == list(range(4)) and near == sorted(near) and sum(near) == 4
+
+    assert run.hand_picked(["goose", "abacus", "alp", "tabby"])[:2] in ([1, 2], [2, 1])
+
+
+def test_a_batch_of_the_shipped_study_comes_out_again() -> None:
+    """Sums in another order change a model's margins, so models are compared in distribution and over subsets."""
+    try:
+        experiment = run.Experiment(run.SIZES["cpu"], dtl.targets.data_folders(None, "")[0], Path(), "cpu", Path())
+        problem = experiment.problem
+    except (ValueError, FileNotFoundError) as missing:
+        pytest.skip(f"no images to train on: {missing}")
+    shipped = dtl.results.open("imagenet20-cifar10")["balanced"].isel(model=slice(16))
+    study = dtl.Study(problem, run.SIZES["cpu"].recipe).run(16, "cpu", progress=False)
+    np.testing.assert_array_equal(study.masks, shipped["mask"])
+    labels = problem.target_validation.labels.numpy()
+    validation = shipped.sel(transfer="fixed").isel(target=(shipped.split == "validation").values)
+    accuracy = study.outputs("correct").mean(1) - validation.correct.mean("target").values
+    assert abs(accuracy.mean()) < 0.005 and np.abs(accuracy).max() < 0.03
+    mine, theirs = (dtl.influence.group_means(y, labels) for y in (study.outputs(), validation.margin.values))
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(mine.T, theirs.T, strict=True)]
+    assert min(r) > 0.6, r

@@ -15,7 +15,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -82,6 +82,7 @@ class Experiment:
     data: Path
     studies: Path
     device: str
+    out: Path
 
     @cached_property
     def problem(self) -> dtl.TransferProblem:
@@ -116,13 +117,10 @@ class Experiment:
 
     def removal(self) -> xr.Dataset:
         """Curves of Jain et al. 2022, Fig. 2, and hand-picked: classes near to no target class first."""
-        names = self.problem.source.classes
-        relevant = np.array([name in dtl.imagenet200.CATEGORIES for name in names])
-        mixed = np.random.default_rng(0).permutation(len(names))
-        hand_picked = [*mixed[~relevant[mixed]], *mixed[relevant[mixed]]]
+        by_hand = hand_picked(self.problem.source.classes)
         return dtl.removal_curve(
             self.balanced, self.balanced.influence(by="all"), self.size.counts,
-            (*dtl.removal.ORDERS, "hand-picked"), self.size.seeds, given={"hand-picked": hand_picked},
+            (*dtl.removal.ORDERS, "hand-picked"), self.size.seeds, given={"hand-picked": by_hand},
             store=self.folder / "removal", seed=3, device=self.device,
         )  # fmt: skip
 
@@ -155,7 +153,7 @@ class Experiment:
         return flips.assign_coords({name: ("example", values) for name, values in facts.items()})
 
     def pack(self) -> None:
-        """Everything as one file and its birth certificate, in the folder of this script."""
+        """Everything as one file and its birth certificate."""
         runs = {log.stem: json.loads(log.read_text()) for log in sorted(self.folder.glob("*.json"))}
         studies = {"balanced": self.balanced, "random": self.random, **self.baselines}
         parts = {name: compact(study.results) for name, study in studies.items()}
@@ -166,8 +164,14 @@ class Experiment:
             "settings": {name: study.settings for name, study in studies.items()},
             "runs": runs,
         }
-        folder = dtl.results.save(Path(__file__).parent / self.size.name, parts, facts)
+        folder = dtl.results.save(self.out / self.size.name, parts, facts)
         print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
+
+
+def hand_picked(names: Sequence[str]) -> list[int]:
+    """Source classes without a category of a target class, then those with one, each in a random order."""
+    mixed = np.random.default_rng(0).permutation(len(names)).tolist()
+    return sorted(mixed, key=lambda i: names[i] in dtl.imagenet200.CATEGORIES)  # keeps the order of equals
 
 
 def compact(results: xr.Dataset) -> xr.Dataset:
@@ -214,9 +218,10 @@ def main(
     scale: Literal["cpu", "gpu"] = "cpu",
     studies: Annotated[Path, typer.Option(help="folder of the studies")] = Path("studies"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    out: Annotated[Path, typer.Option(help="folder of packed results")] = dtl.results.FOLDER,
 ) -> None:
     """Make the results of the pages about real images."""
-    experiment = Experiment(SIZES[scale], data, studies, device)
+    experiment = Experiment(SIZES[scale], data, studies, device, out)
     for name in RUNS if command == "all" else [command]:
         if name in RUNS:
             with logged(experiment.folder, name, scale):
