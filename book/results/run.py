@@ -177,7 +177,7 @@ def hand_picked(names: Sequence[str]) -> list[int]:
 def compact(results: xr.Dataset) -> xr.Dataset:
     """What the pages read; the probability is a function of the margin, predictions are those of `flips`."""
     kept = results[["mask", "seed", "margin", "correct"]].drop_attrs()
-    return kept.assign(margin=dtl.results.rounded(kept.margin))
+    return kept.assign(margin=dtl.results.rounded(kept.margin)).assign_attrs(target_classes=results.target_classes)
 
 
 RUNS: dict[str, Callable[[Experiment], object]] = {
