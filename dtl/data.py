@@ -237,7 +237,8 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
 
     Parameters
     ----------
-    name : "testbed" (procedural images with planted truth, option `seed`) or "imagenet-<target>" (see `dtl.targets`)
+    name : "testbed" (procedural images with planted truth, option `seed`), "imagenet200-cifar10" (see
+        `dtl.imagenet200`) or "imagenet-<target>" (see `dtl.targets`)
     root : folder of the data, for problems that are read from disk; default is $DTL_DATA
     options : passed to the problem's own loader
 

@@ -61,16 +61,15 @@ def report(quick: bool = False) -> None:
 
 
 def hardware() -> str:
-    """The GPU, or the processor and its cores to use, in words; for the record of a measurement.
+    """The GPU if there is one, the processor and its cores to use, in words; for the record of a measurement.
 
     >>> print(dtl.doctor.hardware())
     """
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else []
     name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{joblib.cpu_count()} cores, {name}"
+    graphics = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{graphics}{joblib.cpu_count()} cores, {name}"
 
 
 def _versions() -> Iterator[Finding]:

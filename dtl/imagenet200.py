@@ -105,8 +105,8 @@ def make(
 def _wnids(classes: Sequence[str] | None) -> list[str]:
     if classes is None:
         return list(NAMES)
-    if isinstance(classes, str):
-        raise ValueError(f"classes must be a list of names, not the one name {classes!r}")
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
+        raise ValueError(f"classes must be a list of names, not {classes!r}")
     known = {name: wnid for wnid, name in NAMES.items()} | {wnid: wnid for wnid in NAMES}
     unknown = [name for name in classes if name not in known]
     if unknown:
@@ -124,7 +124,14 @@ def _cifar10(roots: list[Path], size: int, download: bool, cache: Path, show_pro
             trees = {split: folder / "cifar10" / split for split in ("train", "test")}
             return {s: read_files(list_tree(tree), tree, size, cache, show_progress) for s, tree in trees.items()}
         if (folder / batches.folder).is_dir():
-            return {split: resized(part, size) for split, part in batches.read(folder).items()}  # pyright: ignore[reportArgumentType]
+            try:
+                return {split: resized(part, size) for split, part in batches.read(folder).items()}  # pyright: ignore[reportArgumentType]
+            except (OSError, RuntimeError) as error:
+                if not download:
+                    where = folder / batches.folder
+                    raise FileNotFoundError(
+                        f"CIFAR-10 in {where} is incomplete ({error}); pass download=True"
+                    ) from error
     if download:
         datasets.CIFAR10(roots[0], download=True)
         return _cifar10(roots, size, False, cache, show_progress)

@@ -33,7 +33,6 @@ def removal_curve(
     given: Mapping[str, Sequence[int]] | None = None,
     store: str | Path | None = None,
     seed: int | None = None,
-    accuracy: Accuracy | None = None,
     device: str = "auto",
     client: "Client | None" = None,
     progress: bool = True,
@@ -52,13 +51,12 @@ def removal_curve(
     store : folder that keeps the retrained models' outputs, so that a killed call resumes
     seed : of the retrainings and the random orders; the default is one more than the study's, whose models gave the
         influence and must not judge it
-    accuracy : of each model, (models,), from correct (models, n) and labels (n,); the default is the share of examples,
-        or the mean over classes for a problem "imagenet-<target>" whose target the paper reports so
     device, client, progress : as in `Study.run`
 
     Returns
     -------
-    Dataset with `validation` and `test` accuracy, in 0..1, each (order, count, seed)
+    Dataset with `validation` and `test` accuracy, in 0..1, each (order, count, seed): the share of examples, or the
+    mean over classes for a problem "imagenet-<target>" whose target the paper reports so
 
     >>> curve = dtl.removal_curve(study, study.influence(), counts=[2, 4, 6])
     >>> curve.test.mean("seed")
@@ -102,7 +100,7 @@ def removal_curve(
     retrained = Study(study.problem, study.recipe, masks, study.transfer[:1], store, seed, unit=study.unit).run(
         device=device, client=client, progress=progress
     )
-    accuracy, curve = accuracy or accuracy_of(study.problem), {}
+    accuracy, curve = accuracy_of(study.problem), {}
     for split in ("validation", "test"):
         labels = study.problem.parts[f"target_{split}"].labels.numpy()
         found = dict(zip(cells, accuracy(retrained.outputs("correct", split=split), labels), strict=True))

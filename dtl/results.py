@@ -51,7 +51,9 @@ def outputs_of(results: xr.Dataset, output: str, transfer: str | None, split: st
     """One output on one split, (model, target), read when used; ValueError if the study lacks it."""
     regimes = results["transfer"].values.tolist()
     transfer = transfer or regimes[0]
-    given = {"output": (output, Outputs._fields), "transfer": (transfer, regimes), "split": (split, SPLITS)}
+    there = [name for name in Outputs._fields if name in results]  # results that ship hold some
+    splits = list(dict.fromkeys(results["split"].values.tolist()))
+    given = {"output": (output, there), "transfer": (transfer, regimes), "split": (split, splits)}
     for name, (value, known) in given.items():
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known)}")
@@ -120,12 +122,14 @@ class Results:
         >>> print(results.certificate("balanced"))
         """
         pieces = self.manifest["runs"][run]
-        last, seconds = pieces[-1], sum(piece["seconds"] or 0 for piece in pieces)
-        took = f"{seconds / 60:.0f} minutes" + (f" in {len(pieces)} pieces" if len(pieces) > 1 else "")
+        took = f"{sum(piece['seconds'] for piece in pieces) / 60:.0f} minutes"
+        took += f" in {len(pieces)} pieces" if len(pieces) > 1 else ""
+        commits, places = (", ".join(dict.fromkeys(piece[key] for piece in pieces)) for key in ("commit", "hardware"))
+        last = pieces[-1]
         versions = ", ".join(f"{name} {version}" for name, version in last["versions"].items())
         file, digest = next(iter(self.manifest["files"].items()))
         return (
-            f"{last['command']}\ncommit {last['commit']}, {last['date'][:10]}, {took} on {last['hardware']}\n"
+            f"{last['command']}\ncommit {commits}, {last['date'][:10]}, {took} on {places}\n"
             f"{versions}\n{file} sha256 {digest[:16]}"
         )
 
@@ -160,8 +164,8 @@ def open(name: str, folder: str | Path | None = None) -> Results:
             raise ValueError(f"{path} is not what was measured: SHA-256 {found[:12]}, not {digest[:12]}; get it again")
     tree = xr.load_datatree(manifest.with_name("results.nc"), engine="h5netcdf")
     parts = {name: node.to_dataset() for name, node in tree.children.items()}
-    for part, settings in facts["settings"].items():
-        parts[part].attrs["settings"] = settings
+    for part in parts.keys() & facts["settings"].keys():
+        parts[part].attrs["settings"] = facts["settings"][part]
     return Results(parts, facts)
 
 
@@ -172,15 +176,21 @@ def save(folder: str | Path, parts: dict[str, xr.Dataset], facts: dict[str, Any]
 
     >>> dtl.results.save("book/results/mine", {"removal": curve}, {"runs": {}, "settings": {}})
     """
+    if any("/" in name for name in parts):
+        raise ValueError(f"names of parts cannot hold '/': {', '.join(parts)}")
     folder, tree = Path(folder), xr.DataTree.from_dict(parts)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.nc"
-    small = {"zlib": True, "complevel": 9, "shuffle": True}
-    text = {"dtype": "S1", "zlib": True}  # strings of any length take thirty bytes each
-    encoding = {
-        node.path: {name: text if v.dtype.kind in "OUT" else small for name, v in node.variables.items() if v.ndim}
-        for node in tree.subtree
-    }
+
+    def packing(v: xr.Variable) -> dict[str, Any]:
+        if v.dtype.kind in "OUT":
+            return {"dtype": "S1", "zlib": True}  # strings of any length take thirty bytes each
+        whole = (
+            {"chunksizes": (*[1] * (v.ndim - 2), *v.shape[-2:])} if v.size else {}
+        )  # a tenth smaller than h5py's own
+        return {"zlib": True, "complevel": 9, "shuffle": True, **whole}
+
+    encoding = {n.path: {name: packing(v) for name, v in n.variables.items() if v.ndim} for n in tree.subtree}
     tree.to_netcdf(file, engine="h5netcdf", encoding=encoding)
     facts = facts | {"files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}}
     (folder / "manifest.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf8")

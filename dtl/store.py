@@ -118,8 +118,14 @@ class Store:
             raise OSError(errno.EROFS, f"{self.zarr} is read-only: open it for writing, or give another folder")
         with self.writing("the settings of the study"):
             if not self.exists:
-                attributes = {"settings": self.settings, "runs": [], **attributes}
-                zarr.create_group(self.zarr, attributes=attributes, overwrite=self._group() is not None)
+                facts: Any = {"settings": self.settings, "runs": [], **attributes}
+                if self._group() is None:
+                    zarr.create_group(self.zarr, attributes=facts)
+                else:  # of a study without models
+                    root = zarr.open_group(self.zarr, mode="r+")
+                    for name in (name for name in (*constants, *per_model, *outputs, "done") if name in root):
+                        del root[name]  # and nothing else: weights and notes may lie beside
+                    root.attrs.put(facts)
             root = self.open("r+")
             for name, values in constants.items():
                 _room(root, name, values.shape, values.shape, values.dtype, ("target",), axis=0)[:] = values

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from numbers import Integral, Real
 
 import numpy as np
@@ -70,6 +71,8 @@ class Recipe:
         check_model(self.model)
         own = WIDTHS.get(self.model, ())
         widths = tuple(self.widths) or own
+        if self.model != "small" and widths in WIDTHS.values():
+            widths = own  # what `replace(recipe, model=...)` hands on from the net before
         if not all(isinstance(n, Integral) and int(n) > 0 for n in widths):
             raise ValueError(f"widths must be positive numbers of channels, not {widths}")
         if self.model != "small" and len(widths) != len(own):
@@ -105,7 +108,8 @@ class Pixels:
         images = dataset.images
         self.height, self.width = images.shape[2:]
         rows, columns = (np.pad(np.arange(side), pad, mode="reflect") for side in images.shape[2:])
-        self.images = (images[:, :, rows][..., columns] if pad else images).to(device)
+        images = images.to(device)
+        self.images = images[:, :, rows][..., columns] if pad else images
         self.pad = pad
 
     def _normalise(self, dataset: ImageDataset, like: ImageDataset, device: torch.device) -> None:
@@ -178,6 +182,12 @@ def open_pixels(dataset: ImageDataset, like: ImageDataset, device: torch.device,
     """The batches of a dataset, in memory or in a `.beton`, augmented as `Recipe.augment` says."""
     if isinstance(dataset, Beton):
         return BetonPixels(dataset, like, device, augment > 0)
+    return (Pixels if device.type == "cpu" else _resident)(dataset, like, device, augment)
+
+
+@lru_cache(8)
+def _resident(dataset: ImageDataset, like: ImageDataset, device: torch.device, augment: int) -> Pixels:
+    """Kept on a GPU from model to model: sending 100,000 small images takes a good part of a second."""
     return Pixels(dataset, like, device, augment)
 
 

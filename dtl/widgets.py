@@ -95,7 +95,7 @@ def picker(
 
 def class_picker(
     influence: Influence,
-    problem: TransferProblem | tuple[Sequence[str], Sequence[str]],
+    problem: TransferProblem | Sequence[Sequence[str]],
     k: int = 5,
     n_images: int = 4,
     description: str = "target class",
@@ -117,7 +117,7 @@ def class_picker(
     --------
     >>> dtl.widgets.class_picker(study.influence(by="class"), problem)
     """
-    if isinstance(problem, tuple):
+    if isinstance(problem, Sequence):
         dataset, (sources, targets) = None, (tuple(map(str, names)) for names in problem)
     else:
         dataset, sources, targets = problem.source, problem.source.classes, problem.target_train.classes

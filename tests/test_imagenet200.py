@@ -91,6 +91,10 @@ def test_the_layout_of_the_tiny_imagenet_archive_and_of_torchvision(
         FileNotFoundError, match="CIFAR-10 is missing: neither .*cifar10 nor .*cifar-10-batches-py.*download"
     ):
         load(None, cache=root / "cache")
+    (root / "cifar-10-batches-py").mkdir()  # as a killed download leaves it
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 in .*batches-py is incomplete .*; pass download=True"):
+        load(None, cache=root / "cache")
+    (root / "cifar-10-batches-py").rmdir()
     asked = []
 
     class Downloading(datasets.CIFAR10):
@@ -111,7 +115,8 @@ def test_the_layout_of_the_tiny_imagenet_archive_and_of_torchvision(
     ("options", "message"),
     [
         ({"classes": ["goldfish", "unicorn"]}, "unknown classes unicorn: names and wnids are in dtl.imagenet200.NAMES"),
-        ({"classes": "goldfish"}, "classes must be a list of names, not the one name 'goldfish'"),
+        ({"classes": "goldfish"}, "classes must be a list of names, not 'goldfish'"),
+        ({"classes": [1, 2]}, "classes must be a list of names, not"),
         ({"classes": ["goldfish"]}, "two or more different classes"),
         ({"classes": ["goldfish", "n01443537"]}, "two or more different classes"),
         ({"target_limit": 0}, "limit must be at least 1"),

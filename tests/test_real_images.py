@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from results import run
 
 import dtl
@@ -76,7 +77,25 @@ def test_every_run_and_the_results(
     again = dtl.results.open("toy", experiment.out)
     for name, part in results.parts.items():
         assert part.equals(again[name]), name
-    assert len(again.manifest["runs"]["balanced"]) == 2
+    assert again.manifest["runs"] == results.manifest["runs"]
+
+
+def test_runs_in_the_wrong_order_are_refused(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(run.SIZES, "cpu", TOY)
+    with pytest.raises(typer.BadParameter, match="first run balanced to the end"):
+        run.main("removal", trees, "cpu", tmp_path, "cpu", tmp_path)
+    with pytest.raises(typer.BadParameter, match="first run balanced, random, baselines, removal, flips to the end"):
+        run.main("pack", trees, "cpu", tmp_path, "cpu", tmp_path)
+    monkeypatch.setattr(dtl.Study, "run", lambda *_, **__: sys.exit(143))
+    with pytest.raises(SystemExit):
+        run.main("balanced", trees, "cpu", tmp_path, "cpu", tmp_path)
+    (piece,) = run.read_log(tmp_path / "toy", "balanced")
+    assert not piece["finished"] and piece["seconds"] >= 0
+    with pytest.raises(typer.BadParameter, match="first run balanced"):
+        run.main("flips", trees, "cpu", tmp_path, "cpu", tmp_path)
+    with pytest.raises(FileNotFoundError, match="ImageNet-200 is missing"):
+        run.main("random", tmp_path, "cpu", tmp_path, "cpu", tmp_path)
+    assert not (tmp_path / "toy/random.json").exists()
 
 
 def test_hand_picked_order_keeps_the_near_classes_longest(experiment: run.Experiment) -> None:

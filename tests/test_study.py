@@ -735,3 +735,14 @@ def test_a_finished_store_may_be_read_only(problem, recipe, tmp_path):
     dtl.Study(problem, recipe, store=tmp_path / "s").run(4, progress=False)
     store = LocalStore(tmp_path / "s", read_only=True)
     assert dtl.Study(problem, recipe, store=store).run(4, progress=False).results.sizes["model"] == 4
+
+
+def test_files_beside_a_store_without_models_are_kept(problem, recipe, tmp_path, monkeypatch):
+    first = dtl.Study(problem, recipe, store=tmp_path / "s", weights=tmp_path / "s/weights")
+    monkeypatch.setattr(dtl.study, "train", lambda *_: (batch for batch in ()))
+    first.run(2, progress=False)
+    monkeypatch.undo()
+    (tmp_path / "s/notes.txt").write_text("mine")
+    second = dtl.Study(problem, recipe, store=tmp_path / "s", seed=5).run(2, progress=False)
+    assert (tmp_path / "s/notes.txt").read_text() == "mine" and len(second.masks) == 2
+    np.testing.assert_array_equal(second.masks, dtl.subset_masks(24, 2, seed=5))

@@ -212,6 +212,8 @@ def test_bad_recipes_are_refused_at_once(setting, message):
 
 def test_recipes_are_plain_settings():
     recipe = dtl.Recipe(widths=[4, 8])  # type: ignore[arg-type]
+    assert dataclasses.replace(dtl.Recipe(), model="resnet18").widths == ()
+    assert dataclasses.replace(dtl.Recipe(), model="resnet9") == dtl.Recipe("resnet9")
     assert dtl.Recipe().widths == (16, 32, 64) and dtl.Recipe("resnet9").widths == (64, 128, 256, 512)
     assert recipe == dtl.Recipe(widths=(4, 8)) and recipe.settings()["widths"] == [4, 8]
     of_numpy = dtl.Recipe(epochs=np.int64(3), lr=np.float32(0.5), widths=(np.int32(4),))  # type: ignore[arg-type]
