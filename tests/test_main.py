@@ -189,7 +189,7 @@ def test_run_in_a_process_from_another_folder_gives_the_arrays_of_the_python_int
     (tmp_path / "elsewhere").mkdir()
     path = saved(tmp_path)
     done = process("run", path, cwd=tmp_path / "elsewhere")
-    out, err = done.communicate(timeout=60)
+    out, err = done.communicate()
     assert done.returncode == 0, err
     assert out.splitlines()[-1] == "../kept/toy: 12 models done. Next: python -m dtl influence ../kept/toy"
     same(tmp_path / "kept/toy", reference)  # folders of a file are relative to the file
@@ -242,13 +242,40 @@ def test_your_own_folders(tmp_path, monkeypatch):
     assert "6 models done" in out
 
 
+# The command line, in which every batch but the first waits for Ctrl+C: no machine is fast enough to finish before.
+WAITING = """
+import itertools, signal, threading
+from dtl import workers
+from dtl.__main__ import app
+
+train, number, interrupted = workers.train_batch, itertools.count(), threading.Event()
+
+
+def stop(*_):
+    interrupted.set()
+    raise KeyboardInterrupt
+
+
+def waiting(*arguments):
+    if next(number):
+        interrupted.wait()
+    return train(*arguments)
+
+
+signal.signal(signal.SIGINT, stop)
+workers.train_batch = waiting
+app(prog_name="python -m dtl")
+"""
+
+
 def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_arrays(problem, recipe, tmp_path):
-    path = saved(tmp_path, models=400)
-    run, folder = process("run", path, cwd=tmp_path), tmp_path / "kept/toy"
+    path, folder = saved(tmp_path, models=400), tmp_path / "kept/toy"
+    command = [sys.executable, "-c", WAITING, "run", str(path)]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while run.poll() is None and not any(folder.glob("done/c/*")):
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
-    _, err = run.communicate(timeout=60)
+    _, err = run.communicate()
     assert run.returncode == 130 and "Traceback" not in err
     assert err.splitlines()[-1].endswith("Saved models are safe: python -m dtl resume kept/toy")
     n_done = int(np.sum(zarr.open_array(folder, path="done", mode="r")[:]))
@@ -334,7 +361,7 @@ def test_exit_codes_of_processes(tmp_path):
     (tmp_path / "file").write_text("")
     failed = process("run", saved(tmp_path), "--store", "file/x", cwd=tmp_path)
     for run, code, message in ((wrong, 2, "did you mean 'epochs'?"), (failed, 1, "give a folder that you may write")):
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate()
         assert run.returncode == code, err
         assert err.startswith("Error: ") and message in err and err.count("\n") == 1 and not out
 
