@@ -1,82 +1,35 @@
-"""dtl: which part of the source data helps or hurts a transferred model, and how sure we are."""
+"""dtl: which part of the source data helps or hurts a transferred model, and how sure we are.
 
-from dtl import (
-    beton,
-    check,
-    data,
-    design,
-    imagenet200,
-    influence,
-    leakage,
-    mistakes,
-    models,
-    plots,
-    projection,
-    removal,
-    results,
-    scale,
-    study,
-    substitutes,
-    targets,
-    testbed,
-    tiles,
-    training,
-    transfer,
-    widgets,
-)
-from dtl.data import ImageDataset, TransferProblem, Truth, from_folders, load
-from dtl.design import subset_masks
-from dtl.influence import Influence, estimate_influence, linear_datamodeling_score, models_needed
-from dtl.leakage import leaked, misleading
-from dtl.mistakes import flip_rate, suspects
-from dtl.projection import Subpopulations, project, subpopulations
-from dtl.removal import removal_curve
-from dtl.study import Study
-from dtl.tiles import influence_to_zarr
-from dtl.training import Recipe
+Names are imported when they are first used, so what only reads results needs no torch. They are listed in `__init__.pyi`.
+"""
 
-__all__ = [
-    "ImageDataset",
-    "Influence",
-    "Recipe",
-    "Study",
-    "Subpopulations",
-    "TransferProblem",
-    "Truth",
-    "beton",
-    "check",
-    "data",
-    "design",
-    "estimate_influence",
-    "flip_rate",
-    "from_folders",
-    "imagenet200",
-    "influence",
-    "influence_to_zarr",
-    "leakage",
-    "leaked",
-    "linear_datamodeling_score",
-    "misleading",
-    "load",
-    "mistakes",
-    "models",
-    "models_needed",
-    "plots",
-    "project",
-    "projection",
-    "removal",
-    "removal_curve",
-    "results",
-    "scale",
-    "study",
-    "subpopulations",
-    "subset_masks",
-    "substitutes",
-    "suspects",
-    "targets",
-    "testbed",
-    "tiles",
-    "training",
-    "transfer",
-    "widgets",
-]
+import importlib
+import importlib.util
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import lazy_loader
+
+_lazy, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+__all__ = [name for name in _names if importlib.util.find_spec(f"dtl.{name}") is None]
+
+_MOVED = {  # rooms of version 0.1, for one version: where their names live now
+    "beton": "datasets.ffcv",
+    "check": "book",
+    "imagenet200": "datasets.imagenet200",
+    "scale": "book",
+    "substitutes": "baselines",
+    "targets": "datasets.targets",
+}
+_RENAMED = {"check": {"answer": "check"}, "scale": {"current": "scale", "SIZES": "SIZES", "Scale": "Scale"}}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        return _lazy(name)
+    warnings.warn(f"dtl.{name} is now dtl.{_MOVED[name]}", DeprecationWarning, stacklevel=2)
+    room = importlib.import_module(f"dtl.{_MOVED[name]}")
+    if name in _RENAMED:
+        return SimpleNamespace(**{old: getattr(room, new) for old, new in _RENAMED[name].items()})
+    return room

@@ -20,10 +20,11 @@ from dask.utils import format_bytes, format_time
 from typer.core import TyperGroup
 
 from dtl import config, doctor
+from dtl._checks import InputError
+from dtl.engine.store import read
 from dtl.export import check_file, influence_table, read_results, write
 from dtl.removal import ORDERS, removal_curve, select
 from dtl.results import influence_of
-from dtl.store import read
 from dtl.study import Study
 from dtl.training import resolve_device
 
@@ -240,7 +241,7 @@ def show_influence(
     is the estimated squared correlation of these influences with the true ones. Needs the store alone, no images.
     """
     if by not in ("all", "class"):
-        raise ValueError(f"unknown groups {by!r}: use all or class")
+        raise InputError(f"unknown groups {by!r}: use all or class")
     if out:
         check_file(out, ".csv")
     results = read_results(store)
@@ -311,7 +312,7 @@ def remove(
     try:
         numbers = [int(count) for count in counts.split(",")]
     except ValueError:
-        raise ValueError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}") from None
+        raise InputError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}") from None
     if out:
         check_file(out, ".csv")
     device = device or "auto"
@@ -345,9 +346,9 @@ def remove(
 def train(settings: config.Config, start: int, repair: bool, scheduler: str | None, dry_run: bool) -> None:
     """Run a study and say what comes next, or say what that would cost."""
     if settings.store is None:
-        raise ValueError("give a folder for the results: --store FOLDER, or 'store' in the file")
+        raise InputError("give a folder for the results: --store FOLDER, or 'store' in the file")
     if settings.models is None:
-        raise ValueError("give the number of models: --models N, or 'models' in the file")
+        raise InputError("give the number of models: --models N, or 'models' in the file")
     device = settings.device if scheduler else str(resolve_device(settings.device))
     study = settings.study()
     if dry_run:
@@ -382,7 +383,7 @@ def stored(
     settings = config.read_store(store)
     settings["problem"] = chosen_problem(settings["problem"], problem, source, target, options)
     if not {"load", "from_folders"} & set(settings["problem"]):
-        raise ValueError(
+        raise InputError(
             f"{store} does not say how to load its problem: add --problem NAME, or --source FOLDER --target FOLDER"
         )
     return config.Config(**config.checked(settings, config.Config, "setting"))
@@ -393,7 +394,7 @@ def chosen_problem(
 ) -> dict[str, Any]:
     """What a file or store says of the problem, changed by the flags."""
     if name and (source or target):
-        raise ValueError("give --problem, or --source and --target, not both")
+        raise InputError("give --problem, or --source and --target, not both")
     if name:
         spec = {"load": name}
     elif source or target:
@@ -411,11 +412,11 @@ def pairs(items: list[str] | None) -> dict[str, Any]:
     for item in items or ():
         name, equals, value = item.partition("=")
         if not equals:
-            raise ValueError(f"{item!r} must be NAME=VALUE, such as epochs=4")
+            raise InputError(f"{item!r} must be NAME=VALUE, such as epochs=4")
         try:
             found[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ValueError(f"{item!r} must be NAME=VALUE with a number, a word or a list [8, 16]") from None
+            raise InputError(f"{item!r} must be NAME=VALUE with a number, a word or a list [8, 16]") from None
     return found
 
 
@@ -427,7 +428,7 @@ def client_of(scheduler: str | None) -> "Iterator[Client | None]":
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError("--scheduler needs the extra 'cluster': pip install 'dtl[cluster]'") from None
+        raise InputError("--scheduler needs the extra 'cluster': pip install 'dtl[cluster]'") from None
     with Client(scheduler) as client:
         yield client
 

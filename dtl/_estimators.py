@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
+from dtl._checks import InputError
 from dtl._inputs import is_balanced
 from dtl.design import block_length
 
@@ -176,12 +177,12 @@ def ols(z: np.ndarray, design: str) -> Solver:
     whole = design == "balanced" and is_balanced(z > 0)
     if not whole and (r.n_rows <= n_classes or dof < 1):
         needed = max(n_classes, n_classes - 1 + r.basis.shape[1]) * (2 if r.paired else 1)
-        raise ValueError(
+        raise InputError(
             f"OLS needs more than {needed} models for {n_classes} classes in a {design} design, got {len(z)}: "
             'train more, or use method="ridge" or "difference".'
         )
     if rank < n_classes - 1:
-        raise ValueError('The masks hold too few distinct subsets for OLS: use method="ridge" or "difference".')
+        raise InputError('The masks hold too few distinct subsets for OLS: use method="ridge" or "difference".')
     use_sums = whole and dof < MIN_DOF
     if use_sums:
         _warn_of_pair_sums(dof)
@@ -205,13 +206,13 @@ def ridge(z: np.ndarray, design: str) -> Solver:
     r = _Regression(z, design)
     block = block_length(r.n_classes)
     if design == "balanced" and len(z) <= block:
-        raise ValueError(
+        raise InputError(
             f"Ridge cannot choose its penalty within one balanced block: train more than {block} models, or use "
             'method="difference".'
         )
     if r.dof < MIN_DOF:
         needed = (MIN_DOF + r.basis.shape[1]) * (2 if r.paired else 1)
-        raise ValueError(
+        raise InputError(
             f'Ridge needs at least {needed} models to choose its penalty, got {len(z)}: use method="difference".'
         )
     if r.n_rows < 1.5 * r.n_classes:

@@ -7,34 +7,35 @@ from typing import Any
 
 import numpy as np
 
+from dtl._checks import InputError, listed
 from dtl.design import DESIGNS, block_length
 
 
 def checked(included: Any, outputs: Any, held_out: bool = False) -> tuple[Any, Any]:
     """The masks as bool, and the outputs, after every check of the two; they may be dask arrays."""
     if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
-        raise ValueError(
+        raise InputError(
             "masks must be (models, classes) and outputs (models, targets) with the same models, got shapes "
             f"{included.shape} and {outputs.shape}."
         )
     if included.dtype != bool and not np.isin(included, (0, 1)).all():
-        raise ValueError("masks must be boolean or 0/1: True where the model was trained on the class.")
+        raise InputError("masks must be boolean or 0/1: True where the model was trained on the class.")
     included = included.astype(bool)
     if len(included) < 2:
-        raise ValueError(f"At least two models are needed, got {len(included)}.")
+        raise InputError(f"At least two models are needed, got {len(included)}.")
     if included.shape[1] < 2:
-        raise ValueError(f"At least two source classes are needed, got {included.shape[1]}.")
+        raise InputError(f"At least two source classes are needed, got {included.shape[1]}.")
     if outputs.shape[1] < 1:
-        raise ValueError("outputs hold no target.")
+        raise InputError("outputs hold no target.")
     if not (np.issubdtype(outputs.dtype, np.number) or outputs.dtype == bool) or np.iscomplexobj(outputs):
-        raise ValueError(f"outputs must be real numbers, got dtype {outputs.dtype}.")
+        raise InputError(f"outputs must be real numbers, got dtype {outputs.dtype}.")
     bad = np.asarray(~np.isfinite(outputs).all(axis=1))
     if bad.any():
-        raise ValueError(f"Outputs are NaN or infinite for models {listed(bad)}: train them again or leave them out.")
+        raise InputError(f"Outputs are NaN or infinite for models {listed(bad)}: train them again or leave them out.")
     counts = np.asarray(included.sum(axis=0))
     for flags, when in ((counts == 0, "never"), (counts == len(included), "always")):
         if flags.any() and not held_out:
-            raise ValueError(
+            raise InputError(
                 f"Classes {when} in a subset: {listed(flags)}. Their influence cannot be estimated; train more models "
                 "or leave these classes out."
             )
@@ -48,9 +49,9 @@ def checked_design(included: Any, design: str | None) -> str:
             return "random"
         return "balanced" if is_balanced(included) else "paired"
     if design not in DESIGNS:
-        raise ValueError(f"Unknown design {design!r}: choose one of {', '.join(DESIGNS)}.")
+        raise InputError(f"Unknown design {design!r}: choose one of {', '.join(DESIGNS)}.")
     if design != "random" and not are_complements(included):
-        raise ValueError(
+        raise InputError(
             f'Rows of a {design} design must be pairs of complements: use design="random" for these masks.'
         )
     return design
@@ -87,9 +88,3 @@ def precision(outputs: Any) -> np.dtype:
 def from_first(outputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """Levels do not matter; measured from the first model, a target that never varies is exactly zero."""
     return np.subtract(outputs, outputs[:1], dtype=dtype)
-
-
-def listed(flags: np.ndarray, most: int = 5) -> str:
-    found = np.flatnonzero(flags)
-    text = ", ".join(map(str, found[:most]))
-    return text if len(found) <= most else f"{text}, ... ({len(found)} in all)"

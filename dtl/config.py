@@ -14,9 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore
 
-from dtl.data import _LOADERS, TransferProblem, from_folders, load
+from dtl._checks import InputError
+from dtl.data import _LOADERS, TransferProblem, load
+from dtl.datasets.folders import from_folders
 from dtl.design import DESIGNS
-from dtl.store import array_of, local_folder
+from dtl.engine.store import array_of, local_folder
 from dtl.study import FORMAT, Study
 from dtl.training import Recipe
 
@@ -67,9 +69,9 @@ def read_file(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
         return absolute(checked(found, Config, "setting"), path.resolve().parent)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
 def read_store(location: str | Path) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def read_store(location: str | Path) -> dict[str, Any]:
     root = open_store(location)
     settings: Any = root.attrs["settings"]
     if settings["design"] not in DESIGNS:
-        raise ValueError(f"{location} holds models on subsets that were given one by one: continue it where it began")
+        raise InputError(f"{location} holds models on subsets that were given one by one: continue it where it began")
     found = {name: settings[name] for name in ("recipe", "design", "transfer", "seed", "fraction", "unit")}
     models = array_of(root, "done").shape[0] if "done" in root else None
     origin: Any = root.attrs["origin"]  # none for a problem that was made by hand
@@ -103,19 +105,19 @@ def checked(given: object, of: Callable[..., object], what: str) -> dict[str, An
     YAML reads 1e-3 as a string, and has lists where tuples are meant: what converts without loss, is converted.
     """
     if not isinstance(given, dict):
-        raise ValueError(f"{what}s must be names with values, such as 'seed: 0', not {given!r}")
+        raise InputError(f"{what}s must be names with values, such as 'seed: 0', not {given!r}")
     hints, known = get_type_hints(of), list(inspect.signature(of).parameters)
     values = {}
     for name, value in given.items():
         if name not in known:
             near = get_close_matches(str(name), known, 1)
-            raise ValueError(
+            raise InputError(
                 f"unknown {what} {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}")
             )
         try:
             values[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
-            raise ValueError(f"{what} {name} cannot be {value!r}: {error.errors()[0]['msg']}") from error
+            raise InputError(f"{what} {name} cannot be {value!r}: {error.errors()[0]['msg']}") from error
     return values
 
 
@@ -129,10 +131,10 @@ def load_problem(spec: Mapping[str, Any]) -> TransferProblem:
         options = checked(spec["from_folders"], from_folders, "option of the problem")
         missing = {"source_dir", "target_dir"} - set(options)
         if missing:
-            raise ValueError(f"the problem lacks {' and '.join(sorted(missing))}: give both folders")
+            raise InputError(f"the problem lacks {' and '.join(sorted(missing))}: give both folders")
         return from_folders(**options)
     if "load" not in spec or set(spec) - {"load", "options"}:
-        raise ValueError(
+        raise InputError(
             "give a problem, 'load' with a name and perhaps 'options', or 'from_folders' with source_dir and "
             f"target_dir, not {dict(spec) or 'nothing'}"
         )
@@ -148,9 +150,9 @@ def open_store(location: str | Path) -> zarr.Group:
         root = zarr.open_group(LocalStore(local_folder(location), read_only=True), mode="r")
         settings: Any = root.attrs["settings"]
     except (FileNotFoundError, NotADirectoryError, ContainsArrayError, JSONDecodeError, KeyError) as error:
-        raise ValueError(f"{location} holds no study: give the folder that a study is stored in") from error
+        raise InputError(f"{location} holds no study: give the folder that a study is stored in") from error
     if settings["format"] != FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{location} has format {settings['format']} and this dtl reads {FORMAT}: use the dtl that made it"
         )
     return root

@@ -14,9 +14,10 @@ Row j depends on ``(n_units, design, fraction, seed, j)`` only, so a study can b
 """
 
 import math
-import operator
 
 import numpy as np
+
+from dtl._checks import InputError, whole
 
 DESIGNS = ("balanced", "random", "paired")
 
@@ -61,18 +62,18 @@ def subset_masks(
     >>> masks.sum(axis=0).tolist() == [19] * 20         # every class in half of the 38 subsets
     True
     """
-    n_units, n_models = _integer("n_units", n_units, 2), _integer("n_models", n_models, 2)
-    seed, start = _integer("seed", seed, 0), _integer("start", start, 0)
+    n_units, n_models = whole("n_units", n_units, 2), whole("n_models", n_models, 2)
+    seed, start = whole("seed", seed, 0), whole("start", start, 0)
     if start >= n_models:
-        raise ValueError(f"start must be below n_models = {n_models}, got {start}.")
+        raise InputError(f"start must be below n_models = {n_models}, got {start}.")
     if design not in DESIGNS:
-        raise ValueError(f"Unknown design {design!r}: choose one of {', '.join(DESIGNS)}.")
+        raise InputError(f"Unknown design {design!r}: choose one of {', '.join(DESIGNS)}.")
     if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie strictly between 0 and 1, got {fraction}.")
+        raise InputError(f"fraction must lie strictly between 0 and 1, got {fraction}.")
     if design == "random":
         return _random_rows(n_units, start, n_models, fraction, seed)
     if fraction != 0.5:
-        raise ValueError(f'The {design} design has fraction 0.5 only, got {fraction}: use design="random".')
+        raise InputError(f'The {design} design has fraction 0.5 only, got {fraction}: use design="random".')
     rows = _balanced_halves if design == "balanced" else _random_halves
     halves = rows(n_units, start // 2, (n_models + 1) // 2, seed)
     masks = np.stack([halves, ~halves], axis=1).reshape(-1, n_units)
@@ -90,7 +91,7 @@ def block_length(n_units: int) -> int:
     >>> block_length(200)
     398
     """
-    return 2 * _paley_prime(_integer("n_units", n_units, 2))
+    return 2 * _paley_prime(whole("n_units", n_units, 2))
 
 
 def _balanced_halves(n_units: int, first: int, last: int, seed: int) -> np.ndarray:
@@ -124,7 +125,7 @@ def _random_halves(n_units: int, first: int, last: int, seed: int) -> np.ndarray
 def _random_rows(n_units: int, first: int, last: int, fraction: float, seed: int) -> np.ndarray:
     size = round(fraction * n_units)
     if not 0 < size < n_units:
-        raise ValueError(f"fraction {fraction} of {n_units} units is {size}: a subset must keep some and drop some.")
+        raise InputError(f"fraction {fraction} of {n_units} units is {size}: a subset must keep some and drop some.")
     return np.stack([_exact_subset(n_units, size, seed, (2, row)) for row in range(first, last)])
 
 
@@ -146,13 +147,3 @@ def _paley_prime(n_units: int) -> int:
     while q + 1 < n_units or any(q % d == 0 for d in range(3, math.isqrt(q) + 1, 2)):
         q += 4
     return q
-
-
-def _integer(name: str, value: int, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, got {value!r}.") from None
-    if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {number}.")
-    return number

@@ -17,7 +17,7 @@ import platformdirs
 import torch
 
 import dtl
-from dtl.store import array_of
+from dtl.engine.store import array_of
 from dtl.training import resolve_device
 
 ENOUGH_DISK = 5e9  # bytes
@@ -105,7 +105,7 @@ def _data() -> Iterator[Finding]:
 
 
 def _scale() -> Iterator[Finding]:
-    scale = dtl.scale.current()
+    scale = dtl.book.scale()
     yield Finding("scale", f"{scale.name}: {scale.models} models a study, {scale.seeds} seeds a removal curve")
     studies = sorted(path.parent.name for path in scale.folder.glob("*/zarr.json"))
     yield Finding("scale", f"studies in {scale.folder.absolute()}: {', '.join(studies) or 'none yet'}")
@@ -123,7 +123,7 @@ def _disk(folder: Path, setting: str) -> Finding:
 def _minutes() -> Iterator[Finding]:
     study = dtl.Study(dtl.load("testbed"))
     minutes = measure(study, study.recipe.models_at_once * joblib.cpu_count()).seconds / 60
-    for name, (models, _) in dtl.scale.SIZES.items():
+    for name, (models, _) in dtl.book.SIZES.items():
         yield Finding("minutes", f"{minutes * models:.1f} for a testbed study of {models} models, scale {name}")
 
 

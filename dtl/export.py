@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from dtl._checks import InputError
 from dtl.config import open_store
 from dtl.influence import Influence
 from dtl.results import results_of
@@ -23,7 +24,7 @@ def read_results(location: str | Path) -> xr.Dataset:
     root = open_store(location)
     results = results_of(root) if "done" in root else xr.Dataset()
     if not results.sizes.get("model"):
-        raise ValueError(f"{location} has no finished model: run or resume the study first")
+        raise InputError(f"{location} has no finished model: run or resume the study first")
     return results
 
 
@@ -43,11 +44,11 @@ def influence_table(results: xr.Dataset, influence: Influence, by: str) -> pd.Da
 
 
 def check_file(out: Path, *endings: str) -> None:
-    """ValueError if `write` could not write there, asked before the results are computed."""
+    """InputError if `write` could not write there, asked before the results are computed."""
     if not out.name.endswith(endings):
-        raise ValueError(f"cannot write {out.name}: end it with {' or '.join(endings)}")
+        raise InputError(f"cannot write {out.name}: end it with {' or '.join(endings)}")
     if not out.parent.is_dir():
-        raise ValueError(f"{out.parent} is no folder: make it, or write elsewhere")
+        raise InputError(f"{out.parent} is no folder: make it, or write elsewhere")
 
 
 def write(out: Path, data: pd.DataFrame | xr.Dataset) -> None:

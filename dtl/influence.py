@@ -19,8 +19,9 @@ import numpy as np
 import scipy.stats
 from numpy.typing import ArrayLike
 
+from dtl._checks import InputError, listed
 from dtl._estimators import SOLVERS, reliability_of, sums_of_squares
-from dtl._inputs import checked, checked_design, from_first, listed, precision
+from dtl._inputs import checked, checked_design, from_first, precision
 from dtl.design import block_length
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Influence:
         """
         far = {"two-sided": np.abs(self.z), "greater": self.z, "less": -self.z}
         if alternative not in far:
-            raise ValueError(f"Unknown alternative {alternative!r}: choose one of {', '.join(far)}.")
+            raise InputError(f"Unknown alternative {alternative!r}: choose one of {', '.join(far)}.")
         return scipy.stats.t.sf(far[alternative], self.dof) * (2 if alternative == "two-sided" else 1)
 
 
@@ -116,7 +117,7 @@ def estimate_influence(
     [3.0, -3.0]
     """
     if method not in SOLVERS:
-        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SOLVERS)}.")
+        raise InputError(f"Unknown method {method!r}: choose one of {', '.join(SOLVERS)}.")
     included, y = checked(np.asarray(masks), np.asarray(outputs))
     design = checked_design(included, design)
     n_classes, n_targets = included.shape[1], y.shape[1]
@@ -152,13 +153,13 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
     398
     """
     if not 0 < reliability < 1:
-        raise ValueError(f"reliability must lie strictly between 0 and 1, got {reliability}.")
+        raise InputError(f"reliability must lie strictly between 0 and 1, got {reliability}.")
     n_classes = len(influence.values)
     noise = float((influence.stderr**2).mean(axis=0).sum())
     spread = float(influence.values.var(axis=0).sum())
     signal = spread if influence.method == "ridge" else spread - noise  # a shrunk estimate's spread holds no noise
     if not (math.isfinite(noise) and signal > 0):
-        raise ValueError(
+        raise InputError(
             f"No measurable signal with {influence.n_models} models: the influences spread no more than their errors; "
             "train more models first."
         )
@@ -204,7 +205,7 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
     included, y = checked(np.asarray(masks), np.asarray(outputs), held_out=True)
     n_classes, n_targets = influence.values.shape
     if included.shape[1] != n_classes or y.shape[1] != n_targets:
-        raise ValueError(
+        raise InputError(
             f"Influences are of {n_classes} classes on {n_targets} targets, but the held-out models have "
             f"{included.shape[1]} classes and {y.shape[1]} targets."
         )
@@ -212,7 +213,7 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
     predictions = included.astype(np.float64) @ influence.values
     varies = (np.ptp(y, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
     if not varies.any():
-        raise ValueError(
+        raise InputError(
             "No target's outputs and predictions vary over the held-out models: use more or other subsets."
         )
     if not varies.all():
@@ -252,12 +253,12 @@ def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
     """
     outputs, groups = np.asarray(outputs), np.asarray(groups)
     if outputs.ndim != 2 or groups.shape != outputs.shape[1:]:
-        raise ValueError(f"groups must give one group per target: shapes {groups.shape} and {outputs.shape} disagree.")
+        raise InputError(f"groups must give one group per target: shapes {groups.shape} and {outputs.shape} disagree.")
     if not np.issubdtype(groups.dtype, np.integer) or (groups < 0).any():
-        raise ValueError("groups must be non-negative integers.")
+        raise InputError("groups must be non-negative integers.")
     counts = np.bincount(groups)
     if (counts == 0).any():
-        raise ValueError(f"Groups must be numbered without gaps: no target in {listed(counts == 0)}.")
+        raise InputError(f"Groups must be numbered without gaps: no target in {listed(counts == 0)}.")
     return outputs @ (groups[:, None] == np.arange(len(counts))).astype(np.float64) / counts
 
 

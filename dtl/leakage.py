@@ -12,6 +12,7 @@ from scipy.stats import false_discovery_control
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import radius_neighbors_graph
 
+from dtl._checks import InputError
 from dtl.data import ImageDataset
 from dtl.influence import Influence
 
@@ -46,7 +47,7 @@ def leaked(
     _check_threshold(near)
     n = influence.values.shape[1]
     if n < 2:
-        raise ValueError("leaks need the influence on single target examples: estimate it with study.influence()")
+        raise InputError("leaks need the influence on single target examples: estimate it with study.influence()")
     z = influence.z
     target = z.argmax(axis=1)
     rows = np.arange(len(z))
@@ -65,7 +66,7 @@ def leaked(
     if similarity is not None:
         similarity = np.asarray(similarity)
         if similarity.shape != z.shape or not np.isfinite(similarity).all():
-            raise ValueError(f"similarity must be finite, source x target examples, {z.shape}, not {similarity.shape}")
+            raise InputError(f"similarity must be finite, source x target examples, {z.shape}, not {similarity.shape}")
         table["nearest"], table["similarity"] = similarity.argmax(axis=1), similarity.max(axis=1)
         close = table["similarity"].where(table["similarity"] > near, 0.0)
         return table.iloc[np.lexsort((-table["lead"], -close))].reset_index(drop=True)
@@ -116,7 +117,7 @@ def similarity(source: ImageDataset, target: ImageDataset) -> np.ndarray:
     >>> dtl.leakage.similarity(problem.source, problem.target_test).max(axis=1)
     """
     if source.images.shape[1:] != target.images.shape[1:]:
-        raise ValueError(f"images must have one size, not {source.images.shape[2:]} and {target.images.shape[2:]}")
+        raise InputError(f"images must have one size, not {source.images.shape[2:]} and {target.images.shape[2:]}")
     return cosine_similarity(_centred(source), _centred(target))
 
 
@@ -151,21 +152,21 @@ def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
     """
     included, groups = np.asarray(masks, dtype=bool), np.asarray(groups)
     if groups.shape != included.shape[1:]:
-        raise ValueError(f"groups must hold one number for each of {included.shape[1]} examples, not {groups.shape}")
+        raise InputError(f"groups must hold one number for each of {included.shape[1]} examples, not {groups.shape}")
     numbers, starts = np.unique(np.sort(groups), return_index=True)
     if not np.array_equal(numbers, np.arange(len(numbers))):
-        raise ValueError(f"groups must be numbered 0, 1, ... without gaps, not {numbers.tolist()}")
+        raise InputError(f"groups must be numbered 0, 1, ... without gaps, not {numbers.tolist()}")
     return np.logical_or.reduceat(included[:, np.argsort(groups, kind="stable")], starts, axis=1)
 
 
 def _check_threshold(threshold: float) -> None:
     if not 0 < threshold < 1:
-        raise ValueError(f"near duplicates correlate above a threshold between 0 and 1, not {threshold}")
+        raise InputError(f"near duplicates correlate above a threshold between 0 and 1, not {threshold}")
 
 
 def _check_examples(influence: Influence, source: ImageDataset) -> None:
     if len(influence.values) != len(source):
-        raise ValueError(
+        raise InputError(
             f"the influence is of {len(influence.values)} units but the source has {len(source)} examples: leaks and "
             'misleading examples need a study of examples, dtl.Study(problem, unit="example")'
         )

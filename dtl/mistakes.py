@@ -12,8 +12,8 @@ import numpy as np
 import xarray as xr
 from scipy.stats import binomtest
 
+from dtl._checks import InputError, check_number
 from dtl.influence import Influence
-from dtl.projection import check_number
 from dtl.study import Study
 
 if TYPE_CHECKING:
@@ -94,18 +94,18 @@ def flip_rate(
     >>> flips.share.sel(example=17).to_pandas()
     """
     if study.unit != "class":
-        raise ValueError("flip_rate leaves out source classes: give a study of unit 'class'")
+        raise InputError("flip_rate leaves out source classes: give a study of unit 'class'")
     examples, classes = (np.atleast_1d(np.asarray(index)).tolist() for index in (example, without))
     names = study.problem.source.classes
     right = study.outputs("correct", split=split).mean(0)
     for what, given, n in (("example", examples, len(right)), ("source class", classes, len(names))):
         if not given or len(set(given)) < len(given):
-            raise ValueError(f"give one or more different {what} numbers in 0..{n - 1}, not {given}")
+            raise InputError(f"give one or more different {what} numbers in 0..{n - 1}, not {given}")
         for index in given:
             check_number(index, 0, n - 1, f"each {what}")
     fine = [index for index in examples if right[index] >= 0.5]
     if fine:
-        raise ValueError(
+        raise InputError(
             f"example {fine[0]} is not wrong: {right[fine[0]]:.0%} of the study's models predict it right; choose from "
             "dtl.mistakes.wrong(study)"
         )

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 from torchvision.ops import StochasticDepth
 
+from dtl._checks import InputError
+
 
 class Nets(nn.Module):
     """`n_models` classifiers side by side: a backbone and one linear head each.
@@ -65,7 +67,7 @@ def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequenc
     2
     """
     if len(seeds) > 1 and model not in PARALLEL:
-        raise ValueError(f"{model} runs one model at a time: set models_at_once=1 in the recipe")
+        raise InputError(f"{model} runs one model at a time: set models_at_once=1 in the recipe")
     states = []
     with _SEEDING, torch.random.fork_rng(devices=[]):
         for seed in seeds:
@@ -109,9 +111,9 @@ def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Modu
 
 
 def check_model(model: str) -> None:
-    """ValueError if there is no such backbone."""
+    """InputError if there is no such backbone."""
     if model not in PARALLEL and model not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
+        raise InputError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
 
 
 class _Patches(nn.Conv2d):
@@ -200,7 +202,7 @@ def _torchvision_backbone(model: str) -> tuple[nn.Module, int]:
     net = torchvision.models.get_model(model, weights=None, **auxiliary)
     linear = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(f"{model} has no linear layer to replace by a head: use another torchvision classifier")
+        raise InputError(f"{model} has no linear layer to replace by a head: use another torchvision classifier")
     name, last = linear[-1]
     net.set_submodule(name, nn.Identity())
     for module in net.modules():

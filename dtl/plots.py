@@ -24,6 +24,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from scipy import stats
 from scipy.cluster.hierarchy import leaves_list, linkage
 
+from dtl._checks import InputError
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -118,9 +120,9 @@ def strongest(influence: Influence, names: Sequence[str], target: int | None = N
     n_sources, n_targets = influence.values.shape
     _check_names(names, n_sources, "source")
     if target is not None and not 0 <= target < n_targets:
-        raise ValueError(f"target is {target}, but the influence has {n_targets} columns: choose 0 to {n_targets - 1}.")
+        raise InputError(f"target is {target}, but the influence has {n_targets} columns: choose 0 to {n_targets - 1}.")
     if k < 1:
-        raise ValueError(f"k is {k}: ask for at least one class per side.")
+        raise InputError(f"k is {k}: ask for at least one class per side.")
     columns = slice(None) if target is None else slice(target, target + 1)
     value = influence.values[:, columns].mean(axis=1)
     half_width = Z95 * influence.stderr[:, columns].mean(axis=1)
@@ -216,7 +218,7 @@ def influence_heatmap(
     elif order == "given":
         rows = np.arange(len(values))
     else:
-        raise ValueError(f"order is {order!r}: choose 'mean', 'cluster' or 'given'.")
+        raise InputError(f"order is {order!r}: choose 'mean', 'cluster' or 'given'.")
     unclear = np.abs(values) <= Z95 * influence.stderr
     height = min(1.6 + 0.24 * len(values), 14)
     ax = _axes(ax, width=min(WIDTH, 3.2 + 0.55 * values.shape[1]), height=height)
@@ -267,12 +269,12 @@ def removal_curves(
     >>> dtl.plots.removal_curves(curve, chosen=dtl.removal.select(curve).count)
     """
     if split not in curve:
-        raise ValueError(f"the curve has no split {split!r}: choose one of {', '.join(map(str, curve.data_vars))}.")
+        raise InputError(f"the curve has no split {split!r}: choose one of {', '.join(map(str, curve.data_vars))}.")
     counts = curve["count"].values.tolist()
     if reference and 0 not in counts:
-        raise ValueError("the curve has no count 0, the full source: add it or pass reference=False.")
+        raise InputError("the curve has no count 0, the full source: add it or pass reference=False.")
     if chosen is not None and chosen not in counts:
-        raise ValueError(f"chosen is {chosen}, which is not among the counts {counts} of the curve.")
+        raise InputError(f"chosen is {chosen}, which is not among the counts {counts} of the curve.")
     n_seeds = curve.sizes["seed"]
     if n_seeds < 2:
         log.warning("the curve has one seed: it is drawn without intervals.")
@@ -324,10 +326,10 @@ def reliability_curve(table: pd.DataFrame, threshold: float | None = 0.8, ax: Ax
     """
     missing = {"models", "reliability"} - set(table.columns)
     if missing:
-        raise ValueError(f"the table has no column {', '.join(sorted(missing))}: it needs models and reliability.")
+        raise InputError(f"the table has no column {', '.join(sorted(missing))}: it needs models and reliability.")
     varying = [name for name in ("design", "method", "level") if name in table and len(set(table[name])) > 1]
     if len(varying) > 2:
-        raise ValueError("design, method and level all vary: select one value of one of them and plot again.")
+        raise InputError("design, method and level all vary: select one value of one of them and plot again.")
     hue, dashes = (*varying, None, None)[:2]
     ax = _axes(ax)
     ax.set_xscale("log")
@@ -374,7 +376,7 @@ def image_grid(
     wanted = dataset.classes if classes is None else tuple(classes)
     unknown = [name for name in wanted if name not in dataset.classes]
     if unknown:
-        raise ValueError(f"the dataset has no class {unknown[0]!r}: choose among {', '.join(dataset.classes[:20])}.")
+        raise InputError(f"the dataset has no class {unknown[0]!r}: choose among {', '.join(dataset.classes[:20])}.")
     groups = [(name, _first(dataset, dataset.classes.index(name), per_class)) for name in wanted]
     return _gallery(dataset, groups, columns or (1 if len(wanted) <= 3 else 2), ax)
 
@@ -394,10 +396,10 @@ def images(
     """
     index = np.arange(len(dataset))[np.asarray(index) if len(index) else slice(0)].tolist()  # numbers or a mask
     if not index or columns < 1:
-        raise ValueError(f"choose at least one example and one column, not {len(index)} and {columns}.")
+        raise InputError(f"choose at least one example and one column, not {len(index)} and {columns}.")
     titles = [dataset.classes[int(dataset.labels[i])] for i in index] if titles is None else titles
     if len(titles) != len(index):
-        raise ValueError(f"there are {len(titles)} titles for {len(index)} images: give one for each.")
+        raise InputError(f"there are {len(titles)} titles for {len(index)} images: give one for each.")
     return _gallery(dataset, [(title, [i]) for title, i in zip(titles, index, strict=True)], columns, ax)
 
 
@@ -442,7 +444,7 @@ def _height(ax: Axes) -> float:
 
 def _check_names(names: Sequence[str], n: int, side: str) -> None:
     if len(names) != n:
-        raise ValueError(f"there are {len(names)} {side} names for {n} {side} classes: give one name for each.")
+        raise InputError(f"there are {len(names)} {side} names for {n} {side} classes: give one name for each.")
 
 
 def _short(name: str, longest: int = 24) -> str:

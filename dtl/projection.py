@@ -5,7 +5,6 @@ the source class *ostrich* helps (Jain et al. 2022, section 4.1).
 """
 
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
+from dtl._checks import InputError, check_number
 from dtl.design import block_length
 from dtl.influence import Influence, estimate_influence, group_means
 
@@ -40,15 +40,9 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
     check_number(source_class, 0, n_classes - 1, "source_class, one of the classes of the influence,")
     check_number(k, 1, n, "k, of the target examples of the influence,")
     if most not in ("helped", "hurt"):
-        raise ValueError(f"unknown side {most!r}: use 'helped' or 'hurt'")
+        raise InputError(f"unknown side {most!r}: use 'helped' or 'hurt'")
     values = influence.values[source_class]
     return np.argsort(-values if most == "helped" else values, kind="stable")[:k]
-
-
-def check_number(value: object, low: int, high: int, what: str) -> None:
-    """ValueError unless `value` is one whole number in low..high; names and arrays are none."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
-        raise ValueError(f"{what} must be one whole number in {low}..{high}, not {value!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,17 +86,17 @@ def subpopulations(
     """
     included, outputs = np.asarray(masks, dtype=bool), np.asarray(outputs, dtype=np.float64)
     if side not in SIDES:
-        raise ValueError(f"unknown side {side!r}: use one of {', '.join(SIDES)}")
+        raise InputError(f"unknown side {side!r}: use one of {', '.join(SIDES)}")
     n = outputs.shape[1]
     if n < 3 or (n_groups is not None and not 2 <= n_groups < n):
-        raise ValueError(f"n_groups must be at least 2 and below the number of examples, {n}, not {n_groups}")
+        raise InputError(f"n_groups must be at least 2 and below the number of examples, {n}, not {n_groups}")
     half = _half(included)
     first, whole = (
         estimate_influence(included[:half], y[:half]) for y in (outputs, outputs.mean(axis=1, keepdims=True))
     )
     chosen = SIDES[side] * whole.values[:, 0] > _CLEAR * whole.stderr[:, 0]
     if chosen.sum() < 2:
-        raise ValueError(
+        raise InputError(
             f"{chosen.sum()} source classes are clearly {side} for these examples as a whole and grouping needs two: "
             "train more models, or use the other side"
         )
@@ -127,5 +121,5 @@ def _half(masks: np.ndarray) -> int:
     block = block_length(masks.shape[1])
     half = len(masks) // (2 * block) * block or len(masks) // 4 * 2
     if half < 2:
-        raise ValueError(f"{len(masks)} models are too few to halve: train at least 4, better two balanced blocks")
+        raise InputError(f"{len(masks)} models are too few to halve: train at least 4, better two balanced blocks")
     return half

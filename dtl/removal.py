@@ -10,11 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from dtl._checks import InputError, check_number
 from dtl.data import TransferProblem
+from dtl.datasets.targets import TARGETS
 from dtl.influence import Influence
-from dtl.projection import check_number
 from dtl.study import Study
-from dtl.targets import TARGETS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -64,16 +64,16 @@ def removal_curve(
     given, orders, n_source = dict(given or {}), [orders] if isinstance(orders, str) else list(orders), study.n_units
     unknown = [order for order in orders if order not in ORDERS and order not in given]
     if unknown or not orders or len(set(orders)) < len(orders) or set(given) & set(ORDERS):
-        raise ValueError(
+        raise InputError(
             f"orders must be different, out of {', '.join(ORDERS)} and names of your own in `given`, not {orders} with "
             f"{list(given)} given"
         )
     if not np.isfinite(influence.values).all():
-        raise ValueError("the influence is not finite, so it orders nothing: estimate it from finished models")
+        raise InputError("the influence is not finite, so it orders nothing: estimate it from finished models")
     if influence.values.shape[0] != n_source:
-        raise ValueError(f"influence is of {influence.values.shape[0]} classes but the source has {n_source}")
+        raise InputError(f"influence is of {influence.values.shape[0]} classes but the source has {n_source}")
     if not set(counts) - {0}:
-        raise ValueError(f"counts must lie in 1..{n_source - 2} (a source model needs two classes), not {list(counts)}")
+        raise InputError(f"counts must lie in 1..{n_source - 2} (a source model needs two classes), not {list(counts)}")
     for count in counts:
         check_number(count, 0, n_source - 2, "each of counts (a source model needs two classes)")
     check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
@@ -82,7 +82,7 @@ def removal_curve(
         short = len(classes) < counts[-1] and name in orders
         whole = all(isinstance(c, Integral) for c in classes)
         if short or len(set(classes)) < len(classes) or not whole or not set(classes) <= set(range(n_source)):
-            raise ValueError(
+            raise InputError(
                 f"order {name!r} must list at least {counts[-1]} different class indices in 0..{n_source - 1}"
             )
 
@@ -150,7 +150,7 @@ def select(curve: xr.Dataset, order: str = "negative") -> Selection:
     >>> dtl.removal.select(curve).gain
     """
     if order not in curve.order.values:
-        raise ValueError(f"the curve has no order {order!r}: it has {', '.join(curve.order.values)}")
+        raise InputError(f"the curve has no order {order!r}: it has {', '.join(curve.order.values)}")
     arm = curve.sel(order=order)
     count = int(arm.validation.mean("seed").idxmax("count"))
     n = curve.sizes["seed"]

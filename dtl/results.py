@@ -16,12 +16,13 @@ import xarray as xr
 import zarr
 from numcodecs import BitRound
 
+from dtl._checks import InputError
 from dtl._inputs import is_balanced, unpacked
 from dtl.design import DESIGNS
+from dtl.engine.store import read
+from dtl.engine.workers import SPLITS
 from dtl.influence import Influence, estimate_influence, group_means
-from dtl.store import read
 from dtl.transfer import Outputs
-from dtl.workers import SPLITS
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +57,14 @@ def outputs_of(results: xr.Dataset, output: str, transfer: str | None, split: st
     given = {"output": (output, there), "transfer": (transfer, regimes), "split": (split, splits)}
     for name, (value, known) in given.items():
         if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known)}")
+            raise InputError(f"unknown {name} {value!r}: this study has {', '.join(known)}")
     return results[output].sel(transfer=transfer).isel(target=results["split"].values == split)
 
 
 def comparable(results: xr.Dataset, output: str, transfer: str | None, split: str) -> xr.DataArray:
     """`outputs_of` the models that give influences: a run that was cut leaves pairs of which one is missing."""
     if output == "prediction":
-        raise ValueError("predictions are numbers of classes, which have no mean: use 'margin', or another output")
+        raise InputError("predictions are numbers of classes, which have no mean: use 'margin', or another output")
     outputs, models = outputs_of(results, output, transfer, split), results["model"].values
     whole = np.isin(models ^ 1, models)
     if whole.all() or results.attrs["settings"]["design"] not in ("balanced", "paired"):
@@ -91,7 +92,7 @@ def influence_of(
     if by is not None:
         named = {"class": labels, "all": np.zeros_like(labels)}
         if isinstance(by, str) and by not in named:
-            raise ValueError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
+            raise InputError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
         outputs = group_means(outputs, named[by] if isinstance(by, str) else by)
     if method is None:
         sized = design == "balanced" and np.ptp(masks.sum(axis=1)) > 0 and is_balanced(masks)
@@ -161,7 +162,7 @@ def open(name: str, folder: str | Path | None = None) -> Results:
         path = manifest.with_name(file)
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "nothing"
         if found != digest:
-            raise ValueError(f"{path} is not what was measured: SHA-256 {found[:12]}, not {digest[:12]}; get it again")
+            raise InputError(f"{path} is not what was measured: SHA-256 {found[:12]}, not {digest[:12]}; get it again")
     tree = xr.load_datatree(manifest.with_name("results.nc"), engine="h5netcdf")
     parts = {name: node.to_dataset() for name, node in tree.children.items()}
     for part in parts.keys() & facts["settings"].keys():
@@ -177,7 +178,7 @@ def save(folder: str | Path, parts: dict[str, xr.Dataset], facts: dict[str, Any]
     >>> dtl.results.save("book/results/mine", {"removal": curve}, {"runs": {}, "settings": {}})
     """
     if any("/" in name for name in parts):
-        raise ValueError(f"names of parts cannot hold '/': {', '.join(parts)}")
+        raise InputError(f"names of parts cannot hold '/': {', '.join(parts)}")
     folder, tree = Path(folder), xr.DataTree.from_dict(parts)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.nc"

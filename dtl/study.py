@@ -16,17 +16,18 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
+from dtl._checks import InputError
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
+from dtl.engine.progress import progress as progress_line
+from dtl.engine.store import Store, local_folder, read
+from dtl.engine.workers import SPLITS, Run, train
 from dtl.influence import Influence
 from dtl.models import PARALLEL
-from dtl.progress import progress as progress_line
 from dtl.results import ARRAYS, comparable, influence_of, outputs_of, results_of
-from dtl.store import Store, local_folder, read
 from dtl.tiles import influence_to_zarr
 from dtl.training import Recipe, check_size, resolve_device
 from dtl.transfer import REGIMES, Outputs
-from dtl.workers import SPLITS, Run, train
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -75,13 +76,13 @@ class Study:
         self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):
-            raise ValueError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
+            raise InputError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
         if len(set(self.transfer)) < len(self.transfer):
-            raise ValueError(f"transfer names a regime twice: {self.transfer}")
+            raise InputError(f"transfer names a regime twice: {self.transfer}")
         if self.recipe.model not in PARALLEL and self.recipe.models_at_once > 1:
-            raise ValueError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
+            raise InputError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
         if unit not in UNITS:
-            raise ValueError(f"unknown unit {unit!r}: use one of {', '.join(UNITS)}")
+            raise InputError(f"unknown unit {unit!r}: use one of {', '.join(UNITS)}")
         self.unit, self.n_units = unit, problem.source.n_classes if unit == "class" else len(problem.source)
         check_size(self.recipe, *problem.source.size)
         if isinstance(design, str):
@@ -145,7 +146,7 @@ class Study:
         """
         masks = self._subsets(n_models)
         if not 0 <= start < len(masks):
-            raise ValueError(f"start must be 0 to {len(masks) - 1}, not {start}")
+            raise InputError(f"start must be 0 to {len(masks) - 1}, not {start}")
         if self.store.ready and not repair:
             done = np.asarray(read(self.store.open(), "done"))[start : len(masks)]
             if len(done) == len(masks) - start and done.all():
@@ -189,7 +190,7 @@ class Study:
         """
         theirs = Store(other, self.settings)
         if not theirs.ready:
-            raise ValueError(f"{theirs.zarr} holds no results yet: give the store of a study that has run")
+            raise InputError(f"{theirs.zarr} holds no results yet: give the store of a study that has run")
         there = theirs.open()
         n_models = int(np.flatnonzero(np.asarray(read(there, "done"))).max(initial=1)) + 1
         with self.store.lock():
@@ -200,10 +201,10 @@ class Study:
     def _subsets(self, n_models: int | None) -> np.ndarray:
         if self.given is not None:
             if n_models is not None and not 2 <= n_models <= len(self.given):
-                raise ValueError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
+                raise InputError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
             return self.given[:n_models]
         if not isinstance(n_models, Integral) or self.design is None:
-            raise ValueError(f"run needs the number of models, not {n_models!r}")
+            raise InputError(f"run needs the number of models, not {n_models!r}")
         return self._checked(subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed))
 
     def seeds(self, n_models: int) -> np.ndarray:
@@ -215,7 +216,7 @@ class Study:
         masks = np.array(masks, order="C")  # a copy: who changes the array later must not change the study
         if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != self.n_units or len(masks) < 2:
             units = {"class": "classes", "example": "examples"}[self.unit]
-            raise ValueError(
+            raise InputError(
                 f"given subsets must be bool, two or more models x {self.n_units} {units}, not {masks.dtype} "
                 f"{masks.shape}"
             )
@@ -226,7 +227,7 @@ class Study:
         for number, mask in enumerate(masks):
             classes = mask.sum() if self.unit == "class" else np.count_nonzero(np.bincount(labels[mask], minlength=1))
             if classes < 2:
-                raise ValueError(
+                raise InputError(
                     f"subset {number} has fewer than two of the {n_classes} classes, which a source model needs: use "
                     'larger subsets, such as design="random" with fraction=2/3'
                 )
@@ -268,7 +269,7 @@ class Study:
         probability, correct, prediction; coordinates source (class names, or numbers of images), split, label.
         """
         if not self.store.ready:
-            raise ValueError("this study has no results yet: call run(n_models) first")
+            raise InputError("this study has no results yet: call run(n_models) first")
         return results_of(self.store.open())
 
     @property

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
+from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem, Truth, loader
 from dtl.influence import Influence
 
@@ -65,7 +66,7 @@ def make(
     >>> dict(zip(problem.source.classes, problem.truth.role))
     """
     if size < 1 or train < 1 or per_class < 20 or min(validation, test) < 5:  # an album holds 10 + 10 copies
-        raise ValueError(
+        raise InputError(
             "the testbed needs size and train of at least 1, per_class of at least 20, validation and test of at "
             f"least 5, not {size}, {train}, {per_class}, {validation} and {test}"
         )
@@ -141,13 +142,13 @@ def make_examples(
     >>> (problem.truth.example_role == "leaked").sum()
     """
     if size < 1 or per_class < 1 or leaks < 6 or leaks % 6 or flawed < 8 or flawed % 8:
-        raise ValueError(
+        raise InputError(
             "the testbed of examples needs size and per_class of at least 1, leaks in sixes and flawed in eights, not "
             f"{size}, {per_class}, {leaks} and {flawed}"
         )
     _check_shares(noise)
     if leaks > N_TARGET * 50:
-        raise ValueError(f"leaks must not exceed {N_TARGET * 50}, the validation pictures, not {leaks}")
+        raise InputError(f"leaks must not exceed {N_TARGET * 50}, the validation pictures, not {leaks}")
     rng = np.random.default_rng([seed, 11])
     target = {split: _target(rng, n) for split, n in (("train", 15), ("validation", 50), ("test", 100))}
     chosen = rng.choice(len(target["validation"]), leaks, replace=False)
@@ -205,10 +206,10 @@ def score(influence: Influence, problem: TransferProblem) -> dict[str, float]:
     """
     truth = problem.truth
     if truth is None or "irrelevant" not in truth.role:
-        raise ValueError(f"problem {problem.name} has no planted classes to score against: use dtl.load('testbed')")
+        raise InputError(f"problem {problem.name} has no planted classes to score against: use dtl.load('testbed')")
     n = len(problem.target_validation)
     if influence.values.shape != (len(truth.role), n):
-        raise ValueError(
+        raise InputError(
             f"score needs influences of {len(truth.role)} classes on the {n} validation examples, not an array of "
             f"shape {influence.values.shape}"
         )
@@ -244,9 +245,9 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
     """
     suspicion, truth = np.asarray(suspicion), problem.truth
     if truth is None or truth.example_role is None or truth.copy_of is None or truth.moved is None:
-        raise ValueError(f"no example is planted in problem {problem.name}: use dtl.load('testbed-examples')")
+        raise InputError(f"no example is planted in problem {problem.name}: use dtl.load('testbed-examples')")
     if suspicion.shape != (len(problem.source),):
-        raise ValueError(f"give one suspicion for each of {len(problem.source)} source examples, not {suspicion.shape}")
+        raise InputError(f"give one suspicion for each of {len(problem.source)} source examples, not {suspicion.shape}")
     kind = truth.example_role.astype(object)
     for example in np.flatnonzero(truth.copy_of >= 0):
         times = (truth.copy_of == truth.copy_of[example]).sum()
@@ -258,7 +259,7 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
 
 def _check_shares(noise: float, cue: float = 0.5) -> None:
     if not 0 <= noise <= 1 or not 0 <= cue <= 1:
-        raise ValueError(f"noise and cue must lie between 0 and 1, not {noise} and {cue}")
+        raise InputError(f"noise and cue must lie between 0 and 1, not {noise} and {cue}")
 
 
 def _scenes(rng: np.random.Generator, n: int, **fixed: object) -> pd.DataFrame:

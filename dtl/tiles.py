@@ -19,9 +19,10 @@ import zarr
 from numpy.typing import ArrayLike
 from zarr.abc.store import Store as ZarrStore
 
+from dtl._checks import InputError
 from dtl._estimators import difference, reliability_of, resolve_errors, sums_of_squares
 from dtl._inputs import checked, checked_design, from_first, precision, unpacked
-from dtl.store import array_of, local_folder
+from dtl.engine.store import array_of, local_folder
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ def _group(
         root = zarr.create_group(store, attributes=settings)
     differences = [name for name in settings if root.attrs.get(name) != settings[name]]
     if differences:
-        raise ValueError(f"{store} was made with other {', '.join(differences)}: use those, or give another store.")
+        raise InputError(f"{store} was made with other {', '.join(differences)}: use those, or give another store.")
     parts = {
         "influence": (shape, tile, dtype, ("source", "target")),
         "stderr": (shape, tile, dtype, ("source", "target")),
@@ -145,7 +146,7 @@ def _lazy(array: Any) -> Any:
 def _packed(masks: Any, n_units: int, size: int) -> Any:
     """Packed masks in chunks of all models and `size` units."""
     if masks.dtype != np.uint8 or masks.ndim != 2 or masks.shape[1] != math.ceil(n_units / 8):
-        raise ValueError(
+        raise InputError(
             f"Packed masks of {n_units} units must be uint8 (models, {math.ceil(n_units / 8)}), got {masks.dtype} "
             f"{masks.shape}: pack them with np.packbits(masks, axis=1)."
         )

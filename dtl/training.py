@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dtl.beton import Beton
+from dtl._checks import InputError
 from dtl.data import ImageDataset
+from dtl.datasets.ffcv import Beton
 from dtl.models import WIDTHS, Nets, check_model, initialise
 
 
@@ -58,29 +59,29 @@ class Recipe:
         for name, least in at_least.items():
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+                raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
             object.__setattr__(self, name, int(value))  # numbers of NumPy cannot be written to a store
         for name in ("lr", "finetune_lr", "probe_l2", "momentum", "weight_decay", "warmup"):
             value = getattr(self, name)
             if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-                raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
+                raise InputError(f"{name} must be a number that is not negative, not {value!r}")
             object.__setattr__(self, name, float(value))
         for name in ("lr", "finetune_lr", "probe_l2"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+                raise InputError(f"{name} must be positive, not {getattr(self, name)}")
         check_model(self.model)
         own = WIDTHS.get(self.model, ())
         widths = tuple(self.widths) or own
         if self.model != "small" and widths in WIDTHS.values():
             widths = own  # what `replace(recipe, model=...)` hands on from the net before
         if not all(isinstance(n, Integral) and int(n) > 0 for n in widths):
-            raise ValueError(f"widths must be positive numbers of channels, not {widths}")
+            raise InputError(f"widths must be positive numbers of channels, not {widths}")
         if self.model != "small" and len(widths) != len(own):
-            raise ValueError(f"{self.model} has {len(own)} widths to set, not {len(widths)}: leave them out")
+            raise InputError(f"{self.model} has {len(own)} widths to set, not {len(widths)}: leave them out")
         if not 0 < self.warmup < 1:
-            raise ValueError(f"warmup is the share of the steps before the peak, between 0 and 1, not {self.warmup}")
+            raise InputError(f"warmup is the share of the steps before the peak, between 0 and 1, not {self.warmup}")
         if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"unknown precision {self.precision!r}: use 'float32' or 'bfloat16'")
+            raise InputError(f"unknown precision {self.precision!r}: use 'float32' or 'bfloat16'")
         object.__setattr__(self, "widths", tuple(map(int, widths)))
 
     def settings(self) -> dict[str, object]:
@@ -88,13 +89,13 @@ class Recipe:
 
 
 def check_size(recipe: Recipe, height: int, width: int) -> None:
-    """ValueError if images are too small for the recipe's net, found out without computing anything."""
+    """InputError if images are too small for the recipe's net, found out without computing anything."""
     nets = Nets(recipe.model, 2, 1, recipe.widths).to("meta")  # made elsewhere: some torchvision nets cannot be there
     try:
         nets(torch.empty(2, 3, height, width, device="meta"))
     except (RuntimeError, AssertionError) as error:
         widths = f" with widths {recipe.widths}" if recipe.model == "small" else ""
-        raise ValueError(
+        raise InputError(
             f"{recipe.model}{widths} cannot take images of {height} x {width} pixels ({error}): use images of another "
             "size, or a net that halves them fewer times"
         ) from error
@@ -266,7 +267,7 @@ def train_sources(
     seen, labels = members(masks, source, unit), source.labels.numpy()
     plans = {schedule(int(n), recipe) for n in seen.sum(1)}
     if len(plans) > 1:
-        raise ValueError(f"models of different schedules cannot train side by side: {sorted(plans)}")
+        raise InputError(f"models of different schedules cannot train side by side: {sorted(plans)}")
     ((steps, batch),) = plans
     rng = [np.random.default_rng([int(seed), 1]) for seed in seeds]
     orders = [draw_order(np.flatnonzero(images), steps, batch, r) for images, r in zip(seen, rng, strict=True)]
@@ -288,9 +289,9 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name, _, number = str(device).partition(":")
     if name not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise ValueError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'")
+        raise InputError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'")
     if name == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise ValueError(
+        raise InputError(
             f"device {device!r} was asked for but torch sees {torch.cuda.device_count()} CUDA devices: use 'cpu', or "
             "check the driver with 'python -m dtl doctor'"
         )

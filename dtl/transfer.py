@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem
 from dtl.models import Nets
 from dtl.training import BetonPixels, Pixels, Recipe, draw_order, fit, open_pixels
@@ -61,7 +62,7 @@ def transfer(
             name: features(nets, p, recipe) @ nets.weight.detach() + nets.bias.detach() for name, p in pixels.items()
         }
     else:
-        raise ValueError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
+        raise InputError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
     return {name: outputs(logits[name], pixels[name].labels) for name in splits}
 
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from scipy.stats import false_discovery_control
 
 from dtl import plots
+from dtl._checks import InputError
 from dtl.projection import project
 
 if TYPE_CHECKING:
@@ -68,16 +69,16 @@ def picker(
     """
     names = list(names)
     if not names:
-        raise ValueError("names is empty: a picker needs at least one item.")
+        raise InputError("names is empty: a picker needs at least one item.")
     counts = {"alts": len(alts), "captions": len(names) if captions is None else len(captions)}
     if not callable(figures):
         counts["figures"] = len(figures)
     for what, count in counts.items():
         if count != len(names):
-            raise ValueError(f"there are {count} {what} for {len(names)} names: give one for each.")
+            raise InputError(f"there are {count} {what} for {len(names)} names: give one for each.")
     empty = [name for name, alt in zip(names, alts, strict=True) if not alt.strip()]
     if empty:
-        raise ValueError(f"the alt text of {empty[0]!r} is empty: say in a sentence what its figure shows.")
+        raise InputError(f"the alt text of {empty[0]!r} is empty: say in a sentence what its figure shows.")
     children = []
     for i, (name, alt) in enumerate(zip(names, alts, strict=True)):
         figure = figures(name) if callable(figures) else figures[i]
@@ -122,7 +123,7 @@ def class_picker(
     else:
         dataset, sources, targets = problem.source, problem.source.classes, problem.target_train.classes
     if influence.values.shape != (len(sources), len(targets)):
-        raise ValueError(
+        raise InputError(
             f"the influence has shape {influence.values.shape}, but there are {len(sources)} source and {len(targets)} "
             "target classes: estimate it with study.influence(by='class')."
         )
@@ -168,7 +169,7 @@ def projection_picker(
     """
     sources, target = problem.source.classes, problem.target_validation
     if influence.values.shape != (len(sources), len(target)):
-        raise ValueError(
+        raise InputError(
             f"the influence has shape {influence.values.shape}, but the problem has {len(sources)} source classes and "
             f"{len(target)} validation examples: estimate it with study.influence()."
         )
@@ -228,7 +229,7 @@ def mistake_picker(
     """
     sources, dataset = problem.source.classes, problem.parts[f"target_{flips.attrs['split']}"]
     if influence.values.shape != (len(sources), len(dataset)):
-        raise ValueError(
+        raise InputError(
             f"the influence has shape {influence.values.shape}, but the source has {len(sources)} classes and the "
             f"{flips.attrs['split']} split {len(dataset)} examples: estimate it with study.influence(split=...)."
         )
@@ -282,9 +283,9 @@ def flag_slider(
     """
     hits = np.asarray(hits)
     if hits.dtype != bool or len(hits) != len(ranking) or not hits.any():
-        raise ValueError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
+        raise InputError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
     if not 1 <= step <= len(ranking):
-        raise ValueError(f"step must lie in 1..{len(ranking)}, the rows of the ranking, not {step}.")
+        raise InputError(f"step must lie in 1..{len(ranking)}, the rows of the ranking, not {step}.")
     children, counts = [], range(step, min(len(ranking), 12 * step) + 1, step)
     for flagged in counts:
         found = int(hits[:flagged].sum())

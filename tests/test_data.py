@@ -10,7 +10,7 @@ import torch
 from PIL import Image, features
 
 import dtl
-from dtl import data
+from dtl.datasets import folders as data
 from dtl.data import ImageDataset, TransferProblem
 
 FORMATS = ["png", "jpg", "gif", "bmp", "webp", "tiff", "avif"]

@@ -75,7 +75,7 @@ def test_a_broken_probe_is_reported_and_the_others_still_run(broken: str, monkey
         (shutil, "disk_usage", OSError("no such disk")),
         (importlib.metadata, "version", ValueError("metadata is broken")),
         (platformdirs, "user_cache_dir", KeyError("HOME")),
-        (doctor.dtl.scale, "current", MemoryError()),
+        (doctor.dtl.book, "current", MemoryError()),
     ],
 )
 def test_any_call_that_breaks_is_a_finding(

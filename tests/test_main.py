@@ -24,8 +24,8 @@ import dtl
 from dtl import config, doctor
 from dtl.__main__ import app
 from dtl.config import Config
+from dtl.engine.store import array_of
 from dtl.export import read_results
-from dtl.store import array_of
 
 N = 12  # models, in three batches
 PROBLEM = {"load": "testbed", "options": {"per_class": 20, "train": 5, "validation": 5, "test": 5}}

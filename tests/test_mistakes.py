@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 import dtl
-from dtl import workers
+from dtl.engine import workers
 
 VALUES = np.array([[0.5, -1.0], [-0.2, 0.3], [-0.9, 0.4], [0.1, -0.1]])
 INFLUENCE = dtl.Influence(VALUES, np.full((4, 2), 0.1), np.ones(2), "difference", "balanced", 100)

@@ -9,7 +9,7 @@ import xarray as xr
 import zarr
 
 import dtl
-from dtl import workers
+from dtl.engine import workers
 from dtl.influence import Influence
 from dtl.removal import removal_curve, select
 

@@ -21,9 +21,9 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 import dtl
-from dtl import workers
+from dtl.engine import workers
+from dtl.engine.store import Store
 from dtl.export import read_results
-from dtl.store import Store
 
 N = 12  # models, in three batches
 

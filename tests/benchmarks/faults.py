@@ -24,9 +24,9 @@ from distributed import Client, LocalCluster, WorkerPlugin
 from zarr.storage import MemoryStore, WrapperStore
 
 import dtl
-from dtl import weights as weights_module
-from dtl import workers
 from dtl.data import ImageDataset, TransferProblem
+from dtl.engine import weights as weights_module
+from dtl.engine import workers
 
 PROBLEM = dtl.testbed.make(0, per_class=20, train=5, validation=5, test=5)
 RECIPE = dtl.Recipe(epochs=1, widths=(8, 16), models_at_once=4, finetune_epochs=2)

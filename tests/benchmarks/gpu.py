@@ -30,7 +30,7 @@ from dtl.models import initialise
 from dtl.training import open_pixels, resolve_device, schedule, train_sources
 from dtl.transfer import features, fine_tune, solve_probes
 
-RECIPE = dtl.imagenet200.RECIPES["gpu"]
+RECIPE = dtl.datasets.imagenet200.RECIPES["gpu"]
 TOY = ("bullfrog", "sports car", "goose", "moving van")
 PROBE_EPOCHS, PROBE_LR = 15, 0.1
 app = typer.Typer(add_completion=False)

@@ -29,8 +29,8 @@ import typer
 from distributed import Client, LocalCluster
 
 import dtl
-from dtl import workers
 from dtl.doctor import hardware
+from dtl.engine import workers
 
 
 def processor_time(client: Client | None) -> float:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem
 from dtl.models import Nets, unstack
 from dtl.training import Pixels, Recipe, check_size, open_pixels, resolve_device, train_sources
@@ -29,10 +30,10 @@ def full_source_nets(
 ) -> Nets:
     """Models trained on the whole source, one for each seed, side by side.
 
-    >>> nets = dtl.substitutes.full_source_nets(problem, seeds=(0, 1))
+    >>> nets = dtl.baselines.full_source_nets(problem, seeds=(0, 1))
     """
     if not seeds:
-        raise ValueError("seeds is empty: give one seed for each model")
+        raise InputError("seeds is empty: give one seed for each model")
     recipe = recipe or Recipe()
     check_size(recipe, *problem.source.size)
     everything = np.ones((len(seeds), problem.source.n_classes), dtype=bool)
@@ -46,7 +47,7 @@ def feature_similarity(
 
     Features are standardised by their mean and deviation over the source.
 
-    >>> dtl.substitutes.feature_similarity(problem)[:, 0].argmax()
+    >>> dtl.baselines.feature_similarity(problem)[:, 0].argmax()
     """
     recipe, target_split = recipe or Recipe(), _part(problem, split)
     nets = nets or full_source_nets(problem, recipe)
@@ -67,7 +68,7 @@ def label_mapping(
 
     Zhang et al. 2023 (DP4TL) count the most probable class of each target image; means keep ties apart.
 
-    >>> dtl.substitutes.label_mapping(problem).mean(axis=1)
+    >>> dtl.baselines.label_mapping(problem).mean(axis=1)
     """
     recipe, target = recipe or Recipe(), _part(problem, split)
     nets = nets or full_source_nets(problem, recipe)
@@ -86,7 +87,7 @@ def _logits(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe:
 
 def _check_nets(nets: Nets, problem: TransferProblem) -> None:
     if nets.weight.shape[2] != problem.source.n_classes:
-        raise ValueError(
+        raise InputError(
             f"the nets have {nets.weight.shape[2]} source classes and the problem {problem.source.n_classes}: use nets "
             "of full_source_nets(problem)"
         )
@@ -94,7 +95,7 @@ def _check_nets(nets: Nets, problem: TransferProblem) -> None:
 
 def _part(problem: TransferProblem, split: str) -> ImageDataset:
     if f"target_{split}" not in problem.parts:
-        raise ValueError(f"unknown split {split!r}: use 'train', 'validation' or 'test'")
+        raise InputError(f"unknown split {split!r}: use 'train', 'validation' or 'test'")
     return problem.parts[f"target_{split}"]
 
 
@@ -103,7 +104,7 @@ def source_loss(problem: TransferProblem, nets: Nets | None = None, recipe: Reci
 
     What nets fit last is often wrong or ambiguous: a loss ranks such examples without any retraining.
 
-    >>> dtl.substitutes.source_loss(problem).argsort()[::-1][:20]       # examples to look at
+    >>> dtl.baselines.source_loss(problem).argsort()[::-1][:20]       # examples to look at
     """
     recipe, labels = recipe or Recipe(), problem.source.labels
     nets = nets or full_source_nets(problem, recipe)
@@ -136,14 +137,14 @@ def trak(
     ModuleNotFoundError : the extra `trak` is not installed
     ValueError : unknown split, or a dimension out of range
 
-    >>> by_class = dtl.substitutes.class_sums(dtl.substitutes.trak(problem), problem.source)
+    >>> by_class = dtl.baselines.class_sums(dtl.baselines.trak(problem), problem.source)
     """
     try:
         from trak import TRAKer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("TRAK needs its library: install it with pip install 'dtl[trak]'") from error
     if not 1 <= dimension <= len(problem.source):
-        raise ValueError(f"dimension must lie in 1..{len(problem.source)}, the source examples, not {dimension}")
+        raise InputError(f"dimension must lie in 1..{len(problem.source)}, the source examples, not {dimension}")
     recipe, evaluated = recipe or Recipe(), _part(problem, split)
     nets = nets or full_source_nets(problem, recipe)
     _check_nets(nets, problem)
@@ -174,10 +175,10 @@ def trak(
 def class_sums(by_example: np.ndarray, source: ImageDataset) -> np.ndarray:
     """Scores of source examples summed over those of each class, (N, n) -> (K, n).
 
-    >>> dtl.substitutes.class_sums(np.ones((len(problem.source), 1)), problem.source)[:, 0]      # images of each class
+    >>> dtl.baselines.class_sums(np.ones((len(problem.source), 1)), problem.source)[:, 0]      # images of each class
     """
     if len(by_example) != len(source):
-        raise ValueError(f"{len(by_example)} rows of scores for {len(source)} source examples: give one row for each")
+        raise InputError(f"{len(by_example)} rows of scores for {len(source)} source examples: give one row for each")
     return np.stack([by_example[source.labels.numpy() == c].sum(0) for c in range(source.n_classes)])
 
 

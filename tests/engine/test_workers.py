@@ -15,9 +15,9 @@ import xarray as xr
 from PIL import Image
 
 import dtl
-from dtl import workers
 from dtl.data import ImageDataset, TransferProblem
-from dtl.workers import Run, open_problem, publish, work
+from dtl.engine import workers
+from dtl.engine.workers import Run, open_problem, publish, work
 
 N = 20  # models, in five batches
 

@@ -10,7 +10,7 @@ from test_targets import cifar10 as write_batches
 from torchvision import datasets
 
 import dtl
-from dtl.imagenet200 import CATEGORIES, NAMES, RECIPES
+from dtl.datasets.imagenet200 import CATEGORIES, NAMES, RECIPES
 
 SHARED = Path(__file__).parents[2] / "shared/data/imagenet200/classes.json"
 WORDNET = Path("/usr/share/wordnet/data.noun")  # Debian's package wordnet-base
@@ -104,7 +104,7 @@ def test_the_layout_of_the_tiny_imagenet_archive_and_of_torchvision(
                 write_batches(Path(root))
             super().__init__(root, train)
 
-    monkeypatch.setattr(dtl.imagenet200.datasets, "CIFAR10", Downloading)
+    monkeypatch.setattr(dtl.datasets.imagenet200.datasets, "CIFAR10", Downloading)
     problem = load(None, cache=root / "cache", size=32, download=True)
     assert asked == [root]
     assert problem.source.counts.tolist() == [4, 4, 4] and problem.source.size == (32, 32)
@@ -114,7 +114,10 @@ def test_the_layout_of_the_tiny_imagenet_archive_and_of_torchvision(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": ["goldfish", "unicorn"]}, "unknown classes unicorn: names and wnids are in dtl.imagenet200.NAMES"),
+        (
+            {"classes": ["goldfish", "unicorn"]},
+            "unknown classes unicorn: names and wnids are in imagenet200.NAMES",
+        ),
         ({"classes": "goldfish"}, "classes must be a list of names, not 'goldfish'"),
         ({"classes": [1, 2]}, "classes must be a list of names, not"),
         ({"classes": ["goldfish"]}, "two or more different classes"),

@@ -24,6 +24,8 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore, MemoryStore
 
+from dtl._checks import InputError
+
 logger = logging.getLogger(__name__)
 
 CODECS = (ZstdCodec(), Crc32cCodec())
@@ -68,10 +70,10 @@ class Store:
             kept = sorted(folder.iterdir()) if folder and folder.is_dir() else []
             kept = [path.name for path in kept if path.suffix != ".partial"]  # which a kill at the first write leaves
             if kept and "zarr.json" not in kept:  # another process may just have begun
-                raise ValueError(f"{folder} holds {kept[0]!r} but no study: give another or an empty folder") from None
+                raise InputError(f"{folder} holds {kept[0]!r} but no study: give another or an empty folder") from None
             return None
         except (ContainsArrayError, JSONDecodeError) as error:
-            raise ValueError(f"{self.zarr} holds no study ({error}): give another folder") from error
+            raise InputError(f"{self.zarr} holds no study ({error}): give another folder") from error
 
     @property
     def ready(self) -> bool:
@@ -85,10 +87,10 @@ class Store:
         """The group, after a check that it holds this study."""
         root = zarr.open_group(self.zarr, mode=mode)
         if "settings" not in root.attrs:
-            raise ValueError(f"{self.zarr} holds Zarr data but no study: give another folder")
+            raise InputError(f"{self.zarr} holds Zarr data but no study: give another folder")
         differences = _differences(root.attrs["settings"], self.settings)
         if differences:
-            raise ValueError(
+            raise InputError(
                 f"{self.zarr} holds another study ({'; '.join(differences)}): use its settings, or another folder"
             )
         return root
@@ -198,7 +200,7 @@ class Store:
         differ = [(here[n][:, common] != there[n][:, common]).any(("transfer", "target")) for n in names]
         differing = common[np.any(differ, axis=0)]
         if len(differing):
-            raise ValueError(
+            raise InputError(
                 f"models {', '.join(map(str, differing))} are done in both stores and differ (other hardware or "
                 "versions?): merge stores that share no models"
             )
@@ -248,9 +250,9 @@ def local_folder(location: str | Path) -> Path:
     True
     """
     if not str(location).strip():
-        raise ValueError(f"{str(location)!r} is no folder: give one")
+        raise InputError(f"{str(location)!r} is no folder: give one")
     if re.match(r"[a-zA-Z][\w.+-]+:/", str(location)):
-        raise ValueError(
+        raise InputError(
             f"{location} is a URL, not a folder: in Python, give a Zarr store such as zarr.storage.FsspecStore.from_url"
         )
     return Path(location).expanduser()
@@ -261,12 +263,12 @@ def array_of(root: zarr.Group, name: str) -> zarr.Array:
     try:
         found = root[name]
     except JSONDecodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{name}/zarr.json in {root.store} is damaged ({error}): restore this file from a copy of the store, or "
             "from another store of as many models of this study"
         ) from error
     if not isinstance(found, zarr.Array):
-        raise ValueError(f"{name} of {root.store} is no array, so this is no study: give another folder")
+        raise InputError(f"{name} of {root.store} is no array, so this is no study: give another folder")
     return found.with_config(WRITE_ALL)
 
 
@@ -290,7 +292,7 @@ class _Checked:
         except ValueError as error:
             spans = dict(zip(_dims(self.array), index, strict=True))
             models = f" of models {spans['model'].start} to {spans['model'].stop - 1}" if "model" in spans else ""
-            raise ValueError(
+            raise InputError(
                 f"{self.array.basename}{models} in {self.array.store} is damaged ({error}): run the study again with "
                 "repair=True, which trains only those models"
             ) from error

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from dtl._checks import InputError
 from dtl.data import ImageDataset
 from dtl.models import Nets
 from dtl.training import Recipe, members, train_sources
@@ -92,9 +93,9 @@ def load_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         with safe_open(file, "pt") as opened:
             tensors, facts = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error})") from error
+        raise InputError(f"{file} is damaged ({error})") from error
     if _digest(tensors) != facts["sha256"]:
-        raise ValueError(f"{file} is damaged (its checksum does not match)")
+        raise InputError(f"{file} is damaged (its checksum does not match)")
     return tensors, facts
 
 

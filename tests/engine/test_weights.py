@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import dtl
-from dtl import weights as weights_module
 from dtl.data import ImageDataset, TransferProblem
+from dtl.engine import weights as weights_module
+from dtl.engine.weights import finite, load_tensors, save_tensors, silence, source_nets
 from dtl.models import initialise
-from dtl.weights import finite, load_tensors, save_tensors, silence, source_nets
 
 CPU = torch.device("cpu")
 

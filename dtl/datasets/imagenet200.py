@@ -8,18 +8,10 @@ import numpy as np
 import platformdirs
 from torchvision import datasets
 
-from dtl.data import (
-    ImageDataset,
-    Listing,
-    TransferProblem,
-    at_most,
-    check_reading,
-    hold_out,
-    list_tree,
-    loader,
-    read_files,
-)
-from dtl.targets import TARGETS, data_folders, resized
+from dtl._checks import InputError
+from dtl.data import ImageDataset, TransferProblem, loader
+from dtl.datasets.folders import Listing, at_most, check_reading, hold_out, list_tree, read_files
+from dtl.datasets.targets import TARGETS, data_folders, resized
 from dtl.training import Recipe
 
 SOURCES = ("imagenet200", "tiny-imagenet-200")  # folders that may hold the source
@@ -59,7 +51,7 @@ def make(
     root : folder that holds `imagenet200` (or `tiny-imagenet-200`), with `train/<wnid>/`, and CIFAR-10, as
         `cifar10/train/<class>/` and `cifar10/test/<class>/` or as torchvision's `cifar-10-batches-py`; default is the
         folder of $DTL_DATA that holds them
-    classes : source classes, by wnid or name (`dtl.imagenet200.NAMES`); default is all 200
+    classes : source classes, by wnid or name (`dtl.datasets.imagenet200.NAMES`); default is all 200
     limit : at most this many images of each source class, drawn with `seed`
     target_limit : likewise, of the training images of each target class
     holdout : share of CIFAR-10's training images that becomes the validation split: 45,000 and 5,000
@@ -106,14 +98,14 @@ def _wnids(classes: Sequence[str] | None) -> list[str]:
     if classes is None:
         return list(NAMES)
     if isinstance(classes, str) or not all(isinstance(name, str) for name in classes):
-        raise ValueError(f"classes must be a list of names, not {classes!r}")
+        raise InputError(f"classes must be a list of names, not {classes!r}")
     known = {name: wnid for wnid, name in NAMES.items()} | {wnid: wnid for wnid in NAMES}
     unknown = [name for name in classes if name not in known]
     if unknown:
-        raise ValueError(f"unknown classes {', '.join(unknown[:5])}: names and wnids are in dtl.imagenet200.NAMES")
+        raise InputError(f"unknown classes {', '.join(unknown[:5])}: names and wnids are in imagenet200.NAMES")
     wnids = sorted({known[name] for name in classes})
     if not 2 <= len(wnids) == len(classes):
-        raise ValueError(f"give two or more different classes, not {list(classes)}")
+        raise InputError(f"give two or more different classes, not {list(classes)}")
     return wnids
 
 

@@ -17,7 +17,7 @@ from zarr.storage import LocalStore
 
 import dtl
 from dtl import study as study_module
-from dtl import workers
+from dtl.engine import workers
 
 N = 20  # models, in five batches
 

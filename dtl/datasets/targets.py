@@ -15,18 +15,9 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torchvision import datasets
 
-from dtl.data import (
-    ImageDataset,
-    Listing,
-    TransferProblem,
-    check_reading,
-    hold_out,
-    list_tree,
-    loader,
-    read_files,
-    split_folders,
-    square,
-)
+from dtl._checks import InputError
+from dtl.data import ImageDataset, TransferProblem, loader
+from dtl.datasets.folders import Listing, check_reading, hold_out, list_tree, read_files, split_folders, square
 from dtl.influence import group_means
 
 logger = logging.getLogger(__name__)
@@ -54,7 +45,7 @@ class Target:
     Source: configuration released with Jain et al. 2022; which splits they used is not on record. It left most targets
     without normalisation; `dtl` normalises every target as its source.
 
-    >>> pets = dtl.targets.TARGETS["pets"]
+    >>> pets = dtl.datasets.targets.TARGETS["pets"]
     >>> dtl.Recipe(finetune_epochs=pets.epochs, finetune_lr=pets.lr, batch_size=pets.batch_size)
     """
 
@@ -188,7 +179,7 @@ def data_folders(root: Path | None, what: str) -> list[Path]:
     """Where data sets lie: `root`, or the folders of $DTL_DATA."""
     roots = [root] if root else [Path(folder) for folder in os.environ.get("DTL_DATA", "").split(os.pathsep) if folder]
     if not roots:
-        raise ValueError(f"where is {what}? give root=, or set DTL_DATA to the folder of your data sets")
+        raise InputError(f"where is {what}? give root=, or set DTL_DATA to the folder of your data sets")
     return roots
 
 
@@ -268,7 +259,7 @@ def _draw(files: Listing, target: Target, seed: int) -> dict[str, Listing]:
     for k, name in enumerate(files.classes):
         members = rng.permutation(np.flatnonzero(files.labels == k))
         if len(members) <= target.n_train:
-            raise ValueError(
+            raise InputError(
                 f"class {name} of {target.title} has {len(members)} images, but {target.n_train} are for training and "
                 "at least one for test: the download is incomplete"
             )

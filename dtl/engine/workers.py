@@ -23,11 +23,12 @@ import numpy as np
 import torch
 import zarr
 
+from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem, reopen
-from dtl.store import Store, array_of
+from dtl.engine.store import Store, array_of
+from dtl.engine.weights import finite, load_tensors, save_tensors, silence, source_nets
 from dtl.training import Recipe, members, resolve_device, schedule
 from dtl.transfer import Outputs, transfer
-from dtl.weights import finite, load_tensors, save_tensors, silence, source_nets
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -168,7 +169,7 @@ def publish(problem: TransferProblem, folder: Path | None) -> dict[str, Any]:
     if problem.origin is not None:
         return problem.origin
     if folder is None:
-        raise ValueError(
+        raise InputError(
             "this problem was made by hand, so other processes cannot open it: give the study a store folder, where "
             "its images are put for them, or make it with dtl.load or dtl.from_folders"
         )
@@ -192,12 +193,12 @@ def open_problem(origin: dict[str, Any], fingerprints: dict[str, str]) -> Transf
             try:
                 problem = _read_problem(Path(origin["file"])) if "file" in origin else reopen(origin)
             except (OSError, ValueError) as error:
-                raise ValueError(
+                raise InputError(
                     f"{here} cannot open {origin} ({error}): the data must be there as it is where the study runs"
                 ) from error
             other = [part for part, digest in problem.fingerprints.items() if digest != fingerprints[part]]
             if other:
-                raise ValueError(f"{here} finds another {', '.join(other)} in {origin}: give it the data of the study")
+                raise InputError(f"{here} finds another {', '.join(other)} in {origin}: give it the data of the study")
             _OPEN.clear()  # one problem at a time
             _OPEN[key] = problem
         return _OPEN[key]

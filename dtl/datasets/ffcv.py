@@ -28,8 +28,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dtl.data import ImageDataset, Listing, list_tree, open_rgb, to_rgb
-from dtl.progress import hidden
+from dtl._checks import InputError
+from dtl.data import ImageDataset
+from dtl.datasets.folders import Listing, list_tree, open_rgb, to_rgb
+from dtl.engine.progress import hidden
 
 JPEG = 0  # how FFCV marks an image that is kept as JPEG; others are kept as pixels
 PAGE = 1 << 23  # bytes; an image must fit into one page of the file
@@ -67,17 +69,17 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 < self.peak < self.epochs:
-            raise ValueError(
+            raise InputError(
                 f"the learning rate never falls: its peak is at epoch {self.peak} of {self.epochs}; train longer, or "
                 "set an earlier peak"
             )
         if not 0 <= self.ramp[0] <= self.ramp[1] < self.epochs:
-            raise ValueError(
+            raise InputError(
                 f"images never reach {self.high} pixels for a whole epoch: they grow from epoch {self.ramp[0]} to "
                 f"{self.ramp[1]} of {self.epochs}; train longer, or set an earlier ramp"
             )
         if not 0 < self.low <= self.high:
-            raise ValueError(f"images must grow from low to high, not from {self.low} to {self.high} pixels")
+            raise InputError(f"images must grow from low to high, not from {self.low} to {self.high} pixels")
 
     def resolution(self, epoch: int) -> int:
         """Pixels a side of the training images of an epoch, counted from 0."""
@@ -138,17 +140,17 @@ def write(
     ValueError : an image cannot be read, or is larger than 8 MB of pixels and no `max_side` was given, or the disk is
         full; nothing is left behind then
 
-    >>> dtl.beton.write("imagenet/train", "imagenet.beton", quality=90, max_side=500)
+    >>> dtl.datasets.ffcv.write("imagenet/train", "imagenet.beton", quality=90, max_side=500)
     """
     path = Path(path)
     if quality is not None and not 1 <= quality <= 100:
-        raise ValueError(f"quality must be 1 to 100, or None for lossless, not {quality}")
+        raise InputError(f"quality must be 1 to 100, or None for lossless, not {quality}")
     if max_side is not None and max_side < 1:
-        raise ValueError(f"max_side must be at least 1 pixel, not {max_side}")
+        raise InputError(f"max_side must be at least 1 pixel, not {max_side}")
     writer, fields = ffcv("writer"), ffcv("fields")
     read, n, classes = _samples(data)
     if n == 0:
-        raise ValueError("there are no images to write")
+        raise InputError("there are no images to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     image = fields.RGBImageField("raw" if quality is None else "jpg", max_side, jpeg_quality=quality or 90)
@@ -159,7 +161,7 @@ def write(
                 str(unfinished), {"image": image, "label": fields.IntField()}, PAGE, workers or joblib.cpu_count()
             ).from_indexed_dataset(samples)
         if not samples.failed.empty():
-            raise ValueError(samples.failed.get())
+            raise InputError(samples.failed.get())
         path.with_suffix(".json").write_text(json.dumps({"classes": classes}, ensure_ascii=False), encoding="utf8")
         unfinished.replace(path)
     finally:
@@ -218,13 +220,13 @@ class _Samples:
         image, label = self.read(int(i))
         pixels = np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ValueError(
+            raise InputError(
                 f"image {i} is {pixels.dtype} {pixels.shape}, not a picture: write data without transforms"
             )
         height, width, _ = pixels.shape
         shrink = min(1, (self.max_side or np.inf) / max(height, width))
         if pixels.nbytes * shrink**2 > PAGE:
-            raise ValueError(f"image {i} has {height} x {width} pixels, too many for a .beton: give max_side")
+            raise InputError(f"image {i} has {height} x {width} pixels, too many for a .beton: give max_side")
         return pixels, int(label)
 
 
@@ -243,7 +245,7 @@ class Beton(ImageDataset):
 
     Training with augmentation draws random resized crops and flips; everything else sees the centre crop.
 
-    >>> source = dtl.beton.Beton("imagenet.beton", resolution=224, schedule=Schedule())
+    >>> source = dtl.datasets.ffcv.Beton("imagenet.beton", resolution=224, schedule=Schedule())
     >>> cats = source.subset(np.isin(source.labels, range(281, 288)))
     >>> cats.read([0, 1]).shape
     torch.Size([2, 3, 224, 224])
@@ -259,12 +261,12 @@ class Beton(ImageDataset):
         classes: Sequence[str] | None = None,
     ) -> None:
         if not 0 < crop <= 1:
-            raise ValueError(f"crop is a share of the shorter side, above 0 and at most 1, not {crop}")
+            raise InputError(f"crop is a share of the shorter side, above 0 and at most 1, not {crop}")
         if resolution is not None and resolution < 1:
-            raise ValueError(f"resolution must be at least 1 pixel, not {resolution}")
+            raise InputError(f"resolution must be at least 1 pixel, not {resolution}")
         self.path, self.resolution, self.crop, self.schedule = Path(path).absolute(), resolution, crop, schedule
         if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path} does not exist: write it with dtl.beton.write(data, path)")
+            raise FileNotFoundError(f"{self.path} does not exist: write it with dtl.datasets.ffcv.write(data, path)")
         names = self.path.with_suffix(".json")
         if classes is None and not names.is_file():
             raise FileNotFoundError(f"{names} with the class names is missing: bring it, or give classes=[...]")
@@ -272,14 +274,14 @@ class Beton(ImageDataset):
         total = len(self._file.label)
         self.indices = np.arange(total) if indices is None else np.asarray(indices, dtype=np.int64)
         if self.indices.size and not (0 <= self.indices.min() and self.indices.max() < total):
-            raise ValueError(f"indices must be 0..{total - 1}, the images of {self.path}")
+            raise InputError(f"indices must be 0..{total - 1}, the images of {self.path}")
         labels = torch.from_numpy(self._file.label[self.indices])
         if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(classes)):
-            raise ValueError(f"{self.path} has labels up to {int(labels.max())} but there are {len(classes)} classes")
+            raise InputError(f"{self.path} has labels up to {int(labels.max())} but there are {len(classes)} classes")
         object.__setattr__(self, "labels", labels)  # a field of the frozen ImageDataset
         object.__setattr__(self, "classes", classes)
         if resolution is None and len(sizes := np.unique(self._file.sides[self.indices], axis=0)) > 1:
-            raise ValueError(f"the images of {self.path} have {len(sizes)} sizes: give the resolution to read them at")
+            raise InputError(f"the images of {self.path} have {len(sizes)} sizes: give the resolution to read them at")
 
     def __reduce__(self) -> tuple[type["Beton"], tuple[Any, ...]]:
         """By name: a worker opens the file itself."""
@@ -394,7 +396,7 @@ class _File:
             self.start = image["data_ptr"]
             self.end = self.start + table["size"][np.searchsorted(table["ptr"], self.start)]
         except (AssertionError, ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} is no complete .beton of images with labels ({error}): write it again") from error
+            raise InputError(f"{path} is no complete .beton of images with labels ({error}): write it again") from error
         self.path = path
         self.data = np.asarray(np.memmap(path, np.uint8, mode="r"))
         self.sides = np.stack([image["height"], image["width"]], 1).astype(np.int64)  # (n, 2)
@@ -410,7 +412,7 @@ class _File:
         if self.jpeg[i]:
             image = np.empty((height, width, 3), dtype=np.uint8)
             if self.library.imdecode(data, image, height, width, height, width, 0, 0, 1, 1, False, False) != 0:
-                raise ValueError(f"cannot decode image {i} of {self.path}: write the file again")
+                raise InputError(f"cannot decode image {i} of {self.path}: write the file again")
         else:
             image = data.reshape(height, width, 3)
         top, left, h, w = box.tolist()

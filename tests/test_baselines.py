@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 import dtl
-from dtl.substitutes import feature_similarity, full_source_nets, label_mapping
+from dtl.baselines import feature_similarity, full_source_nets, label_mapping
 
 RECIPE = dtl.Recipe(epochs=2, widths=(8, 16), lr=0.1)
 
@@ -60,12 +60,12 @@ def test_source_loss_is_the_cross_entropy(problem, nets):
     _, logits = loop(problem, nets, problem.source)
     labels = problem.source.labels
     expected = np.mean([F.cross_entropy(torch.tensor(x), labels, reduction="none").numpy() for x in logits], 0)
-    np.testing.assert_allclose(dtl.substitutes.source_loss(problem, nets, RECIPE), expected, atol=1e-4)
+    np.testing.assert_allclose(dtl.baselines.source_loss(problem, nets, RECIPE), expected, atol=1e-4)
 
 
 def test_source_loss_finds_false_labels():
     problem = dtl.load("testbed-examples", seed=1)
-    found = dtl.testbed.score_examples(dtl.substitutes.source_loss(problem), problem)
+    found = dtl.testbed.score_examples(dtl.baselines.source_loss(problem), problem)
     assert found["mislabelled"] > 0.8 and found["1 plain"] < 0.8
 
 
@@ -118,7 +118,7 @@ def test_trak_is_its_formula_on_gradients_of_a_loop(problem, nets):
         scores = scores + of_source @ (inverse / inverse.abs().mean()) @ of_target.T / 2
         weights = weights + torch.tensor(one_minus_p)[:, None] / 2
     expected = (scores * weights).numpy()
-    found = dtl.substitutes.trak(problem, nets, RECIPE, dimension=dimension)
+    found = dtl.baselines.trak(problem, nets, RECIPE, dimension=dimension)
     assert found.shape == (480, 40)
     np.testing.assert_allclose(found, expected, atol=2e-3 * np.abs(expected).max())
 
@@ -128,7 +128,7 @@ def test_trak_ranks_the_original_of_a_copy_high():
     assert problem.truth is not None
     copy_of = problem.truth.copy_of
     assert copy_of is not None
-    scores = dtl.substitutes.trak(problem, full_source_nets(problem, seeds=(0, 1, 2, 3), device="cpu"))
+    scores = dtl.baselines.trak(problem, full_source_nets(problem, seeds=(0, 1, 2, 3), device="cpu"))
     copies = np.flatnonzero(copy_of >= 0)
     before = [(scores[c] > scores[c, copy_of[c]]).sum() for c in copies]
     assert np.mean(before) < 100  # of 400 target pictures; chance has 200
@@ -137,29 +137,29 @@ def test_trak_ranks_the_original_of_a_copy_high():
 def test_sums_of_classes(problem):
     by_example = np.arange(2 * 480.0).reshape(480, 2)
     expected = [by_example[problem.source.labels.numpy() == c].sum(0) for c in range(24)]
-    np.testing.assert_array_equal(dtl.substitutes.class_sums(by_example, problem.source), expected)
+    np.testing.assert_array_equal(dtl.baselines.class_sums(by_example, problem.source), expected)
     with pytest.raises(ValueError, match="3 rows of scores for 480 source examples: give one row for each"):
-        dtl.substitutes.class_sums(by_example[:3], problem.source)
+        dtl.baselines.class_sums(by_example[:3], problem.source)
 
 
 def test_trak_refuses_bad_input_before_it_trains(problem, monkeypatch):
     with pytest.raises(ValueError, match="dimension must lie in 1..480, the source examples, not 481"):
-        dtl.substitutes.trak(problem, dimension=481)
+        dtl.baselines.trak(problem, dimension=481)
     with pytest.raises(ValueError, match="unknown split 'all'"):
-        dtl.substitutes.trak(problem, split="all")
+        dtl.baselines.trak(problem, split="all")
     monkeypatch.setitem(sys.modules, "trak", None)
     with pytest.raises(ModuleNotFoundError, match=r"install it with pip install 'dtl\[trak\]'"):
-        dtl.substitutes.trak(problem)
+        dtl.baselines.trak(problem)
 
 
 def test_trak_of_one_net(problem, nets):
     one = dtl.models.unstack(nets, RECIPE.model, RECIPE.widths)[0]
-    assert np.isfinite(dtl.substitutes.trak(problem, one, RECIPE, dimension=4)).all()
+    assert np.isfinite(dtl.baselines.trak(problem, one, RECIPE, dimension=4)).all()
 
 
 def test_nets_of_another_problem_and_of_a_diverged_training(problem):
     others = full_source_nets(dtl.load("testbed-examples", per_class=2), RECIPE)
-    for score in (feature_similarity, label_mapping, dtl.substitutes.source_loss, dtl.substitutes.trak):
+    for score in (feature_similarity, label_mapping, dtl.baselines.source_loss, dtl.baselines.trak):
         with pytest.raises(ValueError, match="the nets have 8 source classes and the problem 24"):
             score(problem, others, RECIPE)
     with pytest.raises(RuntimeError, match=r"features of nets \[0\] are not finite: training diverged"):

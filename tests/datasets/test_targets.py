@@ -16,7 +16,7 @@ from torchvision import datasets
 
 import dtl
 from dtl.data import ImageDataset
-from dtl.targets import TARGETS
+from dtl.datasets.targets import TARGETS
 
 SIDE, STEP = 8, 120  # pixels; grey of class k starts at STEP * k
 

@@ -18,9 +18,9 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import RandomResizedCrop, ToTensor
 
 import dtl
-from dtl import beton
-from dtl.beton import Beton, Schedule
 from dtl.data import ImageDataset, TransferProblem
+from dtl.datasets import ffcv as beton
+from dtl.datasets.ffcv import Beton, Schedule
 from dtl.training import BetonPixels, Pixels, Recipe, open_pixels
 
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_settings_and_files_are_checked_first(tmp_path: Path) -> None:
         beton.write(dataset(), tmp_path / "x.beton", quality=0)
     with pytest.raises(ValueError, match="max_side must be at least 1"):
         beton.write(dataset(), tmp_path / "x.beton", max_side=0)
-    with pytest.raises(FileNotFoundError, match=r"x.beton does not exist: write it with dtl.beton.write"):
+    with pytest.raises(FileNotFoundError, match=r"x.beton does not exist: write it with dtl.datasets.ffcv.write"):
         Beton(tmp_path / "x.beton")
     (tmp_path / "x.beton").touch()
     with pytest.raises(FileNotFoundError, match=r"x.json with the class names is missing"):
