@@ -1,6 +1,6 @@
 """dtl: which part of the source data helps or hurts a transferred model, and how sure we are.
 
-Names are imported when they are first used, so what only reads results needs no torch. They are listed in `__init__.pyi`.
+Names are imported when they are first used, so what only reads results needs no torch; `__init__.pyi` lists them.
 """
 
 import importlib

@@ -10,8 +10,8 @@ import torch
 from PIL import Image, features
 
 import dtl
-from dtl.datasets import folders as data
 from dtl.data import ImageDataset, TransferProblem
+from dtl.datasets import folders as data
 
 FORMATS = ["png", "jpg", "gif", "bmp", "webp", "tiff", "avif"]
 COLOURS = [(200, 30, 40), (20, 180, 60), (30, 60, 210)]
