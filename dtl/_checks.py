@@ -1,7 +1,7 @@
 """What a wrong argument says: one sentence that names the argument, what it may be, and what it was."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import numpy as np
@@ -35,8 +35,12 @@ def choice(value: object, known: Iterable[str], what: str) -> None:
         raise InputError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
 
 
+def some(names: Sequence[object], most: int = 5) -> str:
+    """The first names, as words."""
+    text = ", ".join(map(str, names[:most]))
+    return text if len(names) <= most else f"{text}, ... ({len(names)} in all)"
+
+
 def listed(flags: np.ndarray, most: int = 5) -> str:
     """The first numbers at which flags are true, as words."""
-    found = np.flatnonzero(flags)
-    text = ", ".join(map(str, found[:most]))
-    return text if len(found) <= most else f"{text}, ... ({len(found)} in all)"
+    return some(np.flatnonzero(flags).tolist(), most)

@@ -3,20 +3,27 @@
 import hashlib
 import inspect
 import json
+import logging
 import os
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from hashlib import blake2b
+from itertools import combinations
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError
+from dtl._checks import InputError, some
 from dtl._files import load_tensors, save_tensors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,17 +34,24 @@ class ImageDataset:
     ----------
     images : torch.Tensor, uint8, (n, 3, height, width)
     labels : torch.Tensor, int64, (n,), values in 0..K-1
-    classes : tuple of str, length K
+    classes : tuple of str, length K, all different
+    paths : files that the images came from, one each, or None
+
+    Arrays become tensors, and names of any kind strings.
 
     >>> dtl.load("testbed").source
-    ImageDataset(1440 images of 16 x 16 pixels, 24 classes: star, cloud, rook, knight, ...)
+    ImageDataset(1440 images of 16 x 16 pixels, classes star, cloud, rook, knight, ... (24 in all))
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     classes: tuple[str, ...]
+    paths: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "images", _tensor(self.images, "images"))
+        object.__setattr__(self, "labels", _tensor(self.labels, "labels"))
+        object.__setattr__(self, "classes", class_names(self.classes))
         shape = tuple(self.images.shape)
         if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
             raise InputError(f"images must be uint8 of shape (n, 3, height, width), not {self.images.dtype} {shape}")
@@ -53,13 +67,15 @@ class ImageDataset:
                 f"label {int(self.labels[where])} of image {where} is out of range: there are "
                 f"{len(self.classes)} classes, so labels are 0..{len(self.classes) - 1}"
             )
+        if self.paths is not None and len(self.paths) != len(self.labels):
+            raise InputError(f"paths must be one for each of the {len(self.labels)} images, not {len(self.paths)}")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
         height, width = self.size
-        return f"ImageDataset({len(self)} images of {height} x {width} pixels, {_listed(self.classes)})"
+        return f"ImageDataset({len(self)} images of {height} x {width} pixels, classes {some(self.classes, 4)})"
 
     @property
     def n_classes(self) -> int:
@@ -83,7 +99,8 @@ class ImageDataset:
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "ImageDataset":
         """The images at `index` (integers or a boolean mask), with the same classes."""
         index = torch.as_tensor(np.asarray(index, dtype=None if len(index) else np.int64))
-        return ImageDataset(self.images[index], self.labels[index], self.classes)
+        paths = None if self.paths is None else tuple(np.array(self.paths, dtype=object)[index.numpy()])
+        return ImageDataset(self.images[index], self.labels[index], self.classes, paths)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -97,6 +114,39 @@ class ImageDataset:
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """A digest of the pixels of each image, (n,) int64: equal where images are."""
+        rows = self.images.contiguous().numpy()
+        return np.frombuffer(b"".join(blake2b(row.data, digest_size=8).digest() for row in rows), dtype=np.int64)
+
+
+def class_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Names as text that can be written and shown: in one Unicode form, bytes that are no UTF-8 escaped.
+
+    >>> class_names([np.int64(7), "cafe\u0301", os.fsdecode(b"caf\xe9")])
+    ('7', 'café', 'caf\\\\udce9')
+    """
+    try:
+        found = tuple(normalize("NFC", str(name)).encode("utf-8", "backslashreplace").decode() for name in names)
+    except TypeError:
+        raise InputError(f"classes must be a sequence of names, not {names!r}") from None
+    twice = [name for name, n in Counter(found).items() if n > 1]
+    if twice:
+        raise InputError(f"more than one class is called {some(twice)}: give each a name of its own")
+    return found
+
+
+def _tensor(values: Any, what: str) -> torch.Tensor:
+    """Values as a tensor; whole numbers of any kind as int64, unless they are uint8."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"{what} must not be masked: fill or leave out what is missing")
+    try:
+        tensor = values if isinstance(values, torch.Tensor) else torch.tensor(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must be an array of numbers ({error})") from None
+    return tensor.long() if tensor.dtype in (torch.int8, torch.int16, torch.int32) else tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,15 +183,15 @@ class TransferProblem:
 
     Influences are estimated on `target_validation`; gains are reported on `target_test`. `origin` is the call of `load`
     that made the problem, as plain data; None for a problem made by hand. A problem with an origin is pickled as that
-    call and the fingerprints of what it gave, any other one as its tensors.
+    call and the fingerprints of what it gave, any other one as its tensors. Images that are in two parts are logged.
 
     Parameters
     ----------
     per_class_accuracy : whether accuracy is the mean over classes and not the share of examples
 
     >>> dtl.load("testbed")
-    testbed-0: 1440 source images of 16 x 16 pixels, 24 classes: star, cloud, rook, knight, ...
-    120 + 400 + 800 target images (train, validation, test), 4 classes: sky, chess, cards, travel
+    testbed-0: 1440 source images of 16 x 16 pixels, classes star, cloud, rook, knight, ... (24 in all)
+    120 + 400 + 800 target images (train, validation, test), classes sky, chess, cards, travel
     """
 
     name: str
@@ -163,18 +213,25 @@ class TransferProblem:
             if len(dataset) == 0:
                 raise InputError(f"{part} has no images")
             if part.startswith("target") and dataset.classes != self.target_train.classes:
-                raise InputError(f"{part} has other classes than target_train: {dataset.classes}")
-        for part in self.parts:
-            empty = [c for c, n in zip(self.parts[part].classes, self.parts[part].counts, strict=True) if n == 0]
+                here, there = dict.fromkeys(dataset.classes), dict.fromkeys(self.target_train.classes)
+                lacks, more = [c for c in there if c not in here], [c for c in here if c not in there]
+                how = [f"lacks {some(lacks)}" if lacks else "", f"also has {some(more)}" if more else ""]
+                how = " and ".join(filter(None, how)) or "has them in another order"
+                raise InputError(f"all splits of the target must have the classes of target_train, but {part} {how}")
+        for part, dataset in self.parts.items():
+            empty = [c for c, n in zip(dataset.classes, dataset.counts, strict=True) if n == 0]
             if empty:
-                raise InputError(f"{part} has classes without images: {', '.join(empty[:5])}; add images or drop them")
+                raise InputError(f"{part} has classes without images: {some(empty)}; add images or drop them")
+        for (one, other), n in self.copies.items():
+            whole = len(self.parts[other])
+            logger.warning("%s: %d of %d images of %s are also in %s", self.name, n, whole, other, one)
 
     def __repr__(self) -> str:
         (height, width), (n, *targets) = self.source.size, map(len, self.parts.values())
         return (
-            f"{self.name}: {n} source images of {height} x {width} pixels, {_listed(self.source.classes)}\n"
-            f"{' + '.join(map(str, targets))} target images (train, validation, test), "
-            f"{_listed(self.target_train.classes)}"
+            f"{self.name}: {n} source images of {height} x {width} pixels, classes "
+            f"{some(self.source.classes, 4)}\n{' + '.join(map(str, targets))} target images (train, validation, test), "
+            f"classes {some(self.target_train.classes, 4)}"
         )
 
     def __reduce__(self) -> tuple[Callable[..., "TransferProblem"], tuple[Any, ...]]:
@@ -192,6 +249,22 @@ class TransferProblem:
     def fingerprints(self) -> dict[str, str]:
         return {part: dataset.fingerprint for part, dataset in self.parts.items()}
 
+    @property
+    def copies(self) -> dict[tuple[str, str], int]:
+        """How many images of a part are, pixel for pixel, in one before it, for each two that share any.
+
+        Parts that are not in memory, such as those of FFCV files, are left out.
+
+        >>> dtl.load("testbed").copies
+        {}
+        """
+        held = [part for part, dataset in self.parts.items() if "images" in vars(dataset)]
+        found = {
+            pair: int(np.isin(self.parts[pair[1]].digests, self.parts[pair[0]].digests).sum())
+            for pair in combinations(held, 2)
+        }
+        return {pair: n for pair, n in found.items() if n}
+
     def accuracy(self, correct: ArrayLike, labels: ArrayLike) -> np.ndarray:
         """Accuracy of each model as it is reported for this problem, (models,), in 0..1.
 
@@ -206,10 +279,6 @@ class TransferProblem:
         _, groups, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
         weights = 1 / counts[groups] if self.per_class_accuracy else None
         return np.average(np.asarray(correct), axis=1, weights=weights)
-
-
-def _listed(classes: Sequence[str], most: int = 4) -> str:
-    return f"{len(classes)} classes: {', '.join([*classes[:most], *['...'][: len(classes) > most]])}"
 
 
 LOADERS = {  # name of a problem: the function that loads it, imported when it is asked for
@@ -308,6 +377,7 @@ def save(problem: TransferProblem, path: str | Path) -> Path:
     facts = {
         "name": problem.name,
         "classes": json.dumps({part: dataset.classes for part, dataset in problem.parts.items()}),
+        "paths": json.dumps({part: dataset.paths for part, dataset in problem.parts.items()}),
         "truth": json.dumps(problem.truth and asdict(problem.truth), default=np.ndarray.tolist),
         "per_class_accuracy": json.dumps(problem.per_class_accuracy),
     }
@@ -323,8 +393,11 @@ def open_file(path: str | Path) -> TransferProblem:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is no file: give one that dtl.data.save wrote")
     tensors, facts = load_tensors(Path(path))
+    paths = json.loads(facts.get("paths", "{}"))
     made: dict[str, Any] = {
-        part: ImageDataset(tensors[f"{part}.images"], tensors[f"{part}.labels"], tuple(classes))
+        part: ImageDataset(
+            tensors[f"{part}.images"], tensors[f"{part}.labels"], classes, paths.get(part) and tuple(paths[part])
+        )
         for part, classes in json.loads(facts["classes"]).items()
     }
     truth: dict[str, Any] | None = json.loads(facts.get("truth", "null"))
