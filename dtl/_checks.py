@@ -1,8 +1,10 @@
 """What a wrong argument says: one sentence that names the argument, what it may be, and what it was."""
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from numbers import Integral
+from unicodedata import normalize
 
 import numpy as np
 
@@ -44,3 +46,19 @@ def some(names: Sequence[object], most: int = 5) -> str:
 def listed(flags: np.ndarray, most: int = 5) -> str:
     """The first numbers at which flags are true, as words."""
     return some(np.flatnonzero(flags).tolist(), most)
+
+
+def class_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Names as text that can be written and shown: in one Unicode form, bytes that are no UTF-8 escaped.
+
+    >>> class_names([7, "tom", np.str_("rex")])
+    ('7', 'tom', 'rex')
+    """
+    try:
+        found = tuple(normalize("NFC", str(name)).encode("utf-8", "backslashreplace").decode() for name in names)
+    except TypeError:
+        raise InputError(f"classes must be a sequence of names, not {names!r}") from None
+    twice = [name for name, n in Counter(found).items() if n > 1]
+    if twice:
+        raise InputError(f"more than one class is called {some(twice)}: give each a name of its own")
+    return found

@@ -6,22 +6,19 @@ import json
 import logging
 import os
 import pkgutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
-from typing import Any
-from unicodedata import normalize
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError, some
-from dtl._files import load_tensors, save_tensors
+from dtl._checks import InputError, class_names, some
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +49,7 @@ class ImageDataset:
         object.__setattr__(self, "images", _tensor(self.images, "images"))
         object.__setattr__(self, "labels", _tensor(self.labels, "labels"))
         object.__setattr__(self, "classes", class_names(self.classes))
+        object.__setattr__(self, "paths", None if self.paths is None else tuple(self.paths))
         shape = tuple(self.images.shape)
         if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
             raise InputError(f"images must be uint8 of shape (n, 3, height, width), not {self.images.dtype} {shape}")
@@ -120,22 +118,6 @@ class ImageDataset:
         """A digest of the pixels of each image, (n,) int64: equal where images are."""
         rows = self.images.contiguous().numpy()
         return np.frombuffer(b"".join(blake2b(row.data, digest_size=8).digest() for row in rows), dtype=np.int64)
-
-
-def class_names(names: Iterable[object]) -> tuple[str, ...]:
-    """Names as text that can be written and shown: in one Unicode form, bytes that are no UTF-8 escaped.
-
-    >>> class_names([np.int64(7), "cafe\u0301", os.fsdecode(b"caf\xe9")])
-    ('7', 'café', 'caf\\\\udce9')
-    """
-    try:
-        found = tuple(normalize("NFC", str(name)).encode("utf-8", "backslashreplace").decode() for name in names)
-    except TypeError:
-        raise InputError(f"classes must be a sequence of names, not {names!r}") from None
-    twice = [name for name, n in Counter(found).items() if n > 1]
-    if twice:
-        raise InputError(f"more than one class is called {some(twice)}: give each a name of its own")
-    return found
 
 
 def _tensor(values: Any, what: str) -> torch.Tensor:
@@ -285,7 +267,7 @@ LOADERS = {  # name of a problem: the function that loads it, imported when it i
     "testbed": "dtl.testbed:make",
     "testbed-examples": "dtl.testbed:make_examples",
     "folders": "dtl.datasets.folders:make",
-    "file": "dtl.data:open_file",
+    "file": "dtl.datasets.saved:make",
     "imagenet200-cifar10": "dtl.datasets.imagenet200:make",
     "imagenet-<target>": "dtl.datasets.targets:make",
 }
@@ -312,7 +294,7 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     Parameters
     ----------
     name : "testbed" or "testbed-examples" (procedural images with planted truth, option `seed`), "folders" (your own
-        images, see `dtl.datasets.folders.make`), "file" (a problem that `dtl.data.save` wrote, option `path`),
+        images, see `dtl.datasets.folders.make`), "file" (a problem in a file, see `dtl.datasets.saved`),
         "imagenet200-cifar10" (see `dtl.datasets.imagenet200`) or "imagenet-<target>" (see `dtl.datasets.targets`)
     root : folder of the data, for problems that are read from disk; default is $DTL_DATA
     options : passed to the problem's own loader; folders may begin with `~`
@@ -333,8 +315,10 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     except TypeError as error:
         known = ", ".join(key for key in signature.parameters if key != "target")
         raise InputError(f"problem {name!r}: {error}; its options are {known}") from None
+    hints = get_type_hints(function)
     for key, value in given.items():
-        if value is not None and "Path" in str(signature.parameters[key].annotation):
+        kinds = get_args(hints[key])
+        if Path in kinds and not (value is None and type(None) in kinds):
             if not isinstance(value, str | os.PathLike) or not os.fspath(value):
                 raise InputError(f"{key} must name a folder or file, not {value!r}")
             given[key] = os.path.abspath(os.path.expanduser(value))
@@ -365,47 +349,3 @@ def reopen(origin: dict[str, Any], fingerprints: dict[str, str] | None = None) -
     if other:
         raise InputError(f"the data of {problem.name} have changed: {origin} now gives another {', '.join(other)}")
     return problem
-
-
-def save(problem: TransferProblem, path: str | Path) -> Path:
-    """Write a problem, planted truth included, to one file (safetensors) that `load("file", path=path)` reads.
-
-    >>> dtl.load("file", path=dtl.data.save(dtl.load("testbed"), "problem.safetensors")).name
-    'testbed-0'
-    """
-    path = Path(os.path.expanduser(path))
-    facts = {
-        "name": problem.name,
-        "classes": json.dumps({part: dataset.classes for part, dataset in problem.parts.items()}),
-        "paths": json.dumps({part: dataset.paths for part, dataset in problem.parts.items()}),
-        "truth": json.dumps(problem.truth and asdict(problem.truth), default=np.ndarray.tolist),
-        "per_class_accuracy": json.dumps(problem.per_class_accuracy),
-    }
-    tensors = {f"{part}.images": dataset.images.contiguous() for part, dataset in problem.parts.items()}
-    tensors |= {f"{part}.labels": dataset.labels.contiguous() for part, dataset in problem.parts.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, tensors, facts)
-    return path
-
-
-def open_file(path: str | Path) -> TransferProblem:
-    """A problem that `save` wrote; what `load("file", path=path)` calls."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is no file: give one that dtl.data.save wrote")
-    tensors, facts = load_tensors(Path(path))
-    paths = json.loads(facts.get("paths", "{}"))
-    made: dict[str, Any] = {
-        part: ImageDataset(
-            tensors[f"{part}.images"], tensors[f"{part}.labels"], classes, paths.get(part) and tuple(paths[part])
-        )
-        for part, classes in json.loads(facts["classes"]).items()
-    }
-    truth: dict[str, Any] | None = json.loads(facts.get("truth", "null"))
-    if truth is not None:
-        for key, value in truth.items():
-            if isinstance(value, dict):
-                truth[key] = {split: np.array(values) for split, values in value.items()}
-            elif value is not None:
-                truth[key] = tuple(value) if key == "subpopulations" else np.array(value)
-        made["truth"] = Truth(**truth)
-    return TransferProblem(facts["name"], per_class_accuracy=facts.get("per_class_accuracy") == "true", **made)

@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dtl._checks import InputError, some
+from dtl._checks import InputError, class_names, some
 from dtl._files import load_tensors, save_tensors
-from dtl.data import ImageDataset, TransferProblem, class_names, load
+from dtl.data import ImageDataset, TransferProblem, load
 from dtl.engine.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,8 @@ SPLIT_FOLDERS = {  # in any case
     "validation": ("validation", "val", "valid"),
     "test": ("test", "testing"),
 }
-SPLIT_LIKE = re.compile(
-    r"(train|val|valid|validation|test|dev|eval|evaluation|hold-?out|unlabell?ed)(ing)?([-_ ]?(set|split|data|images?|\d+))*",
-    re.IGNORECASE,
+SPLIT_LIKE = (
+    r"(?i)(train|val|valid|validation|test|dev|eval|hold-?out|unlabell?ed)(ing)?([-_ ]?(set|data|images?|\d+))*"
 )
 SYSTEM = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "thumbs.db", "desktop.ini"}  # and all .names
 PICTURES = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # images of which no library says so
@@ -154,7 +153,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     named = [path for paths in found.values() for path in paths]
     trees = [path for path in named if folders_in(path)]
     if not trees:  # a folder without folders in it may be a class of that name
-        if inside and all(SPLIT_LIKE.fullmatch(path.name) for path in inside):
+        if inside and all(re.fullmatch(SPLIT_LIKE, path.name) for path in inside):
             raise InputError(
                 f"{folder} holds {some([path.name for path in inside])}: splits, not classes; name them train, "
                 "validation and test, and give each one folder of images per class"
@@ -182,7 +181,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     return {split: paths[0] for split, paths in found.items() if paths}
 
 
-def group_names(dataset: ImageDataset, groups: Groups, root: Path) -> list[object]:
+def group_names(dataset: ImageDataset, groups: Groups, root: Path) -> Sequence[object]:
     """The group of each image, by the path of its file relative to `root`."""
     paths = [Path(os.path.relpath(path, root)) for path in dataset.paths or ()]
     if callable(groups):
@@ -330,7 +329,7 @@ def at_most(limit: int, labels: np.ndarray, seed: int) -> np.ndarray:
 def read_files(files: Listing, where: Path, size: int, cache: Path, show_progress: bool) -> ImageDataset:
     """Files decoded in parallel at size x size pixels, or from the cache of the same, unchanged files."""
     shape = (len(files.paths), 3, size, size)
-    have, need = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), int(np.prod(shape, dtype=float))
+    have, need = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), len(files.paths) * 3 * size**2
     if need > have:
         raise InputError(
             f"{shape[0]} images of {size} x {size} pixels take {need / 1e9:.0f} GB, of {have / 1e9:.0f} GB that this "

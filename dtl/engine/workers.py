@@ -24,7 +24,8 @@ import torch
 import zarr
 
 from dtl._checks import InputError
-from dtl.data import TransferProblem, reopen, save
+from dtl.data import TransferProblem, reopen
+from dtl.datasets.saved import save
 from dtl.engine.store import Store, array_of
 from dtl.engine.weights import finite, silence, source_nets
 from dtl.training import Recipe, members, resolve_device, schedule
