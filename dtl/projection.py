@@ -34,7 +34,8 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
     ------
     ValueError : an unknown class or side, or k is not in 1..n
 
-    >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=8)
+    >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=8).shape
+    (8,)
     """
     n_classes, n = influence.values.shape
     check_number(source_class, 0, n_classes - 1, "source_class, one of the classes of the influence,")
@@ -81,8 +82,11 @@ def subpopulations(
     ------
     ValueError : too few models to halve, fewer examples than groups, or fewer than two classes of that side
 
-    >>> chess = problem.target_validation.labels.numpy() == 1
-    >>> dtl.subpopulations(study.masks, study.outputs()[:, chess]).group
+    >>> masks = dtl.subset_masks(20, 76)                # classes 0 and 1 help five examples, 2 and 3 the others
+    >>> outputs = np.repeat(masks[:, :4] @ [[3.0, 0], [3, 0], [0, 3], [0, 3]], 5, axis=1)
+    >>> outputs += np.random.default_rng(0).normal(size=outputs.shape)
+    >>> dtl.subpopulations(masks, outputs, n_groups=2).group.tolist()
+    [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
     """
     included, outputs = np.asarray(masks, dtype=bool), np.asarray(outputs, dtype=np.float64)
     if side not in SIDES:
