@@ -9,8 +9,9 @@ import scipy.stats
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError
+from dtl._checks import InputError, choice, listed
 from dtl._estimators import checked, plain, sums_of_squares
+from dtl.design import DESIGNS, checked_design, subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
 from dtl.results import Results
 
@@ -100,9 +101,9 @@ def evaluate(
 ) -> Evaluation:
     """Score anybody's attribution against trained models that it was not made from.
 
-    The ceiling is that of `linear_datamodeling_score`, for influences estimated on one half of the models, tried on the
-    other. The interval is Student's, from leaving out one in 20 of the pairs of models at a time (jackknife): targets
-    share models, so they are not independent.
+    The ceiling is that of `linear_datamodeling_score`, from the additive share of the outputs' variance that a least
+    squares fit to these models finds. The interval is Student's, from leaving out one in 20 of the pairs of models at a
+    time (jackknife): targets share models, so they are not independent.
 
     Parameters
     ----------
@@ -111,14 +112,19 @@ def evaluate(
 
     Raises
     ------
-    InputError : shapes disagree, row i of the outputs does not belong to subset i, or models are fewer than 24
+    InputError : shapes disagree, row i of the outputs does not belong to subset i, or models are too few
 
     >>> results = dtl.results.open("imagenet20-cifar10")
     >>> found = results.part("random").influence("ols", by="class")
     >>> dtl.evaluate(found, results["balanced"], by="class").share > 0.8
     True
     """
+    if by is not None:
+        choice(by, ("class",), "by")
+    if not 0 < level < 1:
+        raise InputError(f"level must lie strictly between 0 and 1, got {level}")
     study = results if isinstance(results, Results) else Results(results)
+    _check_subsets(study.data)
     chosen = study.comparable(output, transfer, split)
     masks, y = study.data["mask"].sel(model=chosen["model"]).values, chosen.values.astype(np.float64)
     if by == "class":
@@ -126,27 +132,40 @@ def evaluate(
     tau = np.asarray(getattr(values, "values", values), dtype=np.float64)
     if tau.shape != (masks.shape[1], y.shape[1]) or not np.isfinite(tau).all():
         raise InputError(f"values must be finite, (sources, targets) {(masks.shape[1], y.shape[1])}, not {tau.shape}")
-    if len(masks) < 24:
-        raise InputError(f"an interval needs 24 models or more, these results have {len(masks)}")
     pair = np.arange(len(masks)) // 2
-    measured = [_score_and_ceiling(tau, masks, y, pair, pair % 20 != left_out) for left_out in range(-1, 20)]
-    score, ceiling = measured[0]
-    if not ceiling:
-        raise InputError("outputs do not follow the subsets at all: is row i of both from model i?")
-    n = min(20, pair[-1] + 1)
-    shares = np.array([s / max(c, 1e-9) for s, c in measured[1 : n + 1]])
-    half = scipy.stats.t.isf((1 - level) / 2, n - 1) * math.sqrt((n - 1) ** 2 / n * shares.var(ddof=1))
-    return Evaluation(score, ceiling, score / ceiling, score / ceiling - half, score / ceiling + half)
+    n, design = min(20, int(pair[-1]) + 1), "random" if checked_design(masks, None) == "random" else "paired"
+    rows = [pair % n != left_out for left_out in range(-1, n)]  # first, nothing is left out
+    ceilings = np.array([_ceiling(masks[kept], y[kept], design) for kept in rows])
+    shares = np.array([_rank_correlation(y[kept], masks[kept] @ tau) for kept in rows]) / np.maximum(ceilings, 1e-9)
+    errors = [math.sqrt((n - 1) ** 2 / n * found[1:].var(ddof=1)) for found in (ceilings, shares)]
+    if ceilings[0] <= 2 * errors[0]:
+        raise InputError("the outputs do not follow the subsets: is row i of both that of model i?")
+    ceiling, share, half = float(ceilings[0]), float(shares[0]), scipy.stats.t.isf((1 - level) / 2, n - 1) * errors[1]
+    return Evaluation(share * ceiling, ceiling, share, float(share - half), float(share + half))
 
 
-def _score_and_ceiling(
-    tau: np.ndarray, masks: np.ndarray, y: np.ndarray, pair: np.ndarray, kept: np.ndarray
-) -> tuple[float, float]:
-    ceilings = []
-    for half in (0, 1):
-        one, other = kept & (pair % 2 == half), kept & (pair % 2 != half)
-        ceilings.append(linear_datamodeling_score(estimate_influence(masks[one], y[one]), masks[other], y[other])[1])
-    return _rank_correlation(y[kept], masks[kept] @ tau), float(np.mean(ceilings))
+def _check_subsets(data: xr.Dataset) -> None:
+    """InputError unless the subset in each row is the one that its design gives to the model of that row."""
+    settings = data.attrs["settings"]
+    if settings["design"] in DESIGNS and "seed" in settings:
+        models = data["model"].values
+        expected = subset_masks(
+            data.sizes["source"], int(models.max()) + 1, settings["design"], settings["fraction"], settings["seed"]
+        )[models]
+        astray = (expected != data["mask"].values).any(axis=1)
+        if astray.any():
+            raise InputError(
+                f"the subsets of models {listed(astray)} are not those of their design: restore their order"
+            )
+
+
+def _ceiling(masks: np.ndarray, y: np.ndarray, design: str | None) -> float:
+    """What exact influences would score, from the additive share of the outputs' variance that these models show."""
+    found = estimate_influence(masks, y, "ols", design)
+    signal = found.values.var(axis=0) - (found.stderr**2).mean(axis=0)
+    additive = masks.mean() * (1 - masks.mean()) * (masks.shape[1] - 1) * signal
+    share = np.divide(additive, y.var(axis=0), out=np.zeros_like(additive), where=y.var(axis=0) > 0)
+    return float((6 / np.pi * np.arcsin(np.sqrt(np.clip(share, 0, 1)) / 2)).mean())
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
