@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 
 from dtl._checks import InputError, check_number
 from dtl.data import TransferProblem
-from dtl.datasets.targets import TARGETS
 from dtl.influence import Influence
 from dtl.study import Study
 
@@ -116,12 +115,8 @@ def removal_curve(
 
 
 def accuracy_of(problem: TransferProblem) -> Accuracy:
-    """How accuracy is reported for a problem: as Jain et al. (2022) do for their targets, else the share of examples.
-
-    >>> accuracy_of(dtl.load("imagenet-pets"))(study.outputs("correct", split="test"), labels)
-    """
-    named = {f"imagenet-{name}": target.accuracy for name, target in TARGETS.items()}
-    return named[problem.name] if problem.name in named else lambda correct, labels: np.asarray(correct).mean(1)
+    """How accuracy is reported for a problem: `TransferProblem.accuracy`."""
+    return problem.accuracy
 
 
 @dataclass(frozen=True)
