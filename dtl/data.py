@@ -13,6 +13,7 @@ from typing import Any, ParamSpec
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from dtl._checks import InputError
 
@@ -139,6 +140,7 @@ class TransferProblem:
     target_validation: ImageDataset
     target_test: ImageDataset
     truth: Truth | None = None
+    per_class_accuracy: bool = False
     origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
@@ -156,6 +158,19 @@ class TransferProblem:
             empty = [c for c, n in zip(self.parts[part].classes, self.parts[part].counts, strict=True) if n == 0]
             if empty:
                 raise InputError(f"{part} has classes without images: {', '.join(empty[:5])}; add images or drop them")
+
+    def accuracy(self, correct: ArrayLike, labels: ArrayLike) -> np.ndarray:
+        """Accuracy of each model, (models,): the share of examples, or with `per_class_accuracy` the mean over classes.
+
+        correct : (models, n);  labels : (n,); classes of which there are no examples do not count
+
+        >>> problem.accuracy([[True, False, True]], [0, 0, 1]).round(2).tolist()
+        [0.67]
+        """
+        correct, labels = np.asarray(correct, dtype=float), np.asarray(labels)
+        if not self.per_class_accuracy:
+            return correct.mean(1)
+        return np.mean([correct[:, labels == label].mean(1) for label in np.unique(labels)], axis=0)
 
     @property
     def parts(self) -> dict[str, ImageDataset]:

@@ -34,6 +34,7 @@ class Recipe:
     precision : "float32" or "bfloat16" (autocast)
     probe_l2 : penalty of the fixed-feature probe, on standardised features, per example
     finetune_epochs, finetune_lr : full-network transfer, and the head of `fixed+bn`
+    steps : optimiser steps of source training, whatever the size of a subset; None for `epochs`
 
     >>> Recipe(epochs=4).lr
     0.3
@@ -53,11 +54,14 @@ class Recipe:
     probe_l2: float = 1e-2
     finetune_epochs: int = 15
     finetune_lr: float = 0.05
+    steps: int | None = None
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 1, "batch_size": 2, "models_at_once": 1, "finetune_epochs": 1, "augment": 0}
+        at_least = {"epochs": 1, "batch_size": 2, "models_at_once": 1, "finetune_epochs": 1, "augment": 0, "steps": 1}
         for name, least in at_least.items():
             value = getattr(self, name)
+            if name == "steps" and value is None:
+                continue
             if not isinstance(value, Integral) or value < least:
                 raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
             object.__setattr__(self, name, int(value))  # numbers of NumPy cannot be written to a store
@@ -200,7 +204,7 @@ def members(masks: np.ndarray, source: ImageDataset, unit: str) -> np.ndarray:
 def schedule(n: int, recipe: Recipe) -> tuple[int, int]:
     """(steps, batch size) of a model that sees n images; models that share both can train side by side."""
     batch = min(recipe.batch_size, n)
-    return recipe.epochs * (n // batch), batch
+    return recipe.steps or recipe.epochs * (n // batch), batch
 
 
 def fit(

@@ -250,7 +250,8 @@ def make(
     }  # fmt: skip
     if "validation" not in parts:
         parts |= hold_out(parts["train"], ["validation"], holdout, seed)
-    return TransferProblem(f"imagenet-{name}", source, parts["train"], parts["validation"], parts["test"])
+    splits = (parts["train"], parts["validation"], parts["test"])
+    return TransferProblem(f"imagenet-{name}", source, *splits, per_class_accuracy=target.per_class)
 
 
 def _draw(files: Listing, target: Target, seed: int) -> dict[str, Listing]:

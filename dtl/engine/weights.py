@@ -38,7 +38,7 @@ def source_nets(
     """
     if folder is None:
         return train_sources(source, masks, seeds, recipe, device, unit)
-    settings = {k: v for k, v in recipe.settings().items() if k not in OTHER_SETTINGS}
+    settings = {k: v for k, v in recipe.settings().items() if k not in OTHER_SETTINGS and v is not None}
     common = hashlib.sha256(json.dumps([source.fingerprint, settings]).encode())
     files = []
     for images, seed in zip(members(masks, source, unit), seeds, strict=True):
