@@ -118,8 +118,8 @@ def test_studies_of_examples_leave_out_examples(problem, recipe):
         ({"a": np.zeros(24, bool)}, {}, "fewer than two"),
         ({"a": SOME}, {"seeds": 1}, "seeds, two or more"),
         ({"a": SOME}, {"transfer": "none"}, "unknown transfer"),
-        ({"a": dtl.Arm(steps=0)}, {}, "steps must be"),
-        ({"a": dtl.Arm(steps="half")}, {}, "steps must be"),
+        ({"a": dtl.Arm(steps=0)}, {}, "steps cannot be"),
+        ({"a": dtl.Arm(steps="half")}, {}, "steps cannot be"),
     ],
 )
 def test_bad_arms_are_refused_before_training(study, monkeypatch, arms, options, message):
