@@ -17,10 +17,9 @@ NOT_PROSE = re.compile(
 NUMBER = re.compile(r"(?<![\w.-])[-+]?\d[\d,.]*(?<![,.])")
 SMALL = "five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen".split()
 WORDS = {word: n for n, word in enumerate(SMALL, 5)}  # fewer are mostly parts that the sentence itself names
-WORDS |= {
-    word: n for n, word in zip(range(20, 100, 10), "twenty thirty forty fifty sixty seventy eighty ninety".split())
-}
-WORDS |= {"hundred": 100, "thousand": 1000}
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred".split()
+WORDS |= {word: 10 * n for n, word in enumerate(TENS, 2)}
+WORDS |= {"thousand": 1000}
 WORD = re.compile(rf"\b({'|'.join(WORDS)})\b", re.IGNORECASE)
 
 
