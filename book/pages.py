@@ -251,7 +251,7 @@ def imported(module: str) -> list[str]:
 
 def values(cell: Notebook) -> list[str]:
     """What a cell of a run has said in place of each place, [] for any other cell."""
-    if not cell.source.startswith("dtl.book.say('"):
+    if not cell.source.startswith("dtl.book.say("):
         return []
     said = [output["data"]["text/markdown"] for output in cell.get("outputs", []) if "data" in output]
     return said[0].split(SEPARATOR) if said else []
