@@ -11,7 +11,7 @@ from dtl.book import PLACE
 CITED = re.compile(r"\{cite(:\w)?\}`")
 NOT_PROSE = re.compile(
     r"^```.*?^```|^\$\$.*?^\$\$|\$[^$]+\$|\{[\w:]+\}`[^`]+`|`[^`]+`|\]\([^)]*\)|^:\w+:.*$|^\d+\. "
-    r"|^\*\*Time\*\*.*$|^\*\w+, \d+ minutes\.\*|\b95% (interval|confidence|band)",
+    r"|^:{3,}.*$|\bAlgorithm 1\b|^\*\*Time\*\*.*$|^\*\w+, \d+ minutes\.\*|\b95% (interval|confidence|band)",
     re.MULTILINE | re.DOTALL,
 )
 NUMBER = re.compile(r"(?<![\w.-])[-+]?\d[\d,.]*(?<![,.])")
