@@ -25,7 +25,7 @@ import zarr
 
 from dtl._checks import InputError
 from dtl.data import TransferProblem, reopen, save
-from dtl.engine.store import Store, array_of
+from dtl.engine.store import SPLITS, Store, array_of
 from dtl.engine.weights import finite, source_nets, zero_diverged
 from dtl.training import Recipe, images_of, resolve_device, schedule
 from dtl.transfer import Outputs, transfer
@@ -33,7 +33,6 @@ from dtl.transfer import Outputs, transfer
 if TYPE_CHECKING:
     from distributed import Client
 
-SPLITS = ("validation", "test")
 RETRIES = 2  # of a batch that fails on a worker elsewhere; Dask itself repeats those of workers that die
 
 
