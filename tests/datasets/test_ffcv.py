@@ -21,7 +21,7 @@ import dtl
 from dtl._batches import InMemory
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets import ffcv as beton
-from dtl.datasets.ffcv import Beton, BetonBatches, Schedule
+from dtl.datasets.ffcv import Beton, BetonBatches, grown
 from dtl.training import Recipe, draw_order
 
 CPU = torch.device("cpu")
@@ -32,18 +32,10 @@ needs_ffcv = pytest.mark.skipif(not FFCV, reason="FFCV is not installed: it is t
 # Without FFCV
 
 
-def test_schedule_is_that_of_the_papers() -> None:
-    schedule = Schedule()
-    assert [schedule.resolution(epoch) for epoch in (0, 11, 12, 13, 15)] == [160, 160, 192, 192, 192]
-    assert [Schedule(low=96, high=224, ramp=(0, 8)).resolution(epoch) for epoch in range(10)] == [
-        96, 128, 128, 128, 160, 192, 192, 192, 224, 224,
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("options", [{"epochs": 13}, {"ramp": (13, 11)}, {"low": 224}, {"low": 0}])
-def test_schedule_refuses_images_that_never_reach_their_size(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="images must grow, and reach their full size for a whole epoch"):
-        Schedule(**options)
+def test_training_images_grow_as_those_of_the_papers() -> None:
+    assert [grown(epoch / 16, 160, 192) for epoch in (0, 11, 12, 13, 15)] == [160, 160, 192, 192, 192]
+    assert [grown(step / 48, 150, 170) for step in (0, 35, 36, 38, 39, 47)] == [150, 150, 160, 160, 170, 170]
+    assert grown(12.9 / 16, 100, 110) == 100 and grown(12 / 16, 60, 60) == 60  # no multiple of 32 between them
 
 
 def test_random_boxes_are_distributed_as_those_of_torchvision() -> None:
@@ -101,6 +93,8 @@ def test_settings_and_files_are_checked_first(tmp_path: Path) -> None:
         Beton(tmp_path / "x.beton", crop=1.5)
     with pytest.raises(ValueError, match="resolution must be at least 1"):
         Beton(tmp_path / "x.beton", resolution=0)
+    with pytest.raises(ValueError, match="growing is two sizes in pixels, the smaller one first"):
+        Beton(tmp_path / "x.beton", growing=(192, 160))
 
 
 # With FFCV
@@ -291,13 +285,12 @@ def test_crops_and_flips_are_a_models_own(photos: Path, tmp_path: Path) -> None:
 
 
 @needs_ffcv
-def test_training_images_grow_as_scheduled(photos: Path, tmp_path: Path) -> None:
-    schedule = Schedule(epochs=4, low=32, high=64, ramp=(1, 2))
-    data = Beton(write(photos, tmp_path / "x.beton"), resolution=48, schedule=schedule)
+def test_training_images_grow(photos: Path, tmp_path: Path) -> None:
+    data = Beton(write(photos, tmp_path / "x.beton"), resolution=48, growing=(32, 64))
     order = draw_order(np.arange(8), 8, 2, np.random.default_rng(0))
     batches, steps = data.batches(data, CPU, augment=1), torch.from_numpy(order)[:, None]
     draws = torch.from_numpy(batches.draw(order, np.random.default_rng(0)))[:, None]
-    assert [x.shape[-1] for x in batches.load(steps, draws)] == [32, 32, 32, 32, 64, 64, 64, 64]
+    assert [x.shape[-1] for x in batches.load(steps, draws)] == [32] * 6 + [64] * 2
     assert {x.shape[-1] for x in data.batches(data, CPU).load(steps)} == {48}
     assert {x.shape[-1] for x in batches.in_order(3)} == {48}
 
@@ -310,7 +303,7 @@ def test_fingerprints_see_content_and_how_it_is_read(tmp_path: Path) -> None:
         Beton(write(dataset(seed=1), tmp_path / "other.beton")),
         Beton(path, resolution=12),
         Beton(path, resolution=12, crop=1),
-        Beton(path, schedule=Schedule()),
+        Beton(path, growing=(8, 12)),
         Beton(path, classes=["a", "b", "c"]),
         Beton(path).subset([1, 0, 2, 3, 4, 5, 6]),
     ]
