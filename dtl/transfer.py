@@ -85,9 +85,8 @@ def transfer(
     Parameters
     ----------
     nets : source models side by side, on any device; changed by "full" and "fixed+bn"
-    regime : "fixed" (backbone in eval mode, features computed once, linear probes solved to convergence),
-        "fixed+bn" (weights frozen but BatchNorm statistics adapting while an SGD head trains, as the code of
-        Jain et al. 2022 does) or "full" (every weight fine-tuned)
+    regime : "fixed" (features of the frozen net, linear probes solved to convergence), "fixed+bn" (weights frozen but
+        BatchNorm adapting while an SGD head trains, as the code of Jain et al. 2022 does) or "full" (all fine-tuned)
 
     >>> nets = dtl.baselines.full_source_nets(problem, dtl.Recipe(epochs=1), seeds=(0, 1), device="cpu")
     >>> outputs = dtl.transfer.transfer(nets, problem, [0, 1], dtl.Recipe(), "fixed")
@@ -103,11 +102,9 @@ def transfer(
         nets.new_head(train.n_classes, seeds)
         fine_tune(nets, problem, seeds, recipe, only_head=regime == "fixed+bn")
         weight, bias = nets.weight.detach(), nets.bias.detach()
-    found = {}
-    for name in ("validation", "test"):
-        batches = problem.parts[f"target_{name}"].batches(problem.source, device)
-        found[name] = outputs(features(nets, batches, recipe) @ weight + bias, batches.labels)
-    return found
+    splits = {"validation": problem.target_validation, "test": problem.target_test}
+    batches = {name: split.batches(problem.source, device) for name, split in splits.items()}
+    return {name: outputs(features(nets, b, recipe) @ weight + bias, b.labels) for name, b in batches.items()}
 
 
 def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, only_head: bool) -> None:
