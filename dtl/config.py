@@ -4,22 +4,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-import zarr
 from pydantic import TypeAdapter, ValidationError
-from zarr.errors import ContainsArrayError
-from zarr.storage import LocalStore
 
 from dtl._checks import InputError
-from dtl.data import _LOADERS, TransferProblem, load
-from dtl.datasets.folders import from_folders
+from dtl.data import TransferProblem, load, options_of
 from dtl.design import DESIGNS
-from dtl.engine.store import array_of, local_folder
-from dtl.study import FORMAT, Study
+from dtl.engine.store import array_of, local_folder, open_store
+from dtl.study import Study
 from dtl.training import Recipe
 
 FOLDERS = ("store", "weights", "root", "source_dir", "target_dir", "cache")  # settings that name one
@@ -128,31 +123,10 @@ def load_problem(spec: Mapping[str, Any]) -> TransferProblem:
     'testbed-1'
     """
     if set(spec) == {"from_folders"}:
-        options = checked(spec["from_folders"], from_folders, "option of the problem")
-        missing = {"source_dir", "target_dir"} - set(options)
-        if missing:
-            raise InputError(f"the problem lacks {' and '.join(sorted(missing))}: give both folders")
-        return from_folders(**options)
+        spec = {"load": "folders", "options": spec["from_folders"]}
     if "load" not in spec or set(spec) - {"load", "options"}:
         raise InputError(
             "give a problem, 'load' with a name and perhaps 'options', or 'from_folders' with source_dir and "
             f"target_dir, not {dict(spec) or 'nothing'}"
         )
-    name, options = spec["load"], spec.get("options", {})
-    if name in _LOADERS:  # load refuses the others and lists what it knows
-        options = checked(options, _LOADERS[name], "option of the problem")
-    return load(name, **options)
-
-
-def open_store(location: str | Path) -> zarr.Group:
-    """The group of a study in a folder, read-only; ValueError if there is none. No data is loaded."""
-    try:
-        root = zarr.open_group(LocalStore(local_folder(location), read_only=True), mode="r")
-        settings: Any = root.attrs["settings"]
-    except (FileNotFoundError, NotADirectoryError, ContainsArrayError, JSONDecodeError, KeyError) as error:
-        raise InputError(f"{location} holds no study: give the folder that a study is stored in") from error
-    if settings["format"] != FORMAT:
-        raise InputError(
-            f"{location} has format {settings['format']} and this dtl reads {FORMAT}: use the dtl that made it"
-        )
-    return root
+    return load(spec["load"], **checked(spec.get("options", {}), options_of(spec["load"]), "option of the problem"))

@@ -25,7 +25,7 @@ from dtl import config, doctor
 from dtl.__main__ import app
 from dtl.config import Config
 from dtl.engine.store import array_of
-from dtl.export import read_results
+from dtl.results import open as open_results
 
 N = 12  # models, in three batches
 PROBLEM = {"load": "testbed", "options": {"per_class": 20, "train": 5, "validation": 5, "test": 5}}
@@ -76,7 +76,6 @@ def no_data(monkeypatch):
         raise AssertionError("data were loaded")
 
     monkeypatch.setattr(config, "load", refuse)
-    monkeypatch.setattr(config, "from_folders", refuse)
 
 
 def facts(store) -> dict[str, Any]:
@@ -84,7 +83,7 @@ def facts(store) -> dict[str, Any]:
 
 
 def same(store, study):
-    one, other = read_results(store).load(), study.results.load()
+    one, other = open_results(store).data.load(), study.results.load()
     xr.testing.assert_identical(one.drop_attrs(), other.drop_attrs())
 
 
@@ -125,7 +124,7 @@ def test_defaults_are_those_of_the_python_interface():
         ("problem: {load: nothing}", "unknown problem 'nothing': known are"),
         ("problem: {name: testbed}", "give a problem, 'load' with a name"),
         ("problem: {}", "give a problem, 'load' with a name"),
-        ("problem: {from_folders: {source_dir: here}}", "the problem lacks target_dir"),
+        ("problem: {from_folders: {source_dir: here}}", "missing a required argument: 'target_dir'"),
         ("problem: {from_folders: {source_dir: a, target_dir: b}}", "is not a folder"),
         ("design: blanced", "blanced"),
         ("transfer: frozen", "unknown transfer"),
@@ -157,7 +156,7 @@ def test_a_wrong_setting_is_one_line(text, message, tmp_path, monkeypatch):
         (["--recipe", "epoch=3"], "did you mean 'epochs'?"),
         (["--option", "sede=3"], "did you mean 'seed'?"),
         (["--problem", "testbed", "--source", "a"], "not both"),
-        (["--source", "a"], "the problem lacks target_dir"),
+        (["--source", "a"], "missing a required argument: 'target_dir'"),
         (["--store", ""], "'' is no folder"),
         (["--store", "s3://bucket/study"], "s3://bucket/study is a URL, not a folder"),
         (["--store", "."], "holds 'study.yaml' but no study: give another or an empty folder"),
@@ -223,7 +222,7 @@ def test_a_flag_wins_over_the_file(tmp_path):
     assert (
         settings["data"] == config.load_problem({**PROBLEM, "options": {**PROBLEM["options"], "seed": 2}}).fingerprints
     )
-    assert read_results(tmp_path / "x").sizes["model"] == 4
+    assert open_results(tmp_path / "x").data.sizes["model"] == 4
 
 
 def test_your_own_folders(tmp_path, monkeypatch):
@@ -236,7 +235,7 @@ def test_your_own_folders(tmp_path, monkeypatch):
     path = saved(tmp_path, problem={"from_folders": folders}, models=4)
     monkeypatch.chdir("/")
     call("run", path)
-    assert read_results(tmp_path / "kept/toy").source.values.tolist() == ["cat", "dog", "eel", "fox"]
+    assert open_results(tmp_path / "kept/toy").data.source.values.tolist() == ["cat", "dog", "eel", "fox"]
     given = ["--source", tmp_path / "animals", "--target", tmp_path / "pets", "--option", "size=8"]
     out = call("resume", tmp_path / "kept/toy", *given, "--option", f"cache={tmp_path / 'decoded'}", "--models", 6)
     assert "6 models done" in out
@@ -256,7 +255,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_arrays(pro
     out = call("status", folder)
     assert f"{n_done} done, {400 - n_done} missing" in out and out.endswith(f"python -m dtl resume {folder}\n")
     call("resume", folder, *BY_FLAGS, "--models", n_done + 4)
-    ours = read_results(folder).isel(model=slice(n_done + 4))
+    ours = open_results(folder).data.isel(model=slice(n_done + 4))
     whole = dtl.Study(problem, recipe).run(n_done + 4, progress=False).results
     xr.testing.assert_identical(ours.load().drop_attrs(), whole.load().drop_attrs())
 

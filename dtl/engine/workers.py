@@ -24,16 +24,15 @@ import torch
 import zarr
 
 from dtl._checks import InputError
-from dtl.data import ImageDataset, TransferProblem, reopen
-from dtl.engine.store import Store, array_of
-from dtl.engine.weights import finite, load_tensors, save_tensors, silence, source_nets
-from dtl.training import Recipe, members, resolve_device, schedule
+from dtl.data import TransferProblem, reopen, save
+from dtl.engine.store import SPLITS, Store, array_of
+from dtl.engine.weights import finite, source_nets, zero_diverged
+from dtl.training import Recipe, images_of, resolve_device, schedule
 from dtl.transfer import Outputs, transfer
 
 if TYPE_CHECKING:
     from distributed import Client
 
-SPLITS = ("validation", "test")
 RETRIES = 2  # of a batch that fails on a worker elsewhere; Dask itself repeats those of workers that die
 
 
@@ -146,13 +145,13 @@ def train_batch(
         torch.set_num_threads(1)  # for a worker elsewhere; here the caller has done it and restores it
     n_targets = len(problem.target_validation) + len(problem.target_test)
     found = {name: np.empty((len(regimes), len(masks), n_targets), dtype=np.float32) for name in Outputs._fields}
-    plans = [schedule(int(n), recipe) for n in members(masks, problem.source, unit).sum(1)]
+    plans = [schedule(int(n), recipe) for n in images_of(masks, problem.source, unit).sum(1)]
     for plan in sorted(set(plans)):
         together = np.flatnonzero([p == plan for p in plans])
         own = seeds[together].tolist()
         nets = source_nets(problem.source, masks[together], own, recipe, torch.device(device), unit, weights)
         diverged = ~finite(nets)
-        silence(nets, diverged)
+        zero_diverged(nets, diverged)
         for regime in regimes:
             copied = deepcopy(nets)  # "full" changes the net that it is given
             by_split = transfer(copied, problem, own, recipe, regime)
@@ -165,7 +164,7 @@ def train_batch(
 
 
 def publish(problem: TransferProblem, folder: Path | None) -> dict[str, Any]:
-    """How other processes open a problem: its `origin`, or {"file": path} of a copy in the study's folder."""
+    """How other processes open a problem: its `origin`, or that of a copy in the study's folder."""
     if problem.origin is not None:
         return problem.origin
     if folder is None:
@@ -177,11 +176,8 @@ def publish(problem: TransferProblem, folder: Path | None) -> dict[str, Any]:
     digest = hashlib.sha256(json.dumps(problem.fingerprints).encode()).hexdigest()
     file = folder / "data" / f"{digest[:32]}.safetensors"
     if not file.exists():
-        classes = {part: dataset.classes for part, dataset in problem.parts.items()}
-        tensors = {f"{part}.images": dataset.images.contiguous() for part, dataset in problem.parts.items()}
-        tensors |= {f"{part}.labels": dataset.labels.contiguous() for part, dataset in problem.parts.items()}
-        save_tensors(file, tensors, {"name": problem.name, "classes": json.dumps(classes)})
-    return {"file": str(file)}
+        save(problem, file)
+    return {"load": "file", "options": {"path": str(file)}}
 
 
 def open_problem(origin: dict[str, Any], fingerprints: dict[str, str]) -> TransferProblem:
@@ -191,7 +187,7 @@ def open_problem(origin: dict[str, Any], fingerprints: dict[str, str]) -> Transf
         if key not in _OPEN:
             here = f"a worker on {platform.node()}"
             try:
-                problem = _read_problem(Path(origin["file"])) if "file" in origin else reopen(origin)
+                problem = reopen(origin)
             except (OSError, ValueError) as error:
                 raise InputError(
                     f"{here} cannot open {origin} ({error}): the data must be there as it is where the study runs"
@@ -206,15 +202,6 @@ def open_problem(origin: dict[str, Any], fingerprints: dict[str, str]) -> Transf
 
 _OPEN: dict[tuple[str, ...], TransferProblem] = {}
 _OPENING = threading.Lock()
-
-
-def _read_problem(file: Path) -> TransferProblem:
-    tensors, facts = load_tensors(file)
-    parts: dict[str, Any] = {
-        part: ImageDataset(tensors[f"{part}.images"], tensors[f"{part}.labels"], tuple(classes))
-        for part, classes in json.loads(facts["classes"]).items()
-    }
-    return TransferProblem(facts["name"], **parts)
 
 
 @contextmanager
