@@ -18,6 +18,8 @@ from . import testbed as testbed
 from . import training as training
 from . import transfer as transfer
 from . import widgets as widgets
+from ._evaluate import evaluate as evaluate
+from ._evaluate import linear_datamodeling_score as linear_datamodeling_score
 from .data import ImageDataset as ImageDataset
 from .data import TransferProblem as TransferProblem
 from .data import Truth as Truth
@@ -27,7 +29,6 @@ from .design import subset_masks as subset_masks
 from .engine.files import influence_to_zarr as influence_to_zarr
 from .influence import Influence as Influence
 from .influence import estimate_influence as estimate_influence
-from .influence import linear_datamodeling_score as linear_datamodeling_score
 from .influence import models_needed as models_needed
 from .leakage import leaked as leaked
 from .leakage import misleading as misleading

@@ -294,13 +294,15 @@ class Study:
         transfer: str | None = None,
         split: str = "validation",
         by: str | np.ndarray | None = None,
+        part: str = "whole",
+        target: str = "new",
     ) -> Influence:
         """`estimate_influence` on the finished models: see `Results.influence`.
 
         >>> study.influence(by="class").reliability.shape
         (4,)
         """
-        return Results(self.results).influence(method, output, transfer, split, by)
+        return Results(self.results).influence(method, output, transfer, split, by, part, target)
 
     def influence_to_zarr(
         self,
