@@ -19,23 +19,22 @@ from numcodecs import BitRound
 from dtl._checks import InputError
 from dtl._inputs import is_balanced, unpacked
 from dtl.design import DESIGNS
-from dtl.engine.store import read
-from dtl.engine.workers import SPLITS
+from dtl.engine.store import ARRAYS, SPLITS, marks_of, read
 from dtl.influence import Influence, estimate_influence, group_means
 from dtl.transfer import Outputs
 
 logger = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parents[1] / "book/results"
-ARRAYS = ("label", "split", "mask", "seed", *Outputs._fields)
 
 
 def results_of(root: zarr.Group) -> xr.Dataset:
     """All finished models of a store, read when used; what `Study.results` gives, without the data of the problem."""
     facts: Any = root.attrs.asdict()
     settings, sources = facts["settings"], facts["source_classes"]
-    done = np.flatnonzero(np.asarray(read(root, "done")))
-    data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
+    marks = marks_of(root)
+    done = np.flatnonzero(marks.done)
+    data = {name: read(root, name, marks).isel(model=done) for name in ARRAYS[2:]}
     if settings["unit"] == "example":
         sources = np.arange(facts["n_units"])
         data["mask"] = xr.Variable(("model", "source"), unpacked(data["mask"].data, len(sources)))

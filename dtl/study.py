@@ -16,25 +16,24 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import InputError
+from dtl._checks import InputError, whole
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
 from dtl.engine.progress import progress as progress_line
-from dtl.engine.store import Store, local_folder, read
-from dtl.engine.workers import SPLITS, Run, train
+from dtl.engine.store import FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
+from dtl.engine.workers import Run, train
 from dtl.influence import Influence
 from dtl.models import PARALLEL
 from dtl.results import ARRAYS, comparable, influence_of, outputs_of, results_of
 from dtl.tiles import influence_to_zarr
 from dtl.training import Recipe, check_size, resolve_device
-from dtl.transfer import REGIMES, Outputs
+from dtl.transfer import REGIMES
 
 if TYPE_CHECKING:
     from distributed import Client
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
 UNITS = ("class", "example")
 
 
@@ -73,7 +72,12 @@ class Study:
         weights: str | Path | None = None,
     ) -> None:
         self.weights = None if weights is None else local_folder(weights).absolute()
-        self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
+        self.problem, self.recipe, self.seed, self.fraction = (
+            problem,
+            recipe or Recipe(),
+            whole("seed", seed, 0),
+            fraction,
+        )
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):
             raise InputError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
@@ -148,7 +152,7 @@ class Study:
         if not 0 <= start < len(masks):
             raise InputError(f"start must be 0 to {len(masks) - 1}, not {start}")
         if self.store.ready and not repair:
-            done = np.asarray(read(self.store.open(), "done"))[start : len(masks)]
+            done = marks_of(self.store.open()).done[start : len(masks)]
             if len(done) == len(masks) - start and done.all():
                 return self  # also where the store cannot be written to
         if client is None:
@@ -158,7 +162,7 @@ class Study:
             for chunk in self.store.repair(ARRAYS) if repair else ():
                 logger.warning("%s of %s was damaged: its models are not done", chunk, self.store.zarr)
             root, run = self._prepare(masks, device)
-            done, size = np.asarray(read(root, "done"))[: len(masks)], self.recipe.models_at_once
+            done, size = marks_of(root).done[: len(masks)], self.recipe.models_at_once
             done[:start] = True
             chunks = np.split(np.arange(len(masks)), range(size, len(masks), size))
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
@@ -192,10 +196,10 @@ class Study:
         if not theirs.ready:
             raise InputError(f"{theirs.zarr} holds no results yet: give the store of a study that has run")
         there = theirs.open()
-        n_models = int(np.flatnonzero(np.asarray(read(there, "done"))).max(initial=1)) + 1
+        n_models = int(np.flatnonzero(marks_of(there).done).max(initial=1)) + 1
         with self.store.lock():
             root, _ = self._prepare(self._subsets(n_models), "", merged=there.attrs["runs"])
-            self.store.merge(root, there, Outputs._fields)
+            self.store.merge(root, there, tuple(OUTPUTS))
         return self
 
     def _subsets(self, n_models: int | None) -> np.ndarray:
@@ -247,7 +251,7 @@ class Study:
                 "mask": masks if self.unit == "class" else np.packbits(masks, axis=1),
                 "seed": self.seeds(len(masks)),
             },
-            outputs={"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"},
+            outputs=OUTPUTS,
             shape=(len(self.transfer), len(labels)),
             batch=self.recipe.models_at_once,
             attributes={

@@ -25,7 +25,7 @@ import zarr
 
 from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem, reopen
-from dtl.engine.store import Store, array_of
+from dtl.engine.store import SPLITS, Store, array_of
 from dtl.engine.weights import finite, load_tensors, save_tensors, silence, source_nets
 from dtl.training import Recipe, members, resolve_device, schedule
 from dtl.transfer import Outputs, transfer
@@ -33,7 +33,6 @@ from dtl.transfer import Outputs, transfer
 if TYPE_CHECKING:
     from distributed import Client
 
-SPLITS = ("validation", "test")
 RETRIES = 2  # of a batch that fails on a worker elsewhere; Dask itself repeats those of workers that die
 
 
