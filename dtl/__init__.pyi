@@ -8,7 +8,6 @@ from . import doctor as doctor
 from . import engine as engine
 from . import influence as influence
 from . import leakage as leakage
-from . import mistakes as mistakes
 from . import models as models
 from . import plots as plots
 from . import projection as projection
@@ -32,12 +31,14 @@ from .influence import linear_datamodeling_score as linear_datamodeling_score
 from .influence import models_needed as models_needed
 from .leakage import leaked as leaked
 from .leakage import misleading as misleading
-from .mistakes import flip_rate as flip_rate
-from .mistakes import suspects as suspects
 from .projection import Subpopulations as Subpopulations
 from .projection import project as project
 from .projection import subpopulations as subpopulations
+from .projection import suspects as suspects
+from .removal import flip_rate as flip_rate
 from .removal import removal_curve as removal_curve
+from .study import Arm as Arm
 from .study import Study as Study
+from .study import retrain as retrain
 from .tiles import influence_to_zarr as influence_to_zarr
 from .training import Recipe as Recipe

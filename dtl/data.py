@@ -1,23 +1,26 @@
 """Images with labels, transfer problems made of them, and where both come from."""
 
 import hashlib
-import importlib
 import inspect
 import json
 import os
+import pkgutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, wraps
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
+from dtl._batches import Batches, Images, in_memory
 from dtl._checks import InputError
+from dtl._files import load_tensors, save_tensors
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageDataset:
     """Images of one size with one label each, held in memory.
 
@@ -27,8 +30,8 @@ class ImageDataset:
     labels : torch.Tensor, int64, (n,), values in 0..K-1
     classes : tuple of str, length K
 
-    >>> dataset = dtl.load("testbed").source
-    >>> dataset.images.shape, dataset.classes[0]
+    >>> dtl.load("testbed").source
+    ImageDataset(1440 images of 16 x 16 pixels, 24 classes: star, cloud, rook, knight, ...)
     """
 
     images: torch.Tensor
@@ -55,6 +58,10 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"ImageDataset({len(self)} images of {height} x {width} pixels, {_listed(self.classes)})"
+
     @property
     def n_classes(self) -> int:
         return len(self.classes)
@@ -78,6 +85,10 @@ class ImageDataset:
         """The images at `index` (integers or a boolean mask), with the same classes."""
         index = torch.as_tensor(np.asarray(index, dtype=None if len(index) else np.int64))
         return ImageDataset(self.images[index], self.labels[index], self.classes)
+
+    def batches(self, like: Images, device: torch.device, augment: int = 0) -> Batches:
+        """What a training step sees of these images; augmented by shifts of up to `augment` pixels and flips."""
+        return in_memory(self, like, device, augment)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -121,16 +132,21 @@ class Truth:
     moved: np.ndarray | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TransferProblem:
     """A source to pre-train on and a target, in three splits, to transfer to.
 
     Influences are estimated on `target_validation`; gains are reported on `target_test`. `origin` is the call of `load`
-    or `from_folders` that made the problem, as plain data, so that another process can make it again; None for a
-    problem made by hand.
+    that made the problem, as plain data; None for a problem made by hand. A problem with an origin is pickled as that
+    call and the fingerprints of what it gave, any other one as its tensors.
 
-    >>> problem = dtl.load("testbed")
-    >>> problem.source.n_classes, len(problem.target_train)
+    Parameters
+    ----------
+    per_class_accuracy : whether accuracy is the mean over classes and not the share of examples
+
+    >>> dtl.load("testbed")
+    testbed-0: 1440 source images of 16 x 16 pixels, 24 classes: star, cloud, rook, knight, ...
+    120 + 400 + 800 target images (train, validation, test), 4 classes: sky, chess, cards, travel
     """
 
     name: str
@@ -139,6 +155,7 @@ class TransferProblem:
     target_validation: ImageDataset
     target_test: ImageDataset
     truth: Truth | None = None
+    per_class_accuracy: bool = False
     origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
@@ -157,6 +174,19 @@ class TransferProblem:
             if empty:
                 raise InputError(f"{part} has classes without images: {', '.join(empty[:5])}; add images or drop them")
 
+    def __repr__(self) -> str:
+        (height, width), (n, *targets) = self.source.size, map(len, self.parts.values())
+        return (
+            f"{self.name}: {n} source images of {height} x {width} pixels, {_listed(self.source.classes)}\n"
+            f"{' + '.join(map(str, targets))} target images (train, validation, test), "
+            f"{_listed(self.target_train.classes)}"
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., "TransferProblem"], tuple[Any, ...]]:
+        if self.origin is not None:
+            return reopen, (self.origin, self.fingerprints)
+        return TransferProblem, (self.name, *self.parts.values(), self.truth, self.per_class_accuracy)
+
     @property
     def parts(self) -> dict[str, ImageDataset]:
         """The four datasets by name."""
@@ -167,56 +197,49 @@ class TransferProblem:
     def fingerprints(self) -> dict[str, str]:
         return {part: dataset.fingerprint for part, dataset in self.parts.items()}
 
+    def accuracy(self, correct: ArrayLike, labels: ArrayLike) -> np.ndarray:
+        """Accuracy of each model as it is reported for this problem, (models,), in 0..1.
 
-_LOADERS: dict[str, Callable[..., TransferProblem]] = {}
+        Parameters
+        ----------
+        correct : (models, n) bool, whether a model is right on an example
+        labels : (n,) int, classes of the examples; those of which there are none do not count
 
-
-def loader(name: str) -> Callable[[Callable[..., TransferProblem]], Callable[..., TransferProblem]]:
-    """Register a function as what `load(name)` calls."""
-
-    def register(function: Callable[..., TransferProblem]) -> Callable[..., TransferProblem]:
-        _LOADERS[name] = remembered(function, lambda options: {"load": name, "options": options})
-        return _LOADERS[name]
-
-    return register
-
-
-P = ParamSpec("P")
-
-
-def remembered(
-    function: Callable[P, TransferProblem], call: Callable[[dict[str, Any]], dict[str, Any]]
-) -> Callable[P, TransferProblem]:
-    """The function, whose problems have their `origin`: arguments declared as paths absolute, None if not all plain."""
-    signature = inspect.signature(function)
-
-    @wraps(function)
-    def remembering(*args: P.args, **options: P.kwargs) -> TransferProblem:
-        problem, given = function(*args, **options), dict(signature.bind(*args, **options).arguments)
-        for key, value in given.items():
-            if value is not None and "Path" in str(signature.parameters[key].annotation):
-                given[key] = os.path.abspath(value)
-        try:
-            json.dumps(given)
-        except TypeError:
-            return problem
-        object.__setattr__(problem, "origin", call(given))
-        return problem
-
-    return remembering
+        >>> dtl.load("testbed").accuracy([[True, True, False]], [0, 0, 1])
+        array([0.66666667])
+        """
+        _, groups, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+        weights = 1 / counts[groups] if self.per_class_accuracy else None
+        return np.average(np.asarray(correct), axis=1, weights=weights)
 
 
-def reopen(origin: dict[str, Any]) -> TransferProblem:
-    """The problem that an `origin` describes.
+def _listed(classes: Sequence[str], most: int = 4) -> str:
+    return f"{len(classes)} classes: {', '.join([*classes[:most], *['...'][: len(classes) > most]])}"
 
-    >>> reopen(dtl.load("testbed", seed=1).origin).name
-    'testbed-1'
+
+LOADERS = {  # name of a problem: the function that loads it, imported when it is asked for
+    "testbed": "dtl.testbed:make",
+    "testbed-examples": "dtl.testbed:make_examples",
+    "folders": "dtl.datasets.folders:make",
+    "file": "dtl.data:open_file",
+    "imagenet200-cifar10": "dtl.datasets.imagenet200:make",
+    "imagenet-<target>": "dtl.datasets.targets:make",
+}
+
+
+def options_of(name: str) -> Callable[..., TransferProblem]:
+    """The function that loads the problem of a name: its arguments are the problem's options.
+
+    >>> list(inspect.signature(options_of("file")).parameters)
+    ['path']
     """
-    if "from_folders" in origin:
-        from dtl.datasets.folders import from_folders
-
-        return from_folders(**origin["from_folders"])
-    return load(origin["load"], **origin["options"])
+    family = "imagenet-<target>" if str(name).startswith("imagenet-") else name
+    if family not in LOADERS:
+        raise InputError(
+            f"unknown problem {name!r}: known are {', '.join(LOADERS)}; for your own images use "
+            "dtl.from_folders(source_dir, target_dir)"
+        )
+    return pkgutil.resolve_name(LOADERS[family])
 
 
 def load(name: str, root: str | Path | None = None, **options: object) -> TransferProblem:
@@ -224,25 +247,97 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
 
     Parameters
     ----------
-    name : "testbed" (procedural images with planted truth, option `seed`), "imagenet200-cifar10" (see
-        `dtl.datasets.imagenet200`) or "imagenet-<target>" (see `dtl.datasets.targets`)
+    name : "testbed" or "testbed-examples" (procedural images with planted truth, option `seed`), "folders" (your own
+        images, see `dtl.datasets.folders.make`), "file" (a problem that `dtl.data.save` wrote, option `path`),
+        "imagenet200-cifar10" (see `dtl.datasets.imagenet200`) or "imagenet-<target>" (see `dtl.datasets.targets`)
     root : folder of the data, for problems that are read from disk; default is $DTL_DATA
-    options : passed to the problem's own loader
+    options : passed to the problem's own loader; folders may begin with `~`
 
-    >>> problem = dtl.load("testbed", seed=0)
-    >>> problem.truth.role[:3]
+    Raises
+    ------
+    InputError : an unknown name, or an option that the problem does not take
+
+    >>> dtl.load("testbed", seed=0).truth.role[:3].tolist()
+    ['helpful', 'helpful', 'helpful']
     """
-    for module in ("dtl.testbed", "dtl.datasets.imagenet200", "dtl.datasets.targets"):
-        importlib.import_module(module)  # registers what it holds
+    function = options_of(name)
+    signature, given = inspect.signature(function), options if root is None else {"root": root, **options}
+    if "target" in signature.parameters:
+        given = {"target": name.removeprefix("imagenet-"), **given}
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        known = ", ".join(key for key in signature.parameters if key != "target")
+        raise InputError(f"problem {name!r}: {error}; its options are {known}") from None
+    for key, value in given.items():
+        if value is not None and "Path" in str(signature.parameters[key].annotation):
+            if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+                raise InputError(f"{key} must name a folder or file, not {value!r}")
+            given[key] = os.path.abspath(os.path.expanduser(value))
+    problem = function(**given)
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items() if k != "target"}
+    try:
+        json.dumps(plain)
+    except TypeError:  # such as a source that was handed over
+        return problem
+    object.__setattr__(problem, "origin", {"load": name, "options": plain})
+    return problem
 
-    if name not in _LOADERS:
-        raise InputError(
-            f"unknown problem {name!r}: known are {', '.join(sorted(_LOADERS))}; for your own images use "
-            "dtl.from_folders(source_dir, target_dir)"
-        )
-    given = options if root is None else {"root": Path(root), **options}
-    unknown = set(given) - set(inspect.signature(_LOADERS[name]).parameters)
-    if unknown:
-        known = ", ".join(inspect.signature(_LOADERS[name]).parameters)
-        raise InputError(f"problem {name!r} takes no {', '.join(sorted(unknown))}: its options are {known}")
-    return _LOADERS[name](**given)
+
+def reopen(origin: dict[str, Any], fingerprints: dict[str, str] | None = None) -> TransferProblem:
+    """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given.
+
+    Raises
+    ------
+    InputError, FileNotFoundError : the data are not there, or are not the same
+
+    >>> reopen(dtl.load("testbed", seed=1).origin).name
+    'testbed-1'
+    """
+    if "from_folders" in origin:  # as stores of version 0.1 say it
+        origin = {"load": "folders", "options": origin["from_folders"]}
+    problem = load(origin["load"], **origin.get("options", {}))
+    other = [part for part, digest in problem.fingerprints.items() if fingerprints and digest != fingerprints[part]]
+    if other:
+        raise InputError(f"the data of {problem.name} have changed: {origin} now gives another {', '.join(other)}")
+    return problem
+
+
+def save(problem: TransferProblem, path: str | Path) -> Path:
+    """Write a problem, planted truth included, to one file (safetensors) that `load("file", path=path)` reads.
+
+    >>> dtl.load("file", path=dtl.data.save(dtl.load("testbed"), "problem.safetensors")).name
+    'testbed-0'
+    """
+    path = Path(os.path.expanduser(path))
+    facts = {
+        "name": problem.name,
+        "classes": json.dumps({part: dataset.classes for part, dataset in problem.parts.items()}),
+        "truth": json.dumps(problem.truth and asdict(problem.truth), default=np.ndarray.tolist),
+        "per_class_accuracy": json.dumps(problem.per_class_accuracy),
+    }
+    tensors = {f"{part}.images": dataset.images.contiguous() for part, dataset in problem.parts.items()}
+    tensors |= {f"{part}.labels": dataset.labels.contiguous() for part, dataset in problem.parts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, tensors, facts)
+    return path
+
+
+def open_file(path: str | Path) -> TransferProblem:
+    """A problem that `save` wrote; what `load("file", path=path)` calls."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is no file: give one that dtl.data.save wrote")
+    tensors, facts = load_tensors(Path(path))
+    made: dict[str, Any] = {
+        part: ImageDataset(tensors[f"{part}.images"], tensors[f"{part}.labels"], tuple(classes))
+        for part, classes in json.loads(facts["classes"]).items()
+    }
+    truth: dict[str, Any] | None = json.loads(facts.get("truth", "null"))
+    if truth is not None:
+        for key, value in truth.items():
+            if isinstance(value, dict):
+                truth[key] = {split: np.array(values) for split, values in value.items()}
+            elif value is not None:
+                truth[key] = tuple(value) if key == "subpopulations" else np.array(value)
+        made["truth"] = Truth(**truth)
+    return TransferProblem(facts["name"], per_class_accuracy=facts.get("per_class_accuracy") == "true", **made)

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from dtl._checks import InputError
-from dtl.config import open_store
+from dtl.engine.store import open_store
 from dtl.influence import Influence
 from dtl.results import results_of
 
@@ -22,7 +22,7 @@ def read_results(location: str | Path) -> xr.Dataset:
     ('transfer', 'model', 'target')
     """
     root = open_store(location)
-    results = results_of(root) if "done" in root else xr.Dataset()
+    results = results_of(root) if root.attrs["runs"] else xr.Dataset()
     if not results.sizes.get("model"):
         raise InputError(f"{location} has no finished model: run or resume the study first")
     return results
@@ -43,12 +43,13 @@ def influence_table(results: xr.Dataset, influence: Influence, by: str) -> pd.Da
     )
 
 
-def check_file(out: Path, *endings: str) -> None:
-    """InputError if `write` could not write there, asked before the results are computed."""
+def check_file(out: Path, *endings: str) -> Path:
+    """The file; InputError if `write` could not write there, asked before the results are computed."""
     if not out.name.endswith(endings):
         raise InputError(f"cannot write {out.name}: end it with {' or '.join(endings)}")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is no folder: make it, or write elsewhere")
+    return out
 
 
 def write(out: Path, data: pd.DataFrame | xr.Dataset) -> None:

@@ -3,8 +3,9 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from numbers import Integral
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import InputError, whole
+from dtl._checks import Diverged, InputError, check_number, whole
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
 from dtl.engine.progress import progress as progress_line
@@ -26,7 +28,7 @@ from dtl.influence import Influence
 from dtl.models import PARALLEL
 from dtl.results import ARRAYS, comparable, influence_of, outputs_of, results_of
 from dtl.tiles import influence_to_zarr
-from dtl.training import Recipe, check_size, resolve_device
+from dtl.training import Recipe, check_size, resolve_device, schedule
 from dtl.transfer import REGIMES
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Study:
     weights : folder where source weights are kept (safetensors, a file a model); source models that are there, from
         this study or from one with another target, are not trained again
 
-    >>> study = dtl.Study(dtl.load("testbed"), store="studies/testbed").run(46)
+    >>> study = dtl.Study(problem, dtl.Recipe(epochs=1)).run(4, progress=False)
     >>> study.influence(by="class").values.shape
     (24, 4)
     """
@@ -127,6 +129,7 @@ class Study:
         progress: bool = True,
         start: int = 0,
         repair: bool = False,
+        workers: int | None = None,
     ) -> "Study":
         """Train those of the models `start` to `n_models` - 1 that are missing; a batch is saved when it is done.
 
@@ -139,14 +142,17 @@ class Study:
         progress : show models done, rate and time left
         start : first model to train, to share a study between stores that are merged later
         repair : read the whole store first and train the models of damaged chunks again
+        workers : processes of this machine that share the work, and on "cuda" its GPUs; small nets leave a GPU idle
+            unless there are several
 
         A killed run loses the batches in flight; `run` again gives the arrays of an uninterrupted run.
 
         Raises
         ------
-        RuntimeError : models diverged; all others are saved
+        Diverged : some models did, a RuntimeError; all others are saved
 
-        >>> study.run(92).run(184)                          # trains 92, then 92 more
+        >>> dtl.Study(problem, dtl.Recipe(epochs=1)).run(2, progress=False).run(4, progress=False)  # trains 2 more
+        Study(testbed-0: 4 models done, balanced subsets, fixed)
         """
         masks = self._subsets(n_models)
         if not 0 <= start < len(masks):
@@ -157,6 +163,8 @@ class Study:
                 return self  # also where the store cannot be written to
         if client is None:
             device = str(resolve_device(device))
+        if workers is not None and (whole("workers", workers, 1) and client):
+            raise InputError("give workers (processes of this machine) or client (a Dask cluster), not both")
         diverged, seeds = [], self.seeds(len(masks))
         with self.store.lock():
             for chunk in self.store.repair(ARRAYS) if repair else ():
@@ -168,7 +176,7 @@ class Study:
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
             with (
                 progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar,
-                closing(train(run, self.problem, self.store, masks, seeds, batches, client)) as trained,
+                closing(train(run, self.problem, self.store, masks, seeds, batches, client, workers)) as trained,
             ):
                 for batch in trained:
                     if batch.outputs is not None:
@@ -177,7 +185,7 @@ class Study:
                     diverged.extend(batch.diverged.tolist())
                     bar.update(len(batch.rows))
         if diverged:
-            raise RuntimeError(
+            raise Diverged(
                 f"models {', '.join(map(str, sorted(diverged)))} diverged (outputs are not finite) and are not in the "
                 "results, all others are: lower lr or finetune_lr of the recipe in a new store, or go on without them"
             )
@@ -190,7 +198,11 @@ class Study:
         ------
         ValueError : the other store holds another study, or models of both stores differ; nothing is copied then
 
-        >>> dtl.Study(problem, store="all").merge("half-a").merge("half-b")
+        >>> from zarr.storage import MemoryStore
+        >>> half, quick = MemoryStore(), dtl.Recipe(epochs=1, models_at_once=2)
+        >>> _ = dtl.Study(problem, quick, store=half).run(4, start=2, progress=False)
+        >>> dtl.Study(problem, quick).run(2, progress=False).merge(half)
+        Study(testbed-0: 4 models done, balanced subsets, fixed)
         """
         theirs = Store(other, self.settings)
         if not theirs.ready:
@@ -340,3 +352,125 @@ class Study:
         masks: Any = read(self.store.open(), "mask").isel(model=outputs["model"].values).data
         n_units = None if self.unit == "class" else self.n_units
         return influence_to_zarr(masks, outputs.data, store, self.design, n_units, tile)
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One way to train again: what differs from the study that the arms of `retrain` are of.
+
+    Parameters
+    ----------
+    problem : another source or target, judged on as many evaluation images; default the study's
+    masks : bool (units,), or (seeds, units) with a subset for each seed; default the whole source
+    steps : optimiser steps of source training, a number or "full", those of the whole source; default what the recipe
+        gives a subset of this size
+    recipe : other settings; default the study's
+
+    >>> dtl.study.Arm(masks=np.arange(24) > 3, steps="full").steps
+    'full'
+    """
+
+    problem: TransferProblem | None = None
+    masks: np.ndarray | None = None
+    steps: int | str | None = None
+    recipe: Recipe | None = None
+
+
+def retrain(
+    study: Study,
+    arms: Mapping[str, "Arm | TransferProblem | np.ndarray"],
+    seeds: int = 10,
+    *,
+    transfer: str | Sequence[str] | None = None,
+    store: str | Path | None = None,
+    weights: str | Path | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    client: "Client | None" = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Train again in several ways, several times each, and judge all of them on the same images.
+
+    Parameters
+    ----------
+    study : gives problem, recipe, unit and transfer; its models are not used
+    arms : name -> a subset bool (units,), one for each seed (seeds, units), a problem (all of its source), or `Arm`
+    seeds : retrainings of each arm
+    transfer : a regime, or several side by side; default the study's first
+    store : folder that keeps the outputs, so that a killed call resumes; a numbered folder within for each problem and
+        recipe, if the arms have several
+    weights : folder where source weights are kept, so that arms that differ in the target or the transfer train once
+    seed : of the retrainings; the default is one more than the study's, whose models must not be judge in their own
+        cause
+    device, client, progress : as in `Study.run`
+
+    Returns
+    -------
+    Dataset (arm, seed, target), with `transfer` first if several were given: margin, probability, correct, prediction
+    (and logits, for a problem with views), read when used; coordinates arm, seed, split and label (target). Arms of one
+    problem and recipe have models of their own; the n-th arm of another problem starts from the same initial weights
+    and orders, seed by seed, as the n-th of the first.
+
+    Raises
+    ------
+    InputError : no arm, or one that does not fit the study; before any training
+
+    >>> without = np.arange(problem.source.n_classes) != 8
+    >>> again = dtl.retrain(study, {"full": problem, "without": without}, seeds=2, progress=False)
+    >>> again.correct.where(again.split == "test").mean("target").dims
+    ('arm', 'seed')
+    """
+    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
+    if not arms:
+        raise InputError("give at least one arm: a name with a subset, a problem, or an Arm")
+    regimes = study.transfer[:1] if transfer is None else transfer
+    groups: dict[tuple[TransferProblem, Recipe], dict[str, np.ndarray]] = {}
+    for name, given in arms.items():
+        arm = Arm(problem=given) if isinstance(given, TransferProblem) else given
+        arm = arm if isinstance(arm, Arm) else Arm(masks=arm)
+        problem, recipe = arm.problem or study.problem, arm.recipe or study.recipe
+        _check_judges(name, problem, study.problem)
+        if arm.steps is not None:
+            steps = schedule(len(problem.source), recipe)[0] if arm.steps == "full" else arm.steps
+            recipe = replace(recipe, steps=steps)
+        n_units = problem.source.n_classes if study.unit == "class" else len(problem.source)
+        masks = np.ones(n_units, dtype=bool) if arm.masks is None else np.asarray(arm.masks)
+        if masks.dtype != bool or masks.shape not in ((n_units,), (seeds, n_units)):
+            raise InputError(
+                f"arm {name!r} needs a subset, bool ({n_units},) or ({seeds}, {n_units}), not {masks.dtype} "
+                f"{masks.shape}"
+            )
+        groups.setdefault((problem, recipe), {})[name] = np.broadcast_to(masks, (seeds, n_units))
+    seed, again = study.seed + 1 if seed is None else seed, []
+    for number, ((problem, recipe), members) in enumerate(groups.items()):
+        folder = store if store is None or len(groups) == 1 else local_folder(store) / str(number)
+        masks = np.concatenate(list(members.values()))
+        again.append(Study(problem, recipe, masks, regimes, folder, seed, unit=study.unit, weights=weights))
+    found = [
+        _by_arm(part.run(device=device, client=client, progress=progress).results, list(members), seeds)
+        for part, members in zip(again, groups.values(), strict=True)
+    ]
+    judged = xr.concat(found, "arm").sel(arm=list(arms)) if len(found) > 1 else found[0]
+    judged = judged.assign_attrs(problem=study.problem.name, seeds=seeds, unit=study.unit)
+    return judged if not (transfer is None or isinstance(transfer, str)) else judged.isel(transfer=0)
+
+
+def _check_judges(arm: str, problem: TransferProblem, ours: TransferProblem) -> None:
+    """InputError unless the models of an arm are judged on images of the same labels as those of the study."""
+    for split in SPLITS:
+        theirs, judge = problem.parts[f"target_{split}"], ours.parts[f"target_{split}"]
+        if theirs.classes != judge.classes or not torch.equal(theirs.labels, judge.labels):
+            raise InputError(
+                f"arm {arm!r} has {split} images of other labels than the study: judge all arms on the same"
+            )
+
+
+def _by_arm(results: xr.Dataset, arms: list[str], seeds: int) -> xr.Dataset:
+    """Outputs (transfer, model, target, ...) of models in the order of arms and seeds, the two told apart."""
+    found = {
+        name: (("transfer", "arm", "seed", *v.dims[2:]), v.data.reshape(len(v), len(arms), seeds, *v.shape[2:]))
+        for name, v in results.data_vars.items()
+        if v.dims[:2] == ("transfer", "model")
+    }
+    targets = {name: results[name] for name in ("transfer", "split", "label")}
+    return xr.Dataset(found, {"arm": arms, "seed": np.arange(seeds)} | targets)
