@@ -16,6 +16,10 @@ class InputError(ValueError):
     """An argument, a file or a setting that cannot be used, in one sentence that says what to do about it."""
 
 
+class Diverged(RuntimeError):
+    """Models whose training left finite numbers; all others are saved."""
+
+
 def check_number(value: object, low: int, high: int, what: str) -> None:
     """InputError unless `value` is one whole number in low..high; names and arrays are none."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:

@@ -18,12 +18,12 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import InputError, check_number
+from dtl._checks import Diverged, InputError, check_number, whole
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
 from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
-from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, read
+from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
 from dtl.engine.workers import Run, train
 from dtl.influence import Influence
 from dtl.models import PARALLEL
@@ -74,7 +74,12 @@ class Study:
         weights: str | Path | None = None,
     ) -> None:
         self.weights = None if weights is None else local_folder(weights).absolute()
-        self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
+        self.problem, self.recipe, self.seed, self.fraction = (
+            problem,
+            recipe or Recipe(),
+            whole("seed", seed, 0),
+            fraction,
+        )
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):
             raise InputError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
@@ -124,6 +129,7 @@ class Study:
         progress: bool = True,
         start: int = 0,
         repair: bool = False,
+        workers: int | None = None,
     ) -> "Study":
         """Train those of the models `start` to `n_models` - 1 that are missing; a batch is saved when it is done.
 
@@ -136,12 +142,14 @@ class Study:
         progress : show models done, rate and time left
         start : first model to train, to share a study between stores that are merged later
         repair : read the whole store first and train the models of damaged chunks again
+        workers : processes of this machine that share the work, and on "cuda" its GPUs; small nets leave a GPU idle
+            unless there are several
 
         A killed run loses the batches in flight; `run` again gives the arrays of an uninterrupted run.
 
         Raises
         ------
-        RuntimeError : models diverged; all others are saved
+        Diverged : some models did, a RuntimeError; all others are saved
 
         >>> dtl.Study(problem, dtl.Recipe(epochs=1)).run(2, progress=False).run(4, progress=False)  # trains 2 more
         Study(testbed-0: 4 models done, balanced subsets, fixed)
@@ -150,23 +158,25 @@ class Study:
         if not 0 <= start < len(masks):
             raise InputError(f"start must be 0 to {len(masks) - 1}, not {start}")
         if self.store.ready and not repair:
-            done = np.asarray(read(self.store.open(), "done"))[start : len(masks)]
+            done = marks_of(self.store.open()).done[start : len(masks)]
             if len(done) == len(masks) - start and done.all():
                 return self  # also where the store cannot be written to
         if client is None:
             device = str(resolve_device(device))
+        if workers is not None and (whole("workers", workers, 1) and client):
+            raise InputError("give workers (processes of this machine) or client (a Dask cluster), not both")
         diverged, seeds = [], self.seeds(len(masks))
         with self.store.lock():
             for chunk in self.store.repair(ARRAYS) if repair else ():
                 logger.warning("%s of %s was damaged: its models are not done", chunk, self.store.zarr)
             root, run = self._prepare(masks, device)
-            done, size = np.asarray(read(root, "done"))[: len(masks)], self.recipe.models_at_once
+            done, size = marks_of(root).done[: len(masks)], self.recipe.models_at_once
             done[:start] = True
             chunks = np.split(np.arange(len(masks)), range(size, len(masks), size))
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
             with (
                 progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar,
-                closing(train(run, self.problem, self.store, masks, seeds, batches, client)) as trained,
+                closing(train(run, self.problem, self.store, masks, seeds, batches, client, workers)) as trained,
             ):
                 for batch in trained:
                     if batch.outputs is not None:
@@ -175,7 +185,7 @@ class Study:
                     diverged.extend(batch.diverged.tolist())
                     bar.update(len(batch.rows))
         if diverged:
-            raise RuntimeError(
+            raise Diverged(
                 f"models {', '.join(map(str, sorted(diverged)))} diverged (outputs are not finite) and are not in the "
                 "results, all others are: lower lr or finetune_lr of the recipe in a new store, or go on without them"
             )
@@ -198,7 +208,7 @@ class Study:
         if not theirs.ready:
             raise InputError(f"{theirs.zarr} holds no results yet: give the store of a study that has run")
         there = theirs.open()
-        n_models = int(np.flatnonzero(np.asarray(read(there, "done"))).max(initial=1)) + 1
+        n_models = int(np.flatnonzero(marks_of(there).done).max(initial=1)) + 1
         with self.store.lock():
             root, _ = self._prepare(self._subsets(n_models), "", merged=there.attrs["runs"])
             self.store.merge(root, there, tuple(OUTPUTS))
