@@ -16,7 +16,6 @@ import pytest
 import xarray as xr
 import yaml
 import zarr
-from dtl.config import Config
 from PIL import Image
 from typer.testing import CliRunner
 from zarr.storage import ZipStore
@@ -24,8 +23,9 @@ from zarr.storage import ZipStore
 import dtl
 from dtl import config, doctor
 from dtl.__main__ import app
+from dtl.config import Config
 from dtl.engine.store import array_of
-from dtl.results import open as open_results
+from dtl.export import read_results
 
 N = 12  # models, in three batches
 PROBLEM = {"load": "testbed", "options": {"per_class": 20, "train": 5, "validation": 5, "test": 5}}
@@ -98,7 +98,7 @@ def facts(store) -> dict[str, Any]:
 
 
 def same(store, study):
-    one, other = open_results(store).data.load(), study.results.load()
+    one, other = read_results(store).load(), study.results.load()
     xr.testing.assert_identical(one.drop_attrs(), other.drop_attrs())
 
 
@@ -237,7 +237,7 @@ def test_a_flag_wins_over_the_file(tmp_path):
     assert (
         settings["data"] == config.load_problem({**PROBLEM, "options": {**PROBLEM["options"], "seed": 2}}).fingerprints
     )
-    assert open_results(tmp_path / "x").data.sizes["model"] == 4
+    assert read_results(tmp_path / "x").sizes["model"] == 4
 
 
 def test_your_own_folders(tmp_path, monkeypatch):
@@ -250,7 +250,7 @@ def test_your_own_folders(tmp_path, monkeypatch):
     path = saved(tmp_path, problem={"from_folders": folders}, models=4)
     monkeypatch.chdir("/")
     call("run", path)
-    assert open_results(tmp_path / "kept/toy").data.source.values.tolist() == ["cat", "dog", "eel", "fox"]
+    assert read_results(tmp_path / "kept/toy").source.values.tolist() == ["cat", "dog", "eel", "fox"]
     given = ["--source", tmp_path / "animals", "--target", tmp_path / "pets", "--option", "size=8"]
     out = call("resume", tmp_path / "kept/toy", *given, "--option", f"cache={tmp_path / 'decoded'}", "--models", 6)
     assert "6 models done" in out
