@@ -1,5 +1,6 @@
 # The names of dtl: read by type checkers, and by lazy_loader, which imports a name when it is first used.
 from . import baselines as baselines
+from . import bias as bias
 from . import book as book
 from . import data as data
 from . import datasets as datasets
@@ -19,11 +20,13 @@ from . import tiles as tiles
 from . import training as training
 from . import transfer as transfer
 from . import widgets as widgets
+from .bias import bias_transfer as bias_transfer
 from .data import ImageDataset as ImageDataset
 from .data import TransferProblem as TransferProblem
 from .data import Truth as Truth
 from .data import load as load
 from .datasets.folders import from_folders as from_folders
+from .datasets.overlays import plant as plant
 from .design import subset_masks as subset_masks
 from .influence import Influence as Influence
 from .influence import estimate_influence as estimate_influence

@@ -15,8 +15,7 @@ from zarr.errors import ContainsArrayError
 from zarr.storage import LocalStore
 
 from dtl._checks import InputError
-from dtl.data import _LOADERS, TransferProblem, load
-from dtl.datasets.folders import from_folders
+from dtl.data import TransferProblem, load, options_of
 from dtl.design import DESIGNS
 from dtl.engine.store import array_of, local_folder
 from dtl.study import FORMAT, Study
@@ -128,20 +127,13 @@ def load_problem(spec: Mapping[str, Any]) -> TransferProblem:
     'testbed-1'
     """
     if set(spec) == {"from_folders"}:
-        options = checked(spec["from_folders"], from_folders, "option of the problem")
-        missing = {"source_dir", "target_dir"} - set(options)
-        if missing:
-            raise InputError(f"the problem lacks {' and '.join(sorted(missing))}: give both folders")
-        return from_folders(**options)
+        spec = {"load": "folders", "options": spec["from_folders"]}
     if "load" not in spec or set(spec) - {"load", "options"}:
         raise InputError(
             "give a problem, 'load' with a name and perhaps 'options', or 'from_folders' with source_dir and "
             f"target_dir, not {dict(spec) or 'nothing'}"
         )
-    name, options = spec["load"], spec.get("options", {})
-    if name in _LOADERS:  # load refuses the others and lists what it knows
-        options = checked(options, _LOADERS[name], "option of the problem")
-    return load(name, **options)
+    return load(spec["load"], **checked(spec.get("options", {}), options_of(spec["load"]), "option of the problem"))
 
 
 def open_store(location: str | Path) -> zarr.Group:

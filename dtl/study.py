@@ -22,8 +22,9 @@ from dtl._checks import InputError, check_number
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
 from dtl.engine.progress import progress as progress_line
-from dtl.engine.store import Store, local_folder, read
-from dtl.engine.workers import SPLITS, Run, train
+from dtl.engine.store import SPLITS, Store, local_folder, read
+from dtl.engine.views import done_in, save_missing, stores_of, with_views
+from dtl.engine.workers import Run, train
 from dtl.influence import Influence
 from dtl.models import PARALLEL
 from dtl.results import ARRAYS, comparable, influence_of, outputs_of, results_of
@@ -92,7 +93,14 @@ class Study:
             subset_masks(self.n_units, 2, design, fraction, self.seed)  # raises now what it would raise later
         else:
             self.design, self.given = None, self._given(design)
+        fragile = [part for part in ("source", "target_train") if problem.parts[part].still]
+        if self.recipe.augment and fragile:
+            raise InputError(
+                f"what is planted in {' and '.join(fragile)} would not survive shifts and flips: set augment=0 in the "
+                "recipe, or plant something that does, such as a tint"
+            )
         self.store = Store(store, self.settings)
+        self.stores = {"": self.store, **stores_of(self.store, problem)}
 
     def __repr__(self) -> str:
         done = self.results.sizes["model"] if self.store.ready else 0
@@ -150,28 +158,27 @@ class Study:
         masks = self._subsets(n_models)
         if not 0 <= start < len(masks):
             raise InputError(f"start must be 0 to {len(masks) - 1}, not {start}")
-        if self.store.ready and not repair:
-            done = np.asarray(read(self.store.open(), "done"))[start : len(masks)]
-            if len(done) == len(masks) - start and done.all():
-                return self  # also where the store cannot be written to
+        if self.store.ready and not repair and done_in(self.stores, len(masks))[start:].all():
+            return self  # also where the store cannot be written to
         if client is None:
             device = str(resolve_device(device))
         diverged, seeds = [], self.seeds(len(masks))
         with self.store.lock():
-            for chunk in self.store.repair(ARRAYS) if repair else ():
-                logger.warning("%s of %s was damaged: its models are not done", chunk, self.store.zarr)
+            for view, store in self.stores.items() if repair else ():
+                for chunk in store.repair(("mask", "seed", "logits") if view else ARRAYS):
+                    logger.warning("%s of %s was damaged: its models are not done", chunk, store.zarr)
             root, run = self._prepare(masks, device)
-            done, size = np.asarray(read(root, "done"))[: len(masks)], self.recipe.models_at_once
+            done, size = done_in(self.stores, len(masks)), self.recipe.models_at_once
             done[:start] = True
             chunks = np.split(np.arange(len(masks)), range(size, len(masks), size))
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
             with (
                 progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar,
-                closing(train(run, self.problem, self.store, masks, seeds, batches, client)) as trained,
+                closing(train(run, self.problem, self.stores, masks, seeds, batches, client)) as trained,
             ):
                 for batch in trained:
                     if batch.outputs is not None:
-                        self.store.save(root, batch.rows, batch.outputs)
+                        save_missing(self.stores, run.id, batch.rows, batch.outputs)
                     self.store.record(root, device=batch.device)
                     diverged.extend(batch.diverged.tolist())
                     bar.update(len(batch.rows))
@@ -248,14 +255,9 @@ class Study:
         split = np.repeat(np.arange(2, dtype=np.int8), [len(target) for target in targets])
         date = datetime.now(UTC).isoformat(timespec="seconds")
         versions = {name: version(name) for name in ("dtl", "torch", "torchvision", "numpy", "zarr")}
-        root = self.store.prepare(
-            constants={"label": labels, "split": split},
-            per_model={
-                "mask": masks if self.unit == "class" else np.packbits(masks, axis=1),
-                "seed": self.seeds(len(masks)),
-            },
-            outputs={"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"},
-            shape=(len(self.transfer), len(labels)),
+        per_model = {"mask": masks if self.unit == "class" else np.packbits(masks, axis=1)}
+        common = dict(
+            per_model=per_model | {"seed": self.seeds(len(masks))},
             batch=self.recipe.models_at_once,
             attributes={
                 "problem": self.problem.name,
@@ -266,6 +268,13 @@ class Study:
             },
             run={"id": run.id, "date": date, "models": len(masks), "device": "", **versions, **facts},
         )
+        outputs = {"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"}
+        shape = len(self.transfer), len(labels)
+        root = self.store.prepare({"label": labels, "split": split}, outputs=outputs, shape=shape, **common)
+        for view, store in self.stores.items():
+            if view:
+                logits = shape[0], shape[1] * self.problem.target_train.n_classes
+                store.prepare({}, outputs={"logits": "float32"}, shape=logits, **common)
         return root, run
 
     @property
@@ -274,10 +283,14 @@ class Study:
 
         Dimensions model, source, target (validation examples, then test) and transfer; variables mask, seed, margin,
         probability, correct, prediction; coordinates source (class names, or numbers of images), split, label.
+        A problem with views has their targets behind those (split "test/<view>"), and logits (transfer, model, target,
+        class) of all; models that are not done in every view are not there.
         """
         if not self.store.ready:
             raise InputError("this study has no results yet: call run(n_models) first")
-        return results_of(self.store.open())
+        results = results_of(self.store.open())
+        roots = {view: store.open() for view, store in self.stores.items() if view and store.ready}
+        return with_views(results, roots) if len(roots) == len(self.stores) - 1 > 0 else results
 
     @property
     def masks(self) -> np.ndarray:
@@ -448,8 +461,10 @@ def retrain(
 
 def _check_judges(arm: str, problem: TransferProblem, ours: TransferProblem) -> None:
     """InputError unless the models of an arm are judged on images of the same labels as those of the study."""
+    if problem.judges.keys() != ours.judges.keys():
+        raise InputError(f"arm {arm!r} has the views {list(problem.views)} and the study {list(ours.views)}")
     for split in SPLITS:
-        theirs, judge = problem.parts[f"target_{split}"], ours.parts[f"target_{split}"]
+        theirs, judge = problem.judges[split], ours.judges[split]
         if theirs.classes != judge.classes or not torch.equal(theirs.labels, judge.labels):
             raise InputError(
                 f"arm {arm!r} has {split} images of other labels than the study: judge all arms on the same"
@@ -463,5 +478,5 @@ def _by_arm(results: xr.Dataset, arms: list[str], seeds: int) -> xr.Dataset:
         for name, v in results.data_vars.items()
         if v.dims[:2] == ("transfer", "model")
     }
-    targets = {name: results[name] for name in ("transfer", "split", "label")}
+    targets = {name: results[name] for name in ("transfer", "split", "label", "class") if name in results.coords}
     return xr.Dataset(found, {"arm": arms, "seed": np.arange(seeds)} | targets)

@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from dtl._checks import InputError
-from dtl.data import ImageDataset, TransferProblem, Truth, loader
+from dtl.data import ImageDataset, TransferProblem, Truth
 from dtl.influence import Influence
 
 KINDS = {
@@ -36,7 +36,6 @@ HUES = {"red": 0.0, "yellow": 1 / 6, "green": 1 / 3, "blue": 2 / 3}
 N_TARGET, N_SYMBOLS = len(TARGET_SYMBOLS), len(GLYPHS)
 
 
-@loader("testbed")
 def make(
     seed: int = 0,
     size: int = 16,
@@ -123,7 +122,6 @@ def make(
 COPIES = (1, 2, 5)  # near copies that a leaked picture has in the source
 
 
-@loader("testbed-examples")
 def make_examples(
     seed: int = 0, size: int = 16, per_class: int = 30, leaks: int = 24, flawed: int = 16, noise: float = 0.04
 ) -> TransferProblem:

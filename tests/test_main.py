@@ -76,7 +76,6 @@ def no_data(monkeypatch):
         raise AssertionError("data were loaded")
 
     monkeypatch.setattr(config, "load", refuse)
-    monkeypatch.setattr(config, "from_folders", refuse)
 
 
 def facts(store) -> dict[str, Any]:
@@ -125,7 +124,7 @@ def test_defaults_are_those_of_the_python_interface():
         ("problem: {load: nothing}", "unknown problem 'nothing': known are"),
         ("problem: {name: testbed}", "give a problem, 'load' with a name"),
         ("problem: {}", "give a problem, 'load' with a name"),
-        ("problem: {from_folders: {source_dir: here}}", "the problem lacks target_dir"),
+        ("problem: {from_folders: {source_dir: here}}", "missing a required argument: 'target_dir'"),
         ("problem: {from_folders: {source_dir: a, target_dir: b}}", "is not a folder"),
         ("design: blanced", "blanced"),
         ("transfer: frozen", "unknown transfer"),
@@ -157,7 +156,7 @@ def test_a_wrong_setting_is_one_line(text, message, tmp_path, monkeypatch):
         (["--recipe", "epoch=3"], "did you mean 'epochs'?"),
         (["--option", "sede=3"], "did you mean 'seed'?"),
         (["--problem", "testbed", "--source", "a"], "not both"),
-        (["--source", "a"], "the problem lacks target_dir"),
+        (["--source", "a"], "missing a required argument: 'target_dir'"),
         (["--store", ""], "'' is no folder"),
         (["--store", "s3://bucket/study"], "s3://bucket/study is a URL, not a folder"),
         (["--store", "."], "holds 'study.yaml' but no study: give another or an empty folder"),

@@ -28,6 +28,7 @@ from dtl._checks import InputError
 
 logger = logging.getLogger(__name__)
 
+SPLITS = ("validation", "test")  # in the order of the target axis
 CODECS = (ZstdCodec(), Crc32cCodec())
 WRITE_ALL: Any = {"write_empty_chunks": True}  # also chunks of zeros: one that is missing has been lost
 
