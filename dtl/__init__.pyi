@@ -20,6 +20,7 @@ from . import tiles as tiles
 from . import training as training
 from . import transfer as transfer
 from . import widgets as widgets
+from ._audit import audit as audit
 from .bias import bias_transfer as bias_transfer
 from .data import ImageDataset as ImageDataset
 from .data import TransferProblem as TransferProblem

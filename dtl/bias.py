@@ -215,7 +215,7 @@ def carriers(masks: ArrayLike, outcome: ArrayLike, most: int = 4, among: Sequenc
     masks, outcome = np.asarray(masks, dtype=bool), np.asarray(outcome, dtype=float)
     if masks.ndim != 2 or outcome.shape != masks.shape[:1] or not np.isfinite(outcome).all() or not np.ptp(outcome):
         raise InputError(f"give a finite outcome that varies, one for each of {len(masks)} models, not {outcome.shape}")
-    check_number(most, 1, masks.shape[1] - 1, "most, the largest number of classes in a set,")
+    check_number(most, 1, masks.shape[1], "most, the largest number of classes in a set,")
     pool, m = list(range(masks.shape[1]) if among is None else among), len(masks)
     total, rows = ((outcome - outcome.mean()) ** 2).sum(), []
     for size in range(1, min(most, len(pool)) + 1):

@@ -48,11 +48,6 @@ def top(study, outcome, k):
     return found, set(order[:k].tolist())
 
 
-def others(study, planted, k):
-    """As many irrelevant classes, for the control."""
-    return np.flatnonzero(study.problem.truth.role == "irrelevant")[:k] if planted is None else planted
-
-
 def experiment_a(seed, n, _):
     problem = dtl.load("testbed", seed=seed)
     study = dtl.Study(problem).run(46, **QUIET)
@@ -60,7 +55,7 @@ def experiment_a(seed, n, _):
     role = problem.truth.role
     guilty, k = set(np.flatnonzero(role == "misleading").tolist()), 4
     influence, named = top(study, outcome, k)
-    control = np.flatnonzero(role == "irrelevant")[:k]
+    control = np.random.default_rng(seed).choice(np.flatnonzero(role == "irrelevant"), k, replace=False)
     everything = np.arange(len(role))
     arms = {"full": problem, "without": ~np.isin(everything, list(named)), "control": ~np.isin(everything, control)}
     found = dtl.bias_transfer(study, arms, partial(gap_of, agrees=problem.truth.cue_agrees["test"]), n, **QUIET)
@@ -85,7 +80,8 @@ def experiment_b(seed, n, _):
     outcome = bias.shift(study.results, "pattern", "probability", "sky", "validation").isel(transfer=0)
     influence, named = top(study, outcome, 2)
     pair = np.isin(np.arange(24), [0, 1])
-    control = np.isin(np.arange(24), np.flatnonzero(planted.truth.role == "irrelevant")[:2])
+    irrelevant = np.flatnonzero(planted.truth.role == "irrelevant")
+    control = np.isin(np.arange(24), np.random.default_rng(seed).choice(irrelevant, 2, replace=False))
     pull = partial(bias.shift, view="pattern", measure="toward", toward="sky")
     arms = {"clean": clean, "planted": planted, "without": dtl.Arm(planted, ~pair), "control": dtl.Arm(planted, ~control)}
     regimes = ("fixed", "fixed+bn", "full", "scratch") if seed == 0 else ("fixed",)
@@ -112,7 +108,6 @@ def experiment_c(seed, n, _):
             "biased": dtl.Arm(replace(unbiased, source=leaning), keep),
         }
         agrees = unbiased.truth.cue_agrees["test"]
-        groups = 2 * unbiased.truth.subpopulation["test"] // 2 + agrees
         study = dtl.Study(unbiased)
         gap = partial(gap_of, agrees=agrees)
         found = dtl.bias_transfer(study, arms, gap, n, transfer=("fixed", "scratch"), **QUIET)
@@ -123,7 +118,6 @@ def experiment_c(seed, n, _):
         each = found.bias.sel(arm="unbiased")
         apart = bias.compare(each.sel(transfer="scratch"), each.sel(transfer="fixed"))
         line[f"scratch minus unbiased at {share}"] = [round(float(apart.difference), 4), round(float(apart.stderr), 4)]
-        assert len(groups) == len(agrees)
     return line
 
 
