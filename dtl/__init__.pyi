@@ -16,11 +16,12 @@ from . import removal as removal
 from . import results as results
 from . import study as study
 from . import testbed as testbed
-from . import tiles as tiles
 from . import training as training
 from . import transfer as transfer
 from . import widgets as widgets
 from ._audit import audit as audit
+from ._retrain import Arm as Arm
+from ._retrain import retrain as retrain
 from .bias import bias_transfer as bias_transfer
 from .data import ImageDataset as ImageDataset
 from .data import TransferProblem as TransferProblem
@@ -29,6 +30,7 @@ from .data import load as load
 from .datasets.folders import from_folders as from_folders
 from .datasets.overlays import plant as plant
 from .design import subset_masks as subset_masks
+from .engine.files import influence_to_zarr as influence_to_zarr
 from .influence import Influence as Influence
 from .influence import estimate_influence as estimate_influence
 from .influence import linear_datamodeling_score as linear_datamodeling_score
@@ -41,8 +43,5 @@ from .projection import subpopulations as subpopulations
 from .projection import suspects as suspects
 from .removal import flip_rate as flip_rate
 from .removal import removal_curve as removal_curve
-from .study import Arm as Arm
 from .study import Study as Study
-from .study import retrain as retrain
-from .tiles import influence_to_zarr as influence_to_zarr
 from .training import Recipe as Recipe

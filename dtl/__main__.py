@@ -21,10 +21,10 @@ from typer.core import TyperGroup
 
 from dtl import config, doctor
 from dtl._checks import InputError
+from dtl.engine.files import check_file, write
 from dtl.engine.store import read
-from dtl.export import check_file, influence_table, read_results, write
 from dtl.removal import ORDERS, removal_curve, select
-from dtl.results import influence_of
+from dtl.results import open as open_results
 from dtl.study import Study
 from dtl.training import resolve_device
 
@@ -244,9 +244,8 @@ def show_influence(
         raise InputError(f"unknown groups {by!r}: use all or class")
     if out:
         check_file(out, ".csv")
-    results = read_results(store)
-    influence = influence_of(results, method, output, transfer, split, by)
-    table = influence_table(results, influence, by)
+    influence = open_results(store).influence(method, output, transfer, split, by)
+    table = influence.to_frame()
     print(f"{influence.n_models} models, {influence.method} of the {output} on {split} examples")
     width = max(len(str(name)) for name in table["source"])
     for target, group in table.groupby("target", sort=False):
@@ -273,12 +272,8 @@ def export(
       `influence --by class` has them
     """
     check_file(out, ".nc", ".zarr.zip", ".csv")
-    results = read_results(store)
-    if out.suffix == ".csv":
-        influence = influence_of(results, by="class")
-        save(out, influence_table(results, influence, "class"))
-    else:
-        save(out, results)
+    results = open_results(store)
+    save(out, results.to_frame() if out.suffix == ".csv" else results.data)
 
 
 @app.command()

@@ -11,9 +11,10 @@ from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
 from dtl._checks import InputError, check_number
+from dtl._retrain import retrain
 from dtl.bias import bias_transfer, compare, cost, repairs, shift
 from dtl.influence import estimate_influence
-from dtl.study import Study, retrain
+from dtl.study import Study
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from scipy.special import softmax
 from scipy.stats import t as student
 
 from dtl._checks import InputError, check_number, choice
+from dtl._retrain import Arm, retrain
 from dtl.data import TransferProblem
 from dtl.datasets.overlays import Change, changed, even, lean, plant
-from dtl.study import Arm, Study, retrain
+from dtl.study import Study
 from dtl.training import schedule
 
 __all__ = ["bias_transfer", "carriers", "compare", "cost", "even", "gap", "lean", "plant", "repairs", "shift"]

@@ -4,21 +4,17 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-import zarr
 from pydantic import TypeAdapter, ValidationError
-from zarr.errors import ContainsArrayError
-from zarr.storage import LocalStore
 
 from dtl._checks import InputError
 from dtl.data import TransferProblem, load, options_of
 from dtl.design import DESIGNS
-from dtl.engine.store import array_of, local_folder
-from dtl.study import FORMAT, Study
+from dtl.engine.store import array_of, local_folder, open_store
+from dtl.study import Study
 from dtl.training import Recipe
 
 FOLDERS = ("store", "weights", "root", "source_dir", "target_dir", "cache")  # settings that name one
@@ -134,17 +130,3 @@ def load_problem(spec: Mapping[str, Any]) -> TransferProblem:
             f"target_dir, not {dict(spec) or 'nothing'}"
         )
     return load(spec["load"], **checked(spec.get("options", {}), options_of(spec["load"]), "option of the problem"))
-
-
-def open_store(location: str | Path) -> zarr.Group:
-    """The group of a study in a folder, read-only; ValueError if there is none. No data is loaded."""
-    try:
-        root = zarr.open_group(LocalStore(local_folder(location), read_only=True), mode="r")
-        settings: Any = root.attrs["settings"]
-    except (FileNotFoundError, NotADirectoryError, ContainsArrayError, JSONDecodeError, KeyError) as error:
-        raise InputError(f"{location} holds no study: give the folder that a study is stored in") from error
-    if settings["format"] != FORMAT:
-        raise InputError(
-            f"{location} has format {settings['format']} and this dtl reads {FORMAT}: use the dtl that made it"
-        )
-    return root

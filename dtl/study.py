@@ -3,9 +3,8 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from numbers import Integral
@@ -13,31 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import InputError, check_number
+from dtl._checks import InputError
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
+from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
-from dtl.engine.store import SPLITS, Store, local_folder, read
+from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, read
 from dtl.engine.views import done_in, save_missing, stores_of, with_views
 from dtl.engine.workers import Run, train
 from dtl.influence import Influence
 from dtl.models import PARALLEL
-from dtl.results import ARRAYS, comparable, influence_of, outputs_of, results_of
-from dtl.tiles import influence_to_zarr
-from dtl.training import Recipe, check_size, resolve_device, schedule
-from dtl.transfer import REGIMES, Outputs
+from dtl.results import Results, results_of
+from dtl.training import Recipe, check_size, resolve_device
+from dtl.transfer import REGIMES
 
 if TYPE_CHECKING:
     from distributed import Client
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
 UNITS = ("class", "example")
 
 
@@ -209,7 +206,7 @@ class Study:
         n_models = int(np.flatnonzero(np.asarray(read(there, "done"))).max(initial=1)) + 1
         with self.store.lock():
             root, _ = self._prepare(self._subsets(n_models), "", merged=there.attrs["runs"])
-            self.store.merge(root, there, Outputs._fields)
+            self.store.merge(root, there, tuple(OUTPUTS))
         return self
 
     def _subsets(self, n_models: int | None) -> np.ndarray:
@@ -268,9 +265,8 @@ class Study:
             },
             run={"id": run.id, "date": date, "models": len(masks), "device": "", **versions, **facts},
         )
-        outputs = {"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"}
         shape = len(self.transfer), len(labels)
-        root = self.store.prepare({"label": labels, "split": split}, outputs=outputs, shape=shape, **common)
+        root = self.store.prepare({"label": labels, "split": split}, outputs=OUTPUTS, shape=shape, **common)
         for view, store in self.stores.items():
             if view:
                 logits = shape[0], shape[1] * self.problem.target_train.n_classes
@@ -295,11 +291,11 @@ class Study:
     @property
     def masks(self) -> np.ndarray:
         """The source classes (or images) of each finished model, bool (models, units)."""
-        return self.results["mask"].values
+        return Results(self.results).masks
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
-        return outputs_of(self.results, output, transfer, split).values.astype(np.float32)
+        return Results(self.results).outputs(output, transfer, split)
 
     def influence(
         self,
@@ -309,17 +305,12 @@ class Study:
         split: str = "validation",
         by: str | np.ndarray | None = None,
     ) -> Influence:
-        """`estimate_influence` on the finished models of this study.
+        """`estimate_influence` on the finished models: see `Results.influence`.
 
-        method : default is "difference", or "ols" where the subsets of whole balanced blocks differ in size, so that
-            the differences would share a part of the effect of the size
-        by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
-            or an int array with the group of each example; outputs are averaged within a group first, so that the
-            errors are right
-
-        >>> study.influence(by="class").reliability
+        >>> study.influence(by="class").reliability.shape
+        (4,)
         """
-        return influence_of(self.results, method, output, transfer, split, by)
+        return Results(self.results).influence(method, output, transfer, split, by)
 
     def influence_to_zarr(
         self,
@@ -329,154 +320,15 @@ class Study:
         split: str = "validation",
         tile: tuple[int, int] = (4096, 1024),
     ) -> xr.Dataset:
-        """`influence("difference")` out of core, for more source examples than memory holds; resumes what was killed.
+        """`influence("difference")` from disk to disk, for more source examples than memory holds.
 
-        Masks of examples stay packed, and masks and outputs on disk, until a tile of s units x t targets needs them.
+        store : new folder, or Zarr store, of the influences; tile : see `dtl.influence_to_zarr`
 
-        Parameters
-        ----------
-        store : folder or Zarr store of the influences, another one than that of the study
-        output, transfer, split : as in `influence`
-        tile : (s, t); see `dtl.influence_to_zarr` for the memory that it takes
-
-        Returns
-        -------
-        Dataset, read when used: `influence` and `stderr` (source, target), in units of the output, `reliability`
-        (target)
-
-        Raises
-        ------
-        ValueError : as `influence`; or the store holds influences of other models (some have been trained since), of
-            another output, or something else
-
-        >>> found = study.influence_to_zarr("influence.zarr", tile=(4096, 1024))
-        >>> found.influence[:, 7].values.argsort()[:5]      # the source examples that hurt target example 7 most
+        >>> found = study.influence_to_zarr("influence.zarr")
+        >>> found.influence[:, 7].values.argsort()[:5].shape    # the classes that hurt target example 7 most
+        (5,)
         """
-        outputs = comparable(self.results, output, transfer, split)
+        outputs = Results(self.results).comparable(output, transfer, split)
         masks: Any = read(self.store.open(), "mask").isel(model=outputs["model"].values).data
         n_units = None if self.unit == "class" else self.n_units
         return influence_to_zarr(masks, outputs.data, store, self.design, n_units, tile)
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """One way to train again: what differs from the study that the arms of `retrain` are of.
-
-    Parameters
-    ----------
-    problem : another source or target, judged on as many evaluation images; default the study's
-    masks : bool (units,), or (seeds, units) with a subset for each seed; default the whole source
-    steps : optimiser steps of source training, a number or "full", those of the whole source; default what the recipe
-        gives a subset of this size
-    recipe : other settings; default the study's
-
-    >>> dtl.study.Arm(masks=np.arange(24) > 3, steps="full").steps
-    'full'
-    """
-
-    problem: TransferProblem | None = None
-    masks: np.ndarray | None = None
-    steps: int | str | None = None
-    recipe: Recipe | None = None
-
-
-def retrain(
-    study: Study,
-    arms: Mapping[str, "Arm | TransferProblem | np.ndarray"],
-    seeds: int = 10,
-    *,
-    transfer: str | Sequence[str] | None = None,
-    store: str | Path | None = None,
-    weights: str | Path | None = None,
-    seed: int | None = None,
-    device: str = "auto",
-    client: "Client | None" = None,
-    progress: bool = True,
-) -> xr.Dataset:
-    """Train again in several ways, several times each, and judge all of them on the same images.
-
-    Parameters
-    ----------
-    study : gives problem, recipe, unit and transfer; its models are not used
-    arms : name -> a subset bool (units,), one for each seed (seeds, units), a problem (all of its source), or `Arm`
-    seeds : retrainings of each arm
-    transfer : a regime, or several side by side; default the study's first
-    store : folder that keeps the outputs, so that a killed call resumes; a numbered folder within for each problem and
-        recipe, if the arms have several
-    weights : folder where source weights are kept, so that arms that differ in the target or the transfer train once
-    seed : of the retrainings; the default is one more than the study's, whose models must not be judge in their own
-        cause
-    device, client, progress : as in `Study.run`
-
-    Returns
-    -------
-    Dataset (arm, seed, target), with `transfer` first if several were given: margin, probability, correct, prediction
-    (and logits, for a problem with views), read when used; coordinates arm, seed, split and label (target). Arms of one
-    problem and recipe have models of their own; the n-th arm of another problem starts from the same initial weights
-    and orders, seed by seed, as the n-th of the first.
-
-    Raises
-    ------
-    InputError : no arm, or one that does not fit the study; before any training
-
-    >>> without = np.arange(problem.source.n_classes) != 8
-    >>> again = dtl.retrain(study, {"full": problem, "without": without}, seeds=2, progress=False)
-    >>> again.correct.where(again.split == "test").mean("target").dims
-    ('arm', 'seed')
-    """
-    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
-    if not arms:
-        raise InputError("give at least one arm: a name with a subset, a problem, or an Arm")
-    regimes = study.transfer[:1] if transfer is None else transfer
-    groups: dict[tuple[TransferProblem, Recipe], dict[str, np.ndarray]] = {}
-    for name, given in arms.items():
-        arm = Arm(problem=given) if isinstance(given, TransferProblem) else given
-        arm = arm if isinstance(arm, Arm) else Arm(masks=arm)
-        problem, recipe = arm.problem or study.problem, arm.recipe or study.recipe
-        _check_judges(name, problem, study.problem)
-        if arm.steps is not None:
-            steps = schedule(len(problem.source), recipe)[0] if arm.steps == "full" else arm.steps
-            recipe = replace(recipe, steps=steps)
-        n_units = problem.source.n_classes if study.unit == "class" else len(problem.source)
-        masks = np.ones(n_units, dtype=bool) if arm.masks is None else np.asarray(arm.masks)
-        if masks.dtype != bool or masks.shape not in ((n_units,), (seeds, n_units)):
-            raise InputError(
-                f"arm {name!r} needs a subset, bool ({n_units},) or ({seeds}, {n_units}), not {masks.dtype} "
-                f"{masks.shape}"
-            )
-        groups.setdefault((problem, recipe), {})[name] = np.broadcast_to(masks, (seeds, n_units))
-    seed, again = study.seed + 1 if seed is None else seed, []
-    for number, ((problem, recipe), members) in enumerate(groups.items()):
-        folder = store if store is None or len(groups) == 1 else local_folder(store) / str(number)
-        masks = np.concatenate(list(members.values()))
-        again.append(Study(problem, recipe, masks, regimes, folder, seed, unit=study.unit, weights=weights))
-    found = [
-        _by_arm(part.run(device=device, client=client, progress=progress).results, list(members), seeds)
-        for part, members in zip(again, groups.values(), strict=True)
-    ]
-    judged = xr.concat(found, "arm").sel(arm=list(arms)) if len(found) > 1 else found[0]
-    judged = judged.assign_attrs(problem=study.problem.name, seeds=seeds, unit=study.unit)
-    return judged if not (transfer is None or isinstance(transfer, str)) else judged.isel(transfer=0)
-
-
-def _check_judges(arm: str, problem: TransferProblem, ours: TransferProblem) -> None:
-    """InputError unless the models of an arm are judged on images of the same labels as those of the study."""
-    if problem.judges.keys() != ours.judges.keys():
-        raise InputError(f"arm {arm!r} has the views {list(problem.views)} and the study {list(ours.views)}")
-    for split in SPLITS:
-        theirs, judge = problem.judges[split], ours.judges[split]
-        if theirs.classes != judge.classes or not torch.equal(theirs.labels, judge.labels):
-            raise InputError(
-                f"arm {arm!r} has {split} images of other labels than the study: judge all arms on the same"
-            )
-
-
-def _by_arm(results: xr.Dataset, arms: list[str], seeds: int) -> xr.Dataset:
-    """Outputs (transfer, model, target, ...) of models in the order of arms and seeds, the two told apart."""
-    found = {
-        name: (("transfer", "arm", "seed", *v.dims[2:]), v.data.reshape(len(v), len(arms), seeds, *v.shape[2:]))
-        for name, v in results.data_vars.items()
-        if v.dims[:2] == ("transfer", "model")
-    }
-    targets = {name: results[name] for name in ("transfer", "split", "label", "class") if name in results.coords}
-    return xr.Dataset(found, {"arm": arms, "seed": np.arange(seeds)} | targets)

@@ -25,7 +25,7 @@ from dtl import config, doctor
 from dtl.__main__ import app
 from dtl.config import Config
 from dtl.engine.store import array_of
-from dtl.export import read_results
+from dtl.results import open as open_results
 
 N = 12  # models, in three batches
 PROBLEM = {"load": "testbed", "options": {"per_class": 20, "train": 5, "validation": 5, "test": 5}}
@@ -83,7 +83,7 @@ def facts(store) -> dict[str, Any]:
 
 
 def same(store, study):
-    one, other = read_results(store).load(), study.results.load()
+    one, other = open_results(store).data.load(), study.results.load()
     xr.testing.assert_identical(one.drop_attrs(), other.drop_attrs())
 
 
@@ -222,7 +222,7 @@ def test_a_flag_wins_over_the_file(tmp_path):
     assert (
         settings["data"] == config.load_problem({**PROBLEM, "options": {**PROBLEM["options"], "seed": 2}}).fingerprints
     )
-    assert read_results(tmp_path / "x").sizes["model"] == 4
+    assert open_results(tmp_path / "x").data.sizes["model"] == 4
 
 
 def test_your_own_folders(tmp_path, monkeypatch):
@@ -235,7 +235,7 @@ def test_your_own_folders(tmp_path, monkeypatch):
     path = saved(tmp_path, problem={"from_folders": folders}, models=4)
     monkeypatch.chdir("/")
     call("run", path)
-    assert read_results(tmp_path / "kept/toy").source.values.tolist() == ["cat", "dog", "eel", "fox"]
+    assert open_results(tmp_path / "kept/toy").data.source.values.tolist() == ["cat", "dog", "eel", "fox"]
     given = ["--source", tmp_path / "animals", "--target", tmp_path / "pets", "--option", "size=8"]
     out = call("resume", tmp_path / "kept/toy", *given, "--option", f"cache={tmp_path / 'decoded'}", "--models", 6)
     assert "6 models done" in out
@@ -255,7 +255,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_arrays(pro
     out = call("status", folder)
     assert f"{n_done} done, {400 - n_done} missing" in out and out.endswith(f"python -m dtl resume {folder}\n")
     call("resume", folder, *BY_FLAGS, "--models", n_done + 4)
-    ours = read_results(folder).isel(model=slice(n_done + 4))
+    ours = open_results(folder).data.isel(model=slice(n_done + 4))
     whole = dtl.Study(problem, recipe).run(n_done + 4, progress=False).results
     xr.testing.assert_identical(ours.load().drop_attrs(), whole.load().drop_attrs())
 

@@ -28,7 +28,10 @@ from dtl._checks import InputError
 
 logger = logging.getLogger(__name__)
 
+FORMAT = 3
 SPLITS = ("validation", "test")  # in the order of the target axis
+OUTPUTS = {"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"}
+ARRAYS = ("label", "split", "mask", "seed", *OUTPUTS)
 CODECS = (ZstdCodec(), Crc32cCodec())
 WRITE_ALL: Any = {"write_empty_chunks": True}  # also chunks of zeros: one that is missing has been lost
 
@@ -242,6 +245,20 @@ class Store:
             yield
         finally:
             lock.release()
+
+
+def open_store(location: str | Path) -> zarr.Group:
+    """The group of a study in a folder, read-only; ValueError if there is none. No data is loaded."""
+    try:
+        root = zarr.open_group(LocalStore(local_folder(location), read_only=True), mode="r")
+        settings: Any = root.attrs["settings"]
+    except (FileNotFoundError, NotADirectoryError, ContainsArrayError, JSONDecodeError, KeyError) as error:
+        raise InputError(f"{location} holds no study: give the folder that a study is stored in") from error
+    if settings["format"] != FORMAT:
+        raise InputError(
+            f"{location} has format {settings['format']} and this dtl reads {FORMAT}: use the dtl that made it"
+        )
+    return root
 
 
 def local_folder(location: str | Path) -> Path:
