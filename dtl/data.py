@@ -5,8 +5,9 @@ import inspect
 import json
 import os
 import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from numpy.typing import ArrayLike
 
 from dtl._batches import Batches, Images, in_memory
 from dtl._checks import InputError
-from dtl._files import load_tensors, save_tensors
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -29,6 +29,9 @@ class ImageDataset:
     images : torch.Tensor, uint8, (n, 3, height, width)
     labels : torch.Tensor, int64, (n,), values in 0..K-1
     classes : tuple of str, length K
+    normalisation : mean and standard deviation of each channel, (3,) each, that training normalises by; default is that
+        of these images. Images that were changed keep those of the images they were made from
+    still : whether shifts and flips would destroy what was planted, so that recipes that augment are refused
 
     >>> dtl.load("testbed").source
     ImageDataset(1440 images of 16 x 16 pixels, 24 classes: star, cloud, rook, knight, ...)
@@ -37,6 +40,8 @@ class ImageDataset:
     images: torch.Tensor
     labels: torch.Tensor
     classes: tuple[str, ...]
+    normalisation: tuple[torch.Tensor, torch.Tensor] | None = None
+    still: bool = False
 
     def __post_init__(self) -> None:
         shape = tuple(self.images.shape)
@@ -74,7 +79,7 @@ class ImageDataset:
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each channel, (3,) each, of pixels in 0..1."""
-        return self._statistics
+        return self.normalisation or self._statistics
 
     @cached_property
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,7 +89,7 @@ class ImageDataset:
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "ImageDataset":
         """The images at `index` (integers or a boolean mask), with the same classes."""
         index = torch.as_tensor(np.asarray(index, dtype=None if len(index) else np.int64))
-        return ImageDataset(self.images[index], self.labels[index], self.classes)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def batches(self, like: Images, device: torch.device, augment: int = 0) -> Batches:
         """What a training step sees of these images; augmented by shifts of up to `augment` pixels and flips."""
@@ -97,10 +102,12 @@ class ImageDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of pixels, labels and class names."""
+        """SHA-256 of pixels, labels, class names, and of a normalisation that is not their own."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
+        for numbers in self.normalisation or ():
+            digest.update(numbers.contiguous().numpy().data)
         return digest.hexdigest()
 
 
@@ -143,6 +150,7 @@ class TransferProblem:
     Parameters
     ----------
     per_class_accuracy : whether accuracy is the mean over classes and not the share of examples
+    views : name -> change of images, uint8 (n, 3, h, w) to the same; see `with_views`
 
     >>> dtl.load("testbed")
     testbed-0: 1440 source images of 16 x 16 pixels, 24 classes: star, cloud, rook, knight, ...
@@ -156,6 +164,7 @@ class TransferProblem:
     target_test: ImageDataset
     truth: Truth | None = None
     per_class_accuracy: bool = False
+    views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
     origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
@@ -184,14 +193,58 @@ class TransferProblem:
 
     def __reduce__(self) -> tuple[Callable[..., "TransferProblem"], tuple[Any, ...]]:
         if self.origin is not None:
-            return reopen, (self.origin, self.fingerprints)
-        return TransferProblem, (self.name, *self.parts.values(), self.truth, self.per_class_accuracy)
+            return reopen, (self.origin, self.fingerprints, dict(self.views))
+        return TransferProblem, (self.name, *self.parts.values(), self.truth, self.per_class_accuracy, dict(self.views))
 
     @property
     def parts(self) -> dict[str, ImageDataset]:
         """The four datasets by name."""
         names = ("source", "target_train", "target_validation", "target_test")
         return {name: getattr(self, name) for name in names}
+
+    def with_views(self, views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> "TransferProblem":
+        """The same problem, whose models are also judged on changed versions of the evaluation images.
+
+        No view is ever trained on, and none changes what a study measures without it.
+
+        Parameters
+        ----------
+        views : name -> change, such as one of `dtl.datasets.overlays`; in results the name stands behind the split, as
+            "test/square", and "test/plain" for the images as they are
+
+        Raises
+        ------
+        InputError : a name that cannot be kept, or a change that does not give images of the size it gets, or not the
+            same ones each time
+
+        >>> problem.with_views({"square": dtl.datasets.overlays.Square()}).views
+        {'square': Square(colour=(255, 255, 0), weight=1.0, side=4, at=(0, 0))}
+        """
+        for name, change in views.items():
+            if not re.fullmatch(r"\w[\w .+-]*", name) or name == PLAIN:
+                raise InputError(
+                    f"a view needs a name of letters, digits, space and . + -, and not {PLAIN!r}: {name!r}"
+                )
+            few = self.target_test.images[:4]
+            found, again = change(few.clone()), change(few.clone())
+            if found.dtype != few.dtype or found.shape != few.shape or not torch.equal(found, again):
+                raise InputError(
+                    f"view {name!r} must give the same uint8 images {tuple(few.shape)} whenever it is asked"
+                )
+        problem = replace(self, views={**self.views, **views})
+        object.__setattr__(problem, "origin", self.origin)
+        return problem
+
+    @cached_property
+    def judges(self) -> dict[str, ImageDataset]:
+        """What models are judged on: validation, test, and both in each view, as "test/square"; never trained on."""
+        splits = {"validation": self.target_validation, "test": self.target_test}
+        changed = {
+            f"{split}/{name}": replace(dataset, images=change(dataset.images))
+            for name, change in self.views.items()
+            for split, dataset in splits.items()
+        }
+        return splits | changed
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -213,6 +266,9 @@ class TransferProblem:
         return np.average(np.asarray(correct), axis=1, weights=weights)
 
 
+PLAIN = "plain"  # the view that changes nothing
+
+
 def _listed(classes: Sequence[str], most: int = 4) -> str:
     return f"{len(classes)} classes: {', '.join([*classes[:most], *['...'][: len(classes) > most]])}"
 
@@ -221,7 +277,7 @@ LOADERS = {  # name of a problem: the function that loads it, imported when it i
     "testbed": "dtl.testbed:make",
     "testbed-examples": "dtl.testbed:make_examples",
     "folders": "dtl.datasets.folders:make",
-    "file": "dtl.data:open_file",
+    "file": "dtl.datasets.saved:make",
     "imagenet200-cifar10": "dtl.datasets.imagenet200:make",
     "imagenet-<target>": "dtl.datasets.targets:make",
 }
@@ -248,7 +304,7 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     Parameters
     ----------
     name : "testbed" or "testbed-examples" (procedural images with planted truth, option `seed`), "folders" (your own
-        images, see `dtl.datasets.folders.make`), "file" (a problem that `dtl.data.save` wrote, option `path`),
+        images, see `dtl.datasets.folders.make`), "file" (see `dtl.datasets.saved.save`, option `path`),
         "imagenet200-cifar10" (see `dtl.datasets.imagenet200`) or "imagenet-<target>" (see `dtl.datasets.targets`)
     root : folder of the data, for problems that are read from disk; default is $DTL_DATA
     options : passed to the problem's own loader; folders may begin with `~`
@@ -284,7 +340,11 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     return problem
 
 
-def reopen(origin: dict[str, Any], fingerprints: dict[str, str] | None = None) -> TransferProblem:
+def reopen(
+    origin: dict[str, Any],
+    fingerprints: dict[str, str] | None = None,
+    views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+) -> TransferProblem:
     """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given.
 
     Raises
@@ -300,44 +360,4 @@ def reopen(origin: dict[str, Any], fingerprints: dict[str, str] | None = None) -
     other = [part for part, digest in problem.fingerprints.items() if fingerprints and digest != fingerprints[part]]
     if other:
         raise InputError(f"the data of {problem.name} have changed: {origin} now gives another {', '.join(other)}")
-    return problem
-
-
-def save(problem: TransferProblem, path: str | Path) -> Path:
-    """Write a problem, planted truth included, to one file (safetensors) that `load("file", path=path)` reads.
-
-    >>> dtl.load("file", path=dtl.data.save(dtl.load("testbed"), "problem.safetensors")).name
-    'testbed-0'
-    """
-    path = Path(os.path.expanduser(path))
-    facts = {
-        "name": problem.name,
-        "classes": json.dumps({part: dataset.classes for part, dataset in problem.parts.items()}),
-        "truth": json.dumps(problem.truth and asdict(problem.truth), default=np.ndarray.tolist),
-        "per_class_accuracy": json.dumps(problem.per_class_accuracy),
-    }
-    tensors = {f"{part}.images": dataset.images.contiguous() for part, dataset in problem.parts.items()}
-    tensors |= {f"{part}.labels": dataset.labels.contiguous() for part, dataset in problem.parts.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(path, tensors, facts)
-    return path
-
-
-def open_file(path: str | Path) -> TransferProblem:
-    """A problem that `save` wrote; what `load("file", path=path)` calls."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} is no file: give one that dtl.data.save wrote")
-    tensors, facts = load_tensors(Path(path))
-    made: dict[str, Any] = {
-        part: ImageDataset(tensors[f"{part}.images"], tensors[f"{part}.labels"], tuple(classes))
-        for part, classes in json.loads(facts["classes"]).items()
-    }
-    truth: dict[str, Any] | None = json.loads(facts.get("truth", "null"))
-    if truth is not None:
-        for key, value in truth.items():
-            if isinstance(value, dict):
-                truth[key] = {split: np.array(values) for split, values in value.items()}
-            elif value is not None:
-                truth[key] = tuple(value) if key == "subpopulations" else np.array(value)
-        made["truth"] = Truth(**truth)
-    return TransferProblem(facts["name"], per_class_accuracy=facts.get("per_class_accuracy") == "true", **made)
+    return problem.with_views(views) if views else problem

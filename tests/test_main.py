@@ -16,6 +16,8 @@ import pytest
 import xarray as xr
 import yaml
 import zarr
+from dtl.config import Config
+from dtl.export import read_results
 from PIL import Image
 from typer.testing import CliRunner
 from zarr.storage import ZipStore
@@ -23,9 +25,7 @@ from zarr.storage import ZipStore
 import dtl
 from dtl import config, doctor
 from dtl.__main__ import app
-from dtl.config import Config
 from dtl.engine.store import array_of
-from dtl.export import read_results
 
 N = 12  # models, in three batches
 PROBLEM = {"load": "testbed", "options": {"per_class": 20, "train": 5, "validation": 5, "test": 5}}

@@ -327,7 +327,8 @@ def marks_of(root: zarr.Group, search: bool = True) -> Marks:
     if "digest" in root:  # stores of dtl 0.1 have none
         digests = dict(zip(_columns(root), np.asarray(read(root, "digest")).T, strict=True))
     saved = done | np.resize(digests.get("seed", 0), done.shape).astype(bool)  # or killed before they were marked
-    for name in ("done", *["digest"][: len(digests)], *ARRAYS[2:]):
+    known: Any = root.attrs.get("arrays", ("done", *ARRAYS[2:]))
+    for name in (name for name in known if "model" in _dims(array_of(root, name))):
         array = array_of(root, name)
         axis, wanted = _dims(array).index("model"), saved if name == "done" else done.copy()
         if not np.flatnonzero(done).max(initial=-1) < array.shape[axis] <= len(done):
