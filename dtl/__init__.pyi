@@ -1,5 +1,6 @@
 # The names of dtl: read by type checkers, and by lazy_loader, which imports a name when it is first used.
 from . import baselines as baselines
+from . import bias as bias
 from . import book as book
 from . import data as data
 from . import datasets as datasets
@@ -8,7 +9,6 @@ from . import doctor as doctor
 from . import engine as engine
 from . import influence as influence
 from . import leakage as leakage
-from . import mistakes as mistakes
 from . import models as models
 from . import plots as plots
 from . import projection as projection
@@ -19,13 +19,18 @@ from . import testbed as testbed
 from . import training as training
 from . import transfer as transfer
 from . import widgets as widgets
+from ._audit import audit as audit
 from ._evaluate import evaluate as evaluate
 from ._evaluate import linear_datamodeling_score as linear_datamodeling_score
+from ._retrain import Arm as Arm
+from ._retrain import retrain as retrain
+from .bias import bias_transfer as bias_transfer
 from .data import ImageDataset as ImageDataset
 from .data import TransferProblem as TransferProblem
 from .data import Truth as Truth
 from .data import load as load
 from .datasets.folders import from_folders as from_folders
+from .datasets.overlays import plant as plant
 from .design import subset_masks as subset_masks
 from .engine.files import influence_to_zarr as influence_to_zarr
 from .influence import Influence as Influence
@@ -33,11 +38,11 @@ from .influence import estimate_influence as estimate_influence
 from .influence import models_needed as models_needed
 from .leakage import leaked as leaked
 from .leakage import misleading as misleading
-from .mistakes import flip_rate as flip_rate
-from .mistakes import suspects as suspects
 from .projection import Subpopulations as Subpopulations
 from .projection import project as project
 from .projection import subpopulations as subpopulations
+from .projection import suspects as suspects
+from .removal import flip_rate as flip_rate
 from .removal import removal_curve as removal_curve
 from .study import Study as Study
 from .training import Recipe as Recipe

@@ -20,7 +20,7 @@ import zarr
 from dtl._checks import InputError, choice
 from dtl.design import DESIGNS, is_balanced
 from dtl.engine.files import rounded, save, shipped, unpacked, write
-from dtl.engine.store import ARRAYS, OUTPUTS, SPLITS, local_folder, open_store, read
+from dtl.engine.store import ARRAYS, OUTPUTS, SPLITS, local_folder, marks_of, open_store, read
 from dtl.influence import Influence, estimate_influence
 
 __all__ = ["Results", "open", "results_of", "rounded", "save"]
@@ -240,8 +240,9 @@ def results_of(root: zarr.Group) -> xr.Dataset:
     """All finished models of a store, read when used; what `Study.results` gives, without the data of the problem."""
     facts: Any = root.attrs.asdict()
     settings, sources = facts["settings"], facts["source_classes"]
-    done = np.flatnonzero(np.asarray(read(root, "done")))
-    data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
+    marks = marks_of(root)
+    done = np.flatnonzero(marks.done)
+    data = {name: read(root, name, marks).isel(model=done) for name in ARRAYS[2:]}
     if settings["unit"] == "example":
         sources = np.arange(facts["n_units"])
         data["mask"] = xr.Variable(("model", "source"), unpacked(data["mask"].data, len(sources)))

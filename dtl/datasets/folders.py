@@ -4,26 +4,25 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Executor, ThreadPoolExecutor
 from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torchvision.datasets.folder import find_classes, make_dataset
 
 from dtl._checks import InputError
-from dtl.data import ImageDataset, TransferProblem, remembered
+from dtl._files import load_tensors, save_tensors
+from dtl.data import ImageDataset, TransferProblem, load
 from dtl.engine.progress import progress
 
 logger = logging.getLogger(__name__)
 
+CACHE = "2"  # how images are decoded and kept: raise it when that changes
 SPLIT_FOLDERS = {  # in any case
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid"),
@@ -31,8 +30,16 @@ SPLIT_FOLDERS = {  # in any case
 }
 
 
-@partial(remembered, call=lambda options: {"from_folders": options})
-def from_folders(
+def from_folders(source_dir: str | Path, target_dir: str | Path, size: int = 32, **options: Any) -> TransferProblem:
+    """Your own images: `dtl.load("folders", ...)`, see `dtl.datasets.folders.make` for the options.
+
+    >>> dtl.from_folders("animals", "pets", size=16).name
+    'animals-pets'
+    """
+    return load("folders", source_dir=source_dir, target_dir=target_dir, size=size, **options)
+
+
+def make(
     source_dir: str | Path,
     target_dir: str | Path,
     size: int = 32,
@@ -53,7 +60,7 @@ def from_folders(
     size : images are resized and centre-cropped to size x size pixels, grey and palette images to RGB
     holdout : share of the target's training images that each missing split takes
     limit : at most this many images of each class, drawn with `seed`
-    cache : folder for decoded images, by content; default is the user's cache folder
+    cache : folder for decoded images, by path, size and time of change; default is the user's cache folder
     show_progress : show a bar while images are decoded
 
     Raises
@@ -61,8 +68,8 @@ def from_folders(
     FileNotFoundError : a folder is missing or holds no class folders
     ValueError : a class without images, an unreadable image (named), fewer than two classes, a bad setting
 
-    >>> problem = dtl.from_folders("animals", "pets/", size=32)
-    >>> problem.target_validation.classes
+    >>> dtl.load("folders", source_dir="animals", target_dir="pets", size=16).target_validation.classes
+    ('cat', 'dog')
     """
     check_reading(size, holdout, limit)
     source_dir, target_dir = Path(source_dir), Path(target_dir)
@@ -177,43 +184,45 @@ def at_most(limit: int, labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def read_files(files: Listing, where: Path, size: int, cache: Path, show_progress: bool) -> ImageDataset:
-    """Files decoded in parallel at size x size pixels, or from the cache of the same content."""
-    paths, labels, classes = files.paths, files.labels, list(files.classes)
+    """Files decoded in parallel at size x size pixels, or from the cache of the same, unchanged files."""
+    labels, n = torch.from_numpy(files.labels), len(files.paths)
     with ThreadPoolExecutor() as pool:
-        digest = hashlib.sha256(repr((size, classes, labels.tolist())).encode())
-        for file in pool.map(_digest, paths):
-            digest.update(file)
-        cached = cache / f"{digest.hexdigest()[:32]}.safetensors"
-        images = _cached(cached)
-        if images is None:
-            with progress(len(paths), "image", f"reading {where}", show_progress) as bar:
-                images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-                for i, image in enumerate(pool.map(lambda path: _decode(path, size), paths)):
-                    images[i] = image
-                    bar.update()
-            try:
-                cache.mkdir(parents=True, exist_ok=True)
-                partial = cached.with_suffix(f".{os.getpid()}")
-                save_file({"images": images}, partial)
-                partial.replace(cached)
-            except (OSError, SafetensorError) as error:
-                logger.warning("cannot keep decoded images in %s (%s): they are decoded again next time", cache, error)
-    return ImageDataset(images, torch.from_numpy(labels), tuple(classes))
-
-
-def _cached(file: Path) -> torch.Tensor | None:
+        kept = cache / f"{_key(files, size, pool)}.safetensors"
+        try:
+            if kept.exists():
+                tensors, facts = load_tensors(kept)
+                if facts["version"] != CACHE or tensors["images"].shape != (n, 3, size, size):
+                    raise InputError("it holds other images than its name says")
+                return ImageDataset(tensors["images"], labels, files.classes)
+        except (OSError, ValueError, KeyError) as error:
+            logger.warning("decoded images in %s cannot be used (%s): they are decoded again", kept, error)
+        images = torch.empty(n, 3, size, size, dtype=torch.uint8)
+        with progress(n, "image", f"reading {where}", show_progress) as bar:
+            for i, image in enumerate(pool.map(lambda path: _decode(path, size), files.paths)):
+                images[i] = image
+                bar.update()
     try:
-        return load_file(file)["images"] if file.exists() else None
-    except (OSError, KeyError, SafetensorError) as error:
-        logger.warning("%s is damaged (%s): its images are decoded again", file, error)
-        return None
-
-
-def _digest(path: Path) -> bytes:
-    try:
-        return hashlib.sha256(path.read_bytes()).digest()
+        cache.mkdir(parents=True, exist_ok=True)
+        save_tensors(kept, {"images": images}, {"version": CACHE})
     except OSError as error:
-        raise _unreadable(path, error) from error
+        logger.warning("cannot keep decoded images in %s (%s): they are decoded again next time", cache, error)
+    return ImageDataset(images, labels, files.classes)
+
+
+def _key(files: Listing, size: int, pool: Executor) -> str:
+    """What the images decoded from these files are kept under: no file is read for it."""
+
+    def state(path: Path) -> tuple[str, ...]:
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        return os.path.abspath(path), str(found.st_size), str(found.st_mtime_ns), str(found.st_ctime_ns)
+
+    digest = hashlib.sha256(repr((CACHE, size)).encode())
+    for one in pool.map(state, files.paths):
+        digest.update(repr(one).encode())
+    return digest.hexdigest()[:32]
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:

@@ -21,12 +21,13 @@ from dtl.engine.store import local_folder
 ENDINGS = (".nc", ".zarr.zip")
 
 
-def check_file(out: Path, *endings: str) -> None:
-    """InputError if `write` could not write there, asked before the results are computed."""
+def check_file(out: Path, *endings: str) -> Path:
+    """The file; InputError if `write` could not write there, asked before the results are computed."""
     if not out.name.endswith(endings):
         raise InputError(f"cannot write {out.name}: end it with {' or '.join(endings)}")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is no folder: make it, or write elsewhere")
+    return out
 
 
 def write(out: Path, data: pd.DataFrame | xr.Dataset) -> Path:
