@@ -1,10 +1,15 @@
 """What a wrong argument says: one sentence that names the argument, what it may be, and what it was."""
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from functools import wraps
 from numbers import Integral
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 class InputError(ValueError):
@@ -40,3 +45,34 @@ def listed(flags: np.ndarray, most: int = 5) -> str:
     found = np.flatnonzero(flags)
     text = ", ".join(map(str, found[:most]))
     return text if len(found) <= most else f"{text}, ... ({len(found)} in all)"
+
+
+def in_plain_words(what: str) -> Callable[[type[T]], type[T]]:
+    """For a pydantic dataclass: what it refuses is an InputError that names `what`, such as "recipe setting"."""
+
+    def decorate(of: type[T]) -> type[T]:
+        validate: Any = of.__init__
+
+        @wraps(validate)
+        def __init__(self: T, *args: Any, **settings: Any) -> None:
+            try:
+                validate(self, *args, **settings)
+            except ValueError as errors:  # pydantic's own error, whose import is slow
+                raise InputError(_sentence(errors, what, list(of.__annotations__))) from None
+
+        of.__init__ = __init__
+        return of
+
+    return decorate
+
+
+def _sentence(errors: Any, what: str, known: list[str]) -> str:
+    """The first of pydantic's errors in one sentence."""
+    error = errors.errors()[0]
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "value_error":  # one of our own checks
+        return str(error["ctx"]["error"])
+    if error["type"] == "unexpected_keyword_argument":
+        near = get_close_matches(name, known, 1)
+        return f"unknown {what} {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}")
+    return f"{what} {name} cannot be {error['input']!r}: {error['msg'].replace('Input should', 'it should')}"

@@ -14,6 +14,7 @@ from typing import Any, ParamSpec
 import numpy as np
 import torch
 
+from dtl._batches import Batches, Images, in_memory
 from dtl._checks import InputError
 
 
@@ -78,6 +79,10 @@ class ImageDataset:
         """The images at `index` (integers or a boolean mask), with the same classes."""
         index = torch.as_tensor(np.asarray(index, dtype=None if len(index) else np.int64))
         return ImageDataset(self.images[index], self.labels[index], self.classes)
+
+    def batches(self, like: Images, device: torch.device, augment: int = 0) -> Batches:
+        """What a training step sees of these images; augmented by shifts of up to `augment` pixels and flips."""
+        return in_memory(self, like, device, augment)
 
     @cached_property
     def counts(self) -> np.ndarray:

@@ -98,7 +98,7 @@ def test_trak_is_its_formula_on_gradients_of_a_loop(problem, nets):
     dimension, scores, weights = 8, torch.zeros(480, 40), torch.zeros(480, 1)
     images = source.images.float() / 255
     mean, std = images.mean((0, 2, 3))[:, None, None], images.std((0, 2, 3))[:, None, None]
-    for number, net in enumerate(dtl.models.unstack(nets, RECIPE.model, RECIPE.widths)):
+    for number, net in enumerate(dtl.models.unstack(nets)):
         with torch.no_grad():
             x = net.features((train.images.float() / 255 - mean) / std)
         (head,), (bias,) = dtl.transfer.solve_probes(x, train.labels, 4, RECIPE.probe_l2)
@@ -153,7 +153,7 @@ def test_trak_refuses_bad_input_before_it_trains(problem, monkeypatch):
 
 
 def test_trak_of_one_net(problem, nets):
-    one = dtl.models.unstack(nets, RECIPE.model, RECIPE.widths)[0]
+    one = dtl.models.unstack(nets)[0]
     assert np.isfinite(dtl.baselines.trak(problem, one, RECIPE, dimension=4)).all()
 
 

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import dtl
-from dtl.models import Nets, _Patches, initialise
+from dtl._patches import Patches
+from dtl.models import Nets, initialise
 from dtl.training import check_size
 
 WIDTHS = {"small": (4, 8), "resnet9": (4, 8, 8, 16)}
@@ -59,7 +60,7 @@ def test_a_stack_is_its_nets(model, train):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize(("height", "width"), [(6, 8), (5, 7), (2, 3)])
 def test_patches_are_a_convolution_with_its_gradients(height, width, dtype):
-    patches = _Patches(3, 5, n_models=2)
+    patches = Patches(3, 5, n_models=2)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 6, height, width, generator=generator, requires_grad=True)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from dtl._checks import InputError
 from dtl.data import ImageDataset
-from dtl.models import Nets
-from dtl.training import Recipe, members, train_sources
+from dtl.models import Nets, stack, states_of
+from dtl.training import Recipe, images_of, train_sources
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,11 @@ def source_nets(
     """
     if folder is None:
         return train_sources(source, masks, seeds, recipe, device, unit)
-    settings = {k: v for k, v in recipe.settings().items() if k not in OTHER_SETTINGS}
+    # a setting that is not set may be younger than the files
+    settings = {k: v for k, v in recipe.settings().items() if k not in OTHER_SETTINGS and v is not None}
     common = hashlib.sha256(json.dumps([source.fingerprint, settings]).encode())
     files = []
-    for images, seed in zip(members(masks, source, unit), seeds, strict=True):
+    for images, seed in zip(images_of(masks, source, unit), seeds, strict=True):
         own = common.copy()
         own.update(np.packbits(images).tobytes() + int(seed).to_bytes(8, "little"))
         files.append(folder / f"{own.hexdigest()[:32]}.safetensors")
@@ -51,14 +52,13 @@ def source_nets(
     except ValueError as error:
         logger.warning("%s: its models are trained again", error)
     if states:
-        nets = Nets(recipe.model, source.n_classes, len(masks), recipe.widths)
-        nets.load_state_dict({k: torch.cat([s[k] for s in states]) if v.ndim else v for k, v in states[0].items()})
+        nets = stack(Nets(recipe.model, source.n_classes, len(masks), recipe.widths), states)
         return nets.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
     nets = train_sources(source, masks, seeds, recipe, device, unit)
     folder.mkdir(parents=True, exist_ok=True)
-    for i in np.flatnonzero(finite(nets)):
-        state = {k: v.chunk(nets.n_models)[i] if v.ndim else v for k, v in nets.state_dict().items()}
-        save_tensors(files[i], {k: v.contiguous() for k, v in state.items()}, {})
+    for file, state, good in zip(files, states_of(nets), finite(nets), strict=True):
+        if good:
+            save_tensors(file, {k: v.contiguous() for k, v in state.items()}, {})
     return nets
 
 
@@ -69,7 +69,7 @@ def finite(nets: Nets) -> np.ndarray:
 
 
 @torch.no_grad()
-def silence(nets: Nets, which: np.ndarray) -> None:
+def zero_diverged(nets: Nets, which: np.ndarray) -> None:
     """Zero the nets of a bool mask, so that what they would make of NaN does not stop the others."""
     for value in nets.state_dict().values() if which.any() else ():
         if value.ndim:

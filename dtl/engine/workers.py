@@ -26,8 +26,8 @@ import zarr
 from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem, reopen
 from dtl.engine.store import Store, array_of
-from dtl.engine.weights import finite, load_tensors, save_tensors, silence, source_nets
-from dtl.training import Recipe, members, resolve_device, schedule
+from dtl.engine.weights import finite, load_tensors, save_tensors, source_nets, zero_diverged
+from dtl.training import Recipe, images_of, resolve_device, schedule
 from dtl.transfer import Outputs, transfer
 
 if TYPE_CHECKING:
@@ -146,13 +146,13 @@ def train_batch(
         torch.set_num_threads(1)  # for a worker elsewhere; here the caller has done it and restores it
     n_targets = len(problem.target_validation) + len(problem.target_test)
     found = {name: np.empty((len(regimes), len(masks), n_targets), dtype=np.float32) for name in Outputs._fields}
-    plans = [schedule(int(n), recipe) for n in members(masks, problem.source, unit).sum(1)]
+    plans = [schedule(int(n), recipe) for n in images_of(masks, problem.source, unit).sum(1)]
     for plan in sorted(set(plans)):
         together = np.flatnonzero([p == plan for p in plans])
         own = seeds[together].tolist()
         nets = source_nets(problem.source, masks[together], own, recipe, torch.device(device), unit, weights)
         diverged = ~finite(nets)
-        silence(nets, diverged)
+        zero_diverged(nets, diverged)
         for regime in regimes:
             copied = deepcopy(nets)  # "full" changes the net that it is given
             by_split = transfer(copied, problem, own, recipe, regime)
