@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,12 +21,13 @@ from dtl.data import TransferProblem
 from dtl.design import subset_masks
 from dtl.engine.progress import progress as progress_line
 from dtl.engine.store import Store, local_folder, read
+from dtl.engine.weights import source_nets
 from dtl.engine.workers import SPLITS, Run, train
 from dtl.influence import Influence
-from dtl.models import PARALLEL
+from dtl.models import PARALLEL, Nets
 from dtl.results import ARRAYS, comparable, influence_of, outputs_of, results_of
 from dtl.tiles import influence_to_zarr
-from dtl.training import Recipe, check_size, resolve_device
+from dtl.training import Recipe, check_size, images_of, resolve_device, schedule
 from dtl.transfer import REGIMES, Outputs
 
 if TYPE_CHECKING:
@@ -276,6 +277,33 @@ class Study:
     def masks(self) -> np.ndarray:
         """The source classes (or images) of each finished model, bool (models, units)."""
         return self.results["mask"].values
+
+    def nets(self, models: Sequence[int], device: str = "auto") -> Iterator[tuple[np.ndarray, Nets]]:
+        """The source models of these numbers, some side by side at a time, (numbers, nets), from the folder `weights`.
+
+        InputError without such a folder: nets trained again elsewhere agree with the outputs only in distribution.
+
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(4, progress=False)
+        ...     [(numbers.tolist(), nets.n_models) for numbers, nets in kept.nets([0, 3])]
+        [([0, 3], 2)]
+        """
+        if self.weights is None:
+            raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
+        models = np.asarray(models)
+        masks, seeds = self._subsets(int(models.max()) + 1), self.seeds(int(models.max()) + 1)
+        steps = np.array(
+            [schedule(int(n), self.recipe) for n in images_of(masks, self.problem.source, self.unit).sum(1)]
+        )
+        for plan in np.unique(steps[models], axis=0):
+            alike = models[(steps[models] == plan).all(1)]
+            for first in range(0, len(alike), self.recipe.models_at_once):
+                rows = alike[first : first + self.recipe.models_at_once]
+                own, where = seeds[rows].tolist(), resolve_device(device)
+                yield (
+                    rows,
+                    source_nets(self.problem.source, masks[rows], own, self.recipe, where, self.unit, self.weights),
+                )
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
