@@ -1,32 +1,22 @@
-"""Transferability scores: what the features or the head of a source model say of a target without transfer to it.
-
-Arrays in, one number out; a higher number promises a better model, except for `otdd`, which is a distance. Whether to
-believe one is a question for `benchmark`, which has the accuracy after transfer to compare with.
-"""
+"""Transferability scores, and which of them to believe: `benchmark` compares them with accuracy after transfer."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import ot
+import pandas as pd
 import scipy.stats
+import torch
 import xarray as xr
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
-from sklearn.base import ClassifierMixin
-from sklearn.covariance import LedoitWolf
-from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression
-from sklearn.mixture import GaussianMixture
-from sklearn.model_selection import StratifiedKFold, cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from dtl._checks import InputError, choice
-from dtl.data import TransferProblem
+from dtl._scores import gbc, h_score, knn, lda, leep, logme, n_leep, nce, ot_nce, otdd, parc, probe, transrate
+from dtl.data import ImageDataset, TransferProblem
 from dtl.design import block_length
 from dtl.influence import estimate_influence
 from dtl.models import Nets
@@ -36,229 +26,10 @@ from dtl.transfer import embed, transfer
 if TYPE_CHECKING:
     from dtl.study import Study
 
-
-def checked(x: ArrayLike, labels: ArrayLike, what: str = "features") -> tuple[np.ndarray, np.ndarray]:
-    """`x` as float64 (n, d) and labels (n,) renumbered 0..K-1; InputError for what no score can be computed from."""
-    x, labels = np.asarray(x, dtype=np.float64), np.asarray(labels)
-    if x.ndim != 2 or labels.shape != x.shape[:1]:
-        raise InputError(f"{what} must be (n, d) with one label for each row, not {x.shape} and {labels.shape}")
-    if not np.isfinite(x).all():
-        raise InputError(f"{what} are NaN or infinite: the model diverged, or its input is not finite")
-    if labels.dtype.kind not in "iu" or len(labels) and labels.min() < 0:
-        raise InputError(f"labels must be whole numbers from 0 on, not {labels.dtype} {labels[:3]}")
-    classes, y = np.unique(labels, return_inverse=True)
-    if len(classes) < 2:
-        raise InputError(f"labels hold {len(classes)} class: a score needs images of at least two")
-    if len(labels) <= labels.max():
-        raise InputError(f"{len(labels)} images of {labels.max() + 1} classes: give more images than classes")
-    return x, y
-
-
-def leep(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Log expected empirical prediction (Nguyen et al. 2020): mean log likelihood of a classifier made of two tables.
-
-    Parameters
-    ----------
-    probabilities : (n, K) of the source head on target images; absent classes have probability 0
-    labels : (n,) int, of the target
-
-    >>> leep([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8]], [0, 1, 1]) < leep(np.eye(2)[[0, 1, 1]], [0, 1, 1])
-    True
-    """
-    p, y = checked(probabilities, labels, "probabilities")
-    if (p < 0).any() or (np.abs(p.sum(1) - 1) > 1e-4).any():
-        raise InputError("probabilities must not be negative and must sum to one in each row: take the softmax first")
-    p = p[:, p.any(0)]
-    joint = p.T @ np.eye(y.max() + 1)[y]  # (source classes, target classes)
-    return float(np.log((p @ (joint / joint.sum(1, keepdims=True)))[np.arange(len(y)), y]).mean())
-
-
-def nce(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Negative conditional entropy of target labels given the most probable source class (Tran et al. 2019).
-
-    >>> nce([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], [0, 1, 1])
-    0.0
-    """
-    p, _ = checked(probabilities, labels, "probabilities")
-    return leep(np.eye(p.shape[1])[p.argmax(1)], labels)
-
-
-def n_leep(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float:
-    """LEEP of the clusters of a Gaussian mixture in place of source classes (Li et al. 2021): no source head needed.
-
-    >>> n_leep([[0.0], [0.1], [5.0], [5.1]], [0, 0, 1, 1]) > -1e-6
-    True
-    """
-    x, y = checked(features, labels)
-    x = PCA(0.8, svd_solver="full").fit_transform(x)
-    clusters = min(5 * (y.max() + 1), len(np.unique(x, axis=0)))
-    return leep(GaussianMixture(clusters, random_state=seed, max_iter=500).fit(x).predict_proba(x), y)
-
-
-def logme(features: ArrayLike, labels: ArrayLike) -> float:
-    """Log maximum evidence (You et al. 2021) of Bayesian regression on one-vs-rest labels, per image and class.
-
-    The maximum itself, by the ratio of the two variances: the published fixed point need not reach it, and is wrong
-    with fewer images than features.
-
-    >>> x = np.random.default_rng(0).normal(size=(40, 3))
-    >>> logme(x, x[:, 0] > 0) > logme(x[::-1], x[:, 0] > 0)
-    Traceback (most recent call last):
-    ...
-    dtl._checks.InputError: labels must be whole numbers from 0 on, not bool [ True  True  True]
-    """
-    x, y = checked(features, labels)
-    u, s, _ = np.linalg.svd(x, full_matrices=False)
-    u, s = u[:, s > 1e-10 * s[0]], s[s > 1e-10 * s[0]]
-    total, n = 0.0, len(x)
-    for target in np.eye(y.max() + 1)[y].T:
-        along = (u.T @ target) ** 2
-        outside = max(float(target.sum() - along.sum()), 0.0)
-
-        def loss(log_ratio: float, along: np.ndarray = along, outside: float = outside) -> float:
-            spread = 1 + np.exp(log_ratio) * s**2  # variance along each direction, in units of the noise
-            noise = max(((along / spread).sum() + outside) / n, 1e-300)  # its best value
-            return 0.5 * (n * np.log(2 * np.pi * noise) + n + np.log(spread).sum())
-
-        grid = np.linspace(-30, 30, 121) - 2 * np.log(s[0])
-        best = int(np.argmin([loss(g) for g in grid]))
-        around = grid[max(best - 1, 0)], grid[min(best + 1, 120)]
-        found = minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-9})
-        total -= min(float(found.fun), loss(grid[best]))
-    return total / (n * (y.max() + 1))
-
-
-def _class_means(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.stack([x[y == k].mean(0) for k in range(y.max() + 1)])
-
-
-def h_score(features: ArrayLike, labels: ArrayLike, shrunk: bool = False) -> float:
-    """Variance between classes in units of the features' covariance: tr(cov(F)^+ cov(E[F|y])) (Bao et al. 2019).
-
-    shrunk : with the covariance of Ledoit and Wolf (Ibrahim et al. 2022); needed unless images far outnumber features
-
-    >>> round(h_score([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1]), 3)
-    0.99
-    """
-    x, y = checked(features, labels)
-    x = x - x.mean(0)
-    between = np.atleast_2d(np.cov(_class_means(x, y)[y].T))
-    if not shrunk:
-        return float(np.trace(np.linalg.pinv(np.atleast_2d(np.cov(x.T)), rcond=1e-10) @ between))
-    found = LedoitWolf(assume_centered=True).fit(x)
-    return float((1 - found.shrinkage_) * np.trace(np.linalg.solve(found.covariance_, between)))
-
-
-def transrate(features: ArrayLike, labels: ArrayLike, eps: float = 1e-4) -> float:
-    """Bits... of coding rate that knowing the classes saves (Huang et al. 2022): R(F) - mean over classes of R(F_k)."""
-    x, y = checked(features, labels)
-    x = x - x.mean(0)
-
-    def rate(part: np.ndarray) -> float:
-        values = np.linalg.svd(part, compute_uv=False)
-        return 0.5 * float(np.log1p(values**2 / (len(part) * eps)).sum())
-
-    return rate(x) - float(np.mean([rate(x[y == k]) for k in range(y.max() + 1)]))
-
-
-def gbc(features: ArrayLike, labels: ArrayLike, spherical: bool = False, floor: float = 1e-4) -> float:
-    """Minus the summed Bhattacharyya overlap of every two classes, as Gaussians (Pandy et al. 2022)."""
-    x, y = checked(features, labels)
-    mean, n_classes = _class_means(x, y), y.max() + 1
-    variance = np.stack([x[y == k].var(0) for k in range(n_classes)])
-    if spherical:
-        variance = np.broadcast_to(variance.mean(1, keepdims=True), variance.shape)
-    variance = np.maximum(variance, floor)
-    both = (variance[:, None] + variance) / 2
-    apart = (mean[:, None] - mean) ** 2 / both / 8 + 0.5 * np.log(both / np.sqrt(variance[:, None] * variance))
-    return float(n_classes - np.exp(-apart.sum(2)).sum())
-
-
-def parc(features: ArrayLike, labels: ArrayLike) -> float:
-    """Rank correlation, in percent, of the images' distances by features and by labels (Bolya et al. 2021)."""
-    x, y = checked(features, labels)
-    upper = np.triu_indices(len(x), 1)
-    by_features = 1 - np.corrcoef(StandardScaler().fit_transform(x))[upper]
-    # one-hot labels correlate by 1 within and by -1/(K-1) between classes: two values, so their ranks are those of !=
-    return 100 * float(scipy.stats.spearmanr(by_features, (y[:, None] != y)[upper]).statistic)
-
-
-def _both(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels: ArrayLike) -> list[np.ndarray]:
-    found = [*checked(source, source_labels, "source"), *checked(target, labels, "target")]
-    if found[0].shape[1] != found[2].shape[1]:
-        raise InputError(
-            f"source and target have {found[0].shape[1]} and {found[2].shape[1]} features: use one encoder"
-        )
-    return found
-
-
-def ot_nce(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels: ArrayLike) -> float:
-    """Minus the entropy of target labels given source labels under the optimal transport plan (Tan et al. 2021).
-
-    Parameters
-    ----------
-    source, target : (N, d) and (n, d) features;  source_labels, labels : (N,) and (n,) int
-
-    >>> ot_nce([[0.0], [1.0]], [0, 1], [[0.1], [1.1]], [1, 0])
-    0.0
-    """
-    z, of_source, x, y = _both(source, source_labels, target, labels)
-    plan = ot.emd(np.full(len(z), 1 / len(z)), np.full(len(x), 1 / len(x)), ot.dist(z, x), numItermax=10**7)
-    joint = np.eye(of_source.max() + 1)[of_source].T @ plan @ np.eye(y.max() + 1)[y]
-    given = joint / joint.sum(1, keepdims=True)
-    return float((joint * np.log(given, out=np.zeros_like(given), where=joint > 1e-15)).sum())
-
-
-def otdd(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels: ArrayLike) -> float:
-    """Optimal transport dataset distance (Alvarez-Melis and Fusi 2020): classes are as far as their Gaussians.
-
-    >>> x = np.random.default_rng(0).normal(size=(20, 2))
-    >>> otdd(x, np.arange(20) % 2, x, np.arange(20) % 2) < 1e-6
-    True
-    """
-    z, of_source, x, y = _both(source, source_labels, target, labels)
-    parts = [[a[b == k] for k in range(b.max() + 1)] for a, b in ((z, of_source), (x, y))]
-    if min(len(part) for side in parts for part in side) < 2:
-        raise InputError("otdd needs two images of every class for its covariance: give more, or leave classes out")
-    far = np.empty([len(side) for side in parts])  # squared Bures-Wasserstein distances of Gaussians
-    for i, j in np.ndindex(*far.shape):
-        means = [parts[0][i].mean(0), parts[1][j].mean(0)]
-        a, b = ((part - m) / np.sqrt(len(part) - 1) for part, m in zip((parts[0][i], parts[1][j]), means, strict=True))
-        # tr (C_a^1/2 C_b C_a^1/2)^1/2 is the nuclear norm of a b', which stands fewer images than features
-        far[i, j] = (
-            ((means[0] - means[1]) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * np.linalg.norm(a @ b.T, "nuc")
-        )
-    cost = ot.dist(z, x) + far[of_source][:, y]
-    return float(np.sqrt(max(ot.emd2(np.full(len(z), 1 / len(z)), np.full(len(x), 1 / len(x)), cost), 0.0)))
-
-
-def knn(features: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
-    """Share of images that most of their `k` nearest others have the label of.
-
-    >>> knn([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1], k=1)
-    1.0
-    """
-    x, y = checked(features, labels)
-    return float((KNeighborsClassifier(min(k, len(x) - 1)).fit(x, y).predict(None) == y).mean())
-
-
-def _held_out(model: ClassifierMixin, x: np.ndarray, y: np.ndarray) -> float:
-    folds = min(5, int(np.bincount(y).min()))
-    if folds < 2:
-        raise InputError("cross-validation needs two images of every class: give more, or leave classes out")
-    split = StratifiedKFold(folds, shuffle=True, random_state=0)
-    return float(cross_val_score(make_pipeline(StandardScaler(), model), x, y, cv=split).mean())
-
-
-def lda(features: ArrayLike, labels: ArrayLike) -> float:
-    """Cross-validated accuracy of linear discriminants with shrunk covariance."""
-    return _held_out(LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"), *checked(features, labels))
-
-
-def probe(features: ArrayLike, labels: ArrayLike, l2: float = 1e-2) -> float:
-    """Cross-validated accuracy of a linear probe with the penalty of fixed transfer (`Recipe.probe_l2`)."""
-    x, y = checked(features, labels)
-    return _held_out(LogisticRegression(C=1 / (len(x) * l2), max_iter=1000), x, y)
+__all__ = [
+    "SCORES", "Candidate", "View", "agreement", "benchmark", "choose", "cross_fitted", "gbc", "h_score", "knn", "lda",
+    "leep", "logme", "n_leep", "nce", "ot_nce", "otdd", "parc", "pretrained", "probe", "report", "transrate",
+]  # fmt: skip
 
 
 class View(NamedTuple):
@@ -332,7 +103,7 @@ def agreement(
     `behind` = r of `against` minus r, and `behind_low`, `behind_high`, which hold 95% for all predictors together
     (Bonferroni). NaN for a predictor that does not vary.
 
-    >>> found = agreement({"a": [1, 2, 3, 5], "b": [1, 3, 2, 1]}, [1, 2, 3, 4])
+    >>> found = dtl.scores.agreement({"a": [1, 2, 3, 5], "b": [1, 3, 2, 1]}, [1, 2, 3, 4])
     >>> found.r.sel(predictor="a").item().__round__(2)
     0.98
     """
@@ -354,7 +125,7 @@ def agreement(
     def at(level: float, of: np.ndarray) -> np.ndarray:
         return np.where(varies, np.nanquantile(of, level, 1), np.nan)
 
-    tau = [scipy.stats.weightedtau(row, y).statistic if v else np.nan for row, v in zip(x, varies, strict=True)]
+    tau = [scipy.stats.weightedtau(row, y)[0] if v else np.nan for row, v in zip(x, varies, strict=True)]
     found = {"r": r, "tau": tau, "low": at(0.025, drawn), "high": at(0.975, drawn)}
     if against is not None:
         tail, behind = 0.025 / max(1, len(names) - 1), drawn[names.index(against)] - drawn
@@ -369,7 +140,8 @@ def cross_fitted(masks: np.ndarray, outputs: np.ndarray, folds: int = 5) -> np.n
     Complements, neighbours in a study's order, and whole balanced blocks, if there are two, are left out together.
 
     >>> masks = dtl.subset_masks(4, 60)
-    >>> np.corrcoef(cross_fitted(masks, masks @ [1.0, 2, 0, -1]), masks @ [1.0, 2, 0, -1])[0, 1].round(3)
+    >>> found = dtl.scores.cross_fitted(masks, masks @ [1.0, 2, 0, -1])
+    >>> round(float(np.corrcoef(found, masks @ [1.0, 2, 0, -1])[0, 1]), 3)
     1.0
     """
     block = block_length(masks.shape[1])
@@ -408,7 +180,7 @@ def benchmark(
     (of scoring alone; NaN where models must be trained) and `kind` (predictor): score, influence, baseline or ceiling
 
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), "random", weights=folder).run(12, progress=False)
+    ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(8, progress=False)
     ...     found = dtl.scores.benchmark(kept, ["NCE", "LogME"], truth="fixed", device="cpu")
     >>> found.predictor.values.tolist()
     ['influence', 'NCE', 'LogME', 'probe on validation', 'images']
@@ -425,7 +197,7 @@ def benchmark(
 
     values, seconds = (np.empty((len(numbers), len(scores))) for _ in range(2))
     probed = np.empty(len(numbers))
-    for rows, nets in study.nets(numbers, device):
+    for rows, nets in study.nets(numbers.tolist(), device):
         at = np.searchsorted(numbers, rows)
         views = _views(nets, study.problem, study.recipe, masks[at], split)
         values[at], seconds[at] = _score(views, scores)
@@ -446,3 +218,110 @@ def benchmark(
         accuracy=("model", accuracy(study)),
         seconds=("predictor", [of_scores.get(name, np.nan) for name in by_name]),
     ).assign_coords(kind=("predictor", kinds), model=numbers)
+
+
+def report(study: "Study", truth: str = "full", split: str = "validation", models: int | None = None) -> str:
+    """`benchmark` as a table in words, for the command line.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(8, progress=False)
+    ...     print(dtl.scores.report(kept, "fixed").splitlines()[0])
+    Agreement with test accuracy after fixed transfer, 8 models; scores see validation images.
+    """
+    found = benchmark(study, truth=truth, split=split, models=models)
+    rows = found.drop_dims("model").to_dataframe()
+    table = pd.DataFrame({"kind": rows.kind, "r": rows.r.round(2), "weighted tau": rows.tau.round(2)})
+    table["95% interval of r"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(rows.low, rows.high, strict=True)]
+    behind = zip(rows.behind, rows.behind_low, rows.behind_high, strict=True)
+    table["behind influence (all 95%)"] = [f"{r:+.2f} ({low:+.2f} to {high:+.2f})" for r, low, high in behind]
+    table["seconds a model"] = rows.seconds.map("{:.3f}".format)
+    what = f"Agreement with test accuracy after {truth} transfer, {found.sizes['model']} models"
+    return f"{what}; scores see {split} images.\n{table.replace('nan.*', '-', regex=True).to_string()}"
+
+
+class Candidate(NamedTuple):
+    """A pre-trained model to start from, one net, and the source that it was trained on."""
+
+    nets: Nets
+    source: ImageDataset
+    recipe: Recipe
+
+
+def pretrained(model: str, file: str | Path) -> Nets:
+    """A torchvision classifier with weights from a file that torchvision publishes for it (a state dict).
+
+    >>> nets = dtl.models.Nets("resnet18", 5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), f"{folder}/resnet18.pth")
+    ...     dtl.scores.pretrained("resnet18", f"{folder}/resnet18.pth").n_classes
+    5
+    """
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    nets = Nets(model, 2)
+    known = nets.backbone.state_dict().keys()
+    head = [value for key, value in state.items() if key not in known and "aux" not in key.lower()]
+    shapes = [tuple(value.shape) for value in head]
+    if known - state.keys() or len(head) != 2 or shapes[0] != (len(head[1]), nets.n_features):
+        raise InputError(f"{file} holds no weights of torchvision's {model}: give the file that belongs to it")
+    nets.backbone.load_state_dict({key: state[key] for key in known})
+    nets.weight, nets.bias = (
+        torch.nn.Parameter(head[0].T[None].clone()),
+        torch.nn.Parameter(head[1][None, None].clone()),
+    )
+    return nets
+
+
+def choose(
+    problem: TransferProblem,
+    candidates: Mapping[str, Candidate],
+    scores: Sequence[str] = tuple(SCORES),
+    truth: str = "full",
+    split: str = "validation",
+    seeds: int = 3,
+) -> xr.Dataset:
+    """From which of several pre-trained models should one start, by each score, and what would its choice cost?
+
+    Parameters
+    ----------
+    problem : gives the target; its source is not used
+    candidates : name -> net, source and recipe: at least four, of any architecture
+    scores, truth, split : as in `benchmark`
+    seeds : transfers of each candidate
+
+    Returns
+    -------
+    Dataset of `agreement`, with `value` (predictor, candidate), `accuracy` (candidate, seed), and for each predictor
+    the candidate `chosen` by it, `regret`, the test accuracy lost against the candidate that is best by the other
+    seeds, and its standard error `regret_stderr`. Baselines: the probe's accuracy on validation, images of the source,
+    parameters of the net
+
+    >>> quick = dtl.Recipe(epochs=1, finetune_epochs=1)
+    >>> nets = [dtl.baselines.full_source_nets(problem, quick, [s], "cpu") for s in range(4)]
+    >>> models = {f"seed {s}": dtl.scores.Candidate(net, problem.source, quick) for s, net in enumerate(nets)}
+    >>> dtl.scores.choose(problem, models, ["LogME"], seeds=2).chosen.sel(predictor="LogME").item() in models
+    True
+    """
+    if len(candidates) < 4 or seeds < 2:
+        raise InputError(f"give four candidates or more, and two seeds or more, not {len(candidates)} and {seeds}")
+    for name in scores:
+        choice(name, SCORES, "score")
+    names, accuracy, rows, values = list(candidates), np.empty((len(candidates), seeds)), [], []
+    for c, (nets, source, recipe) in enumerate(candidates.values()):
+        own = replace(problem, source=source, truth=None)
+        values.append(_score(_views(nets, own, recipe, np.ones((1, nets.n_classes), dtype=bool), split), scores)[0][0])
+        fixed = transfer(nets, own, [0], recipe, "fixed")["validation"].correct.float().mean().item()
+        rows.append((fixed, len(source), sum(p.numel() for p in nets.parameters())))
+        for s in range(seeds):
+            accuracy[c, s] = transfer(deepcopy(nets), own, [s], recipe, truth)["test"].correct.float().mean()
+    by_name = dict(zip(scores, np.transpose(values), strict=True))
+    by_name |= dict(zip(("probe on validation", "images", "parameters"), np.transpose(rows), strict=True))
+    chosen = np.array([np.argmax(row) for row in by_name.values()])
+    others = (accuracy.sum(1, keepdims=True) - accuracy) / (seeds - 1)
+    lost = accuracy[others.argmax(0), np.arange(seeds)] - accuracy[chosen]  # (predictor, seed)
+    return agreement(by_name, accuracy.mean(1)).assign(
+        value=(("predictor", "candidate"), np.stack([*by_name.values()])),
+        accuracy=(("candidate", "seed"), accuracy),
+        chosen=("predictor", np.array(names)[chosen]),
+        regret=("predictor", lost.mean(1)),
+        regret_stderr=("predictor", lost.std(1, ddof=1) / np.sqrt(seeds)),
+    ).assign_coords(candidate=names)  # fmt: skip

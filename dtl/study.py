@@ -290,20 +290,14 @@ class Study:
         """
         if self.weights is None:
             raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
-        models = np.asarray(models)
-        masks, seeds = self._subsets(int(models.max()) + 1), self.seeds(int(models.max()) + 1)
-        steps = np.array(
-            [schedule(int(n), self.recipe) for n in images_of(masks, self.problem.source, self.unit).sum(1)]
-        )
-        for plan in np.unique(steps[models], axis=0):
-            alike = models[(steps[models] == plan).all(1)]
-            for first in range(0, len(alike), self.recipe.models_at_once):
-                rows = alike[first : first + self.recipe.models_at_once]
-                own, where = seeds[rows].tolist(), resolve_device(device)
-                yield (
-                    rows,
-                    source_nets(self.problem.source, masks[rows], own, self.recipe, where, self.unit, self.weights),
-                )
+        wanted, most = np.asarray(models), max(models) + 1
+        masks, seeds, source = self._subsets(most), self.seeds(most), self.problem.source
+        steps = np.array([schedule(int(n), self.recipe) for n in images_of(masks, source, self.unit).sum(1)])
+        for plan in np.unique(steps[wanted], axis=0):
+            alike = wanted[(steps[wanted] == plan).all(1)]
+            for rows in np.split(alike, range(self.recipe.models_at_once, len(alike), self.recipe.models_at_once)):
+                where, own = resolve_device(device), seeds[rows].tolist()
+                yield rows, source_nets(source, masks[rows], own, self.recipe, where, self.unit, self.weights)
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
