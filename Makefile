@@ -26,9 +26,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
 	touch $@; echo "   installed in $$SECONDS s"
 
-book: $(INSTALLED) ## Execute every chapter and build the site into _build/html
+book: $(INSTALLED) ## Execute what changed and build the site into _build/html; PAGES=04-influence,05-removal for some
 	@SECONDS=0; echo "== Building the book: any warning or failed cell fails the build"; \
-	$(BIN)/python book/build.py; \
+	$(BIN)/python book/build.py $(PAGES); \
 	echo "   book built in $$SECONDS s"
 
 test: $(INSTALLED) ## Run the tests (those of the site need `make book` first)

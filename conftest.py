@@ -28,7 +28,7 @@ def example_names() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
-    """Examples run in an empty folder; `study` has eight models on subsets of classes, `examples` on subsets of images."""
+    """Examples run in an empty folder; `study` has eight models on classes, `examples` sixteen on single images."""
     if isinstance(request.node, pytest.DoctestItem):
         request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
         doctest_namespace.update(example_names())

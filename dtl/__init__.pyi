@@ -15,7 +15,6 @@ from . import removal as removal
 from . import results as results
 from . import study as study
 from . import testbed as testbed
-from . import tiles as tiles
 from . import training as training
 from . import transfer as transfer
 from . import widgets as widgets
@@ -25,6 +24,7 @@ from .data import Truth as Truth
 from .data import load as load
 from .datasets.folders import from_folders as from_folders
 from .design import subset_masks as subset_masks
+from .engine.files import influence_to_zarr as influence_to_zarr
 from .influence import Influence as Influence
 from .influence import estimate_influence as estimate_influence
 from .influence import linear_datamodeling_score as linear_datamodeling_score
@@ -40,5 +40,4 @@ from .removal import removal_curve as removal_curve
 from .study import Arm as Arm
 from .study import Study as Study
 from .study import retrain as retrain
-from .tiles import influence_to_zarr as influence_to_zarr
 from .training import Recipe as Recipe

@@ -23,10 +23,10 @@ from dtl import doctor as health
 from dtl._checks import Diverged, InputError, choice, whole
 from dtl.data import TransferProblem, reopen
 from dtl.design import DESIGNS
+from dtl.engine.files import check_file, write
 from dtl.engine.store import array_of, local_folder, marks_of, open_store
-from dtl.export import check_file, influence_table, read_results, write
 from dtl.removal import ORDERS, removal_curve, select
-from dtl.results import influence_of
+from dtl.results import open as open_results
 from dtl.study import Study
 from dtl.training import Recipe, resolve_device
 
@@ -198,10 +198,10 @@ def influence(
     """
     choice(by, ("all", "class"), "groups")
     whole("--top", top, 1)
-    file = check_file(Path(out), ".csv") if out else None
-    results = read_results(store)
-    found = influence_of(results, method, output, transfer, split, by)
-    table = influence_table(results, found, by)
+    if out:
+        check_file(Path(out), ".csv")
+    found = open_results(store).influence(method, output, transfer, split, by)
+    table = found.to_frame()
     print(f"{found.n_models} models, {found.method} of the {output} on {split} examples")
     width = max(len(str(name)) for name in table["source"])
     for name, group in table.groupby("target", sort=False):
@@ -211,8 +211,8 @@ def influence(
         for word, rows in (("helps", helpful), ("hurts", harmful)):
             for name, value, error in zip(rows["source"], rows["influence"], rows["stderr"], strict=True):
                 print(f"  {word}  {name!s:<{width}}  {value:+8.3f} +- {error:.3f}")
-    if file:
-        save(file, table)
+    if out:
+        save(out, table)
 
 
 def export(store: str, out: str) -> None:
@@ -225,11 +225,9 @@ def export(store: str, out: str) -> None:
         store: folder of the study
         out: FILE
     """
-    file = check_file(Path(out), ".nc", ".zarr.zip", ".csv")
-    results = read_results(store)
-    save(
-        file, influence_table(results, influence_of(results, by="class"), "class") if file.suffix == ".csv" else results
-    )
+    check_file(Path(out), ".nc", ".zarr.zip", ".csv")
+    results = open_results(store)
+    save(out, results.to_frame() if out.endswith(".csv") else results.data)
 
 
 def remove(
@@ -265,7 +263,8 @@ def remove(
     names, numbers = orders.split(","), counts.split(",")
     if not all(number.strip().isdecimal() for number in numbers):
         raise InputError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}")
-    file = check_file(Path(out), ".csv") if out else None
+    if out:
+        check_file(Path(out), ".csv")
     where = device if scheduler else str(resolve_device(device))
     ours = study_in(study, None, None, **data)
     found = ours.influence(method, output, by="all")
@@ -287,8 +286,8 @@ def remove(
     for order in names:
         best = select(curve, order)
         print(f"{order:<8} {best.count:>4}  {best.gain:+.3f} +- {best.stderr:.3f}")
-    if file:
-        save(file, curve.to_dataframe().reset_index())
+    if out:
+        save(out, curve.to_dataframe().reset_index())
 
 
 def train(
@@ -403,9 +402,8 @@ def client_of(scheduler: str | None) -> "Iterator[Client | None]":
         yield client
 
 
-def save(out: Path, data: Any) -> None:
-    write(out, data)
-    print(f"wrote {out}, {format_bytes(out.stat().st_size)}")
+def save(out: str, data: Any) -> None:
+    print(f"wrote {out}, {format_bytes(write(Path(out), data).stat().st_size)}")
 
 
 def folder_size(folder: Path) -> int:
@@ -477,7 +475,7 @@ class Parser(ArgumentParser):
         raise InputError(message) from ex
 
 
-COMMANDS = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove)}
+COMMANDS: Any = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove)}
 
 
 def main(arguments: list[str] | None = None) -> int:

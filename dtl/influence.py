@@ -13,16 +13,30 @@ The regressions are put on the same scale; where subset sizes differ they also r
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import scipy.stats
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError, listed
-from dtl._estimators import SOLVERS, reliability_of, sums_of_squares
-from dtl._inputs import checked, checked_design, from_first, precision
-from dtl.design import block_length
+from dtl._checks import InputError, choice, listed
+from dtl._estimators import (
+    SOLVERS,
+    checked,
+    from_first,
+    plain,
+    precision,
+    refuse_twins,
+    reliability_of,
+    sums_of_squares,
+)
+from dtl.design import block_length, checked_design
+
+if TYPE_CHECKING:
+    from dtl.data import TransferProblem
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +59,20 @@ class Influence:
     n_models : int
     dof : float
         Degrees of freedom of the standard errors, for the Student distribution of ``z``.
+    sources, targets : tuple of str
+        Names of the K rows and the n columns; numbers where the rows are examples, or the columns images or groups.
+        Empty for influences that were estimated from arrays.
+    by, split, output, transfer, unit : str
+        What a column is ("image", "class", "all" or "group"), of which split, output and transfer; what a row is.
+    problem : str
+        Name of the problem, and
+    data : mapping
+        the fingerprint of each of its parts.
+
+    Examples
+    --------
+    >>> influence.values.shape, influence.targets
+    ((24, 4), ('sky', 'chess', 'cards', 'travel'))
     """
 
     values: np.ndarray
@@ -54,6 +82,15 @@ class Influence:
     design: str
     n_models: int
     dof: float = math.inf
+    sources: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    by: str = ""
+    split: str = ""
+    output: str = ""
+    transfer: str = ""
+    unit: str = "class"
+    problem: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def z(self) -> np.ndarray:
@@ -65,12 +102,57 @@ class Influence:
 
         alternative : "two-sided", "greater" (does it help?) or "less" (does it hurt?)
 
-        >>> scipy.stats.false_discovery_control(influence.p_values(), axis=1) < 0.05  # doctest: +SKIP
+        >>> harmful = influence.p_values("less") < 0.05
+        >>> harmful.shape
+        (24, 4)
         """
         far = {"two-sided": np.abs(self.z), "greater": self.z, "less": -self.z}
-        if alternative not in far:
-            raise InputError(f"Unknown alternative {alternative!r}: choose one of {', '.join(far)}.")
+        choice(alternative, far, "alternative")
         return scipy.stats.t.sf(far[alternative], self.dof) * (2 if alternative == "two-sided" else 1)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row for each target and source: target, source, influence, stderr, reliability.
+
+        >>> influence.to_frame().query("target == 'sky'").nlargest(3, "influence").shape
+        (3, 5)
+        """
+        k, n = self.values.shape
+        sources, targets = self.sources or tuple(map(str, range(k))), self.targets or tuple(map(str, range(n)))
+        columns = {
+            "target": np.repeat(np.array(targets, dtype=object), k),
+            "source": np.tile(np.array(sources, dtype=object), n),
+            "influence": self.values.T.ravel(),
+            "stderr": self.stderr.T.ravel(),
+            "reliability": np.repeat(self.reliability, k),
+        }
+        return pd.DataFrame(columns)
+
+    def check(self, problem: "TransferProblem", by: str | None = None) -> None:
+        """InputError unless these are influences of the source of `problem` on its target.
+
+        Influences of a study are known by the fingerprints of its data. Those of arrays are known by their numbers of
+        rows and columns only.
+
+        by : "image" or "class", if a column for each image of their split, or for each target class, is needed
+
+        >>> influence.check(problem, by="class")
+        """
+        name, has = self.problem or "arrays", self.by or "other"
+        theirs = problem.fingerprints if self.data else {}
+        differ = [part for part, digest in theirs.items() if self.data.get(part) != digest]
+        if differ:
+            raise InputError(
+                f"the influences are of problem {name}, whose {', '.join(differ)} differ from those of {problem.name}: "
+                "estimate them from a study of this problem"
+            )
+        units, kind = (problem.source.n_classes, "classes") if self.unit == "class" else (len(problem.source), "images")
+        if len(self.values) != units:
+            raise InputError(f"influence is of {len(self.values)} {kind} but the source of {problem.name} has {units}")
+        images = problem.parts[f"target_{self.split or 'validation'}"]
+        n = {"image": len(images), "class": images.n_classes}.get(by or "", self.values.shape[1])
+        if self.values.shape[1] != n or (by and self.by and self.by != by):
+            call = "study.influence()" if by == "image" else f'study.influence(by="{by}")'
+            raise InputError(f"a column for each target {by} is needed, {n} in all, as {call} gives: these are {has}")
 
 
 def estimate_influence(
@@ -95,9 +177,9 @@ def estimate_influence(
 
     Raises
     ------
-    ValueError
-        If the arrays do not fit, an output is not finite, a class is in all or none of the subsets, or the models are
-        too few for the method.
+    InputError
+        If the arrays do not fit, an output is not finite or masked, every model is there twice, a class is in all or
+        none of the subsets, or the models are too few for the method.
 
     Notes
     -----
@@ -116,9 +198,9 @@ def estimate_influence(
     >>> estimate_influence(masks, [[3.0], [1.0], [5.0], [1.0]]).values.ravel().tolist()
     [3.0, -3.0]
     """
-    if method not in SOLVERS:
-        raise InputError(f"Unknown method {method!r}: choose one of {', '.join(SOLVERS)}.")
-    included, y = checked(np.asarray(masks), np.asarray(outputs))
+    choice(method, SOLVERS, "method")
+    included, y = checked(plain(masks, "masks"), plain(outputs, "outputs"))
+    refuse_twins(included, y)
     design = checked_design(included, design)
     n_classes, n_targets = included.shape[1], y.shape[1]
     dtype = precision(y) if method == "difference" else np.dtype(np.float64)
@@ -144,16 +226,18 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
 
     Raises
     ------
-    ValueError
+    InputError
         If the reliability is not in (0, 1), or the spread of the influences does not exceed their errors.
 
     Examples
     --------
-    >>> models_needed(influence, 0.9)  # doctest: +SKIP
-    398
+    >>> masks = dtl.subset_masks(20, 76)
+    >>> noise = np.random.default_rng(0).normal(size=(76, 1))
+    >>> models_needed(estimate_influence(masks, masks @ np.arange(20.0)[:, None] / 10 + noise), 0.9)
+    114
     """
     if not 0 < reliability < 1:
-        raise InputError(f"reliability must lie strictly between 0 and 1, got {reliability}.")
+        raise InputError(f"reliability must lie strictly between 0 and 1, got {reliability}")
     n_classes = len(influence.values)
     noise = float((influence.stderr**2).mean(axis=0).sum())
     spread = float(influence.values.var(axis=0).sum())
@@ -194,15 +278,18 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
 
     Raises
     ------
-    ValueError
+    InputError
         If shapes disagree, or no target varies.
 
     Examples
     --------
-    >>> linear_datamodeling_score(influence, new_masks, new_outputs)  # doctest: +SKIP
-    (0.52, 0.57)
+    >>> masks, effects = dtl.subset_masks(20, 60, "random"), np.linspace(-1, 1, 20)[:, None]
+    >>> y = masks @ effects + np.random.default_rng(0).normal(size=(60, 1))
+    >>> score, ceiling = linear_datamodeling_score(estimate_influence(masks[:40], y[:40], "ols"), masks[40:], y[40:])
+    >>> 0 < score <= 1, 0 < ceiling <= 1
+    (True, True)
     """
-    included, y = checked(np.asarray(masks), np.asarray(outputs), held_out=True)
+    included, y = checked(plain(masks, "masks"), plain(outputs, "outputs"), held_out=True)
     n_classes, n_targets = influence.values.shape
     if included.shape[1] != n_classes or y.shape[1] != n_targets:
         raise InputError(
@@ -229,36 +316,20 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
 def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
     """Mean output of every group of targets, to estimate influences on groups with errors that respect shared models.
 
-    Parameters
-    ----------
-    outputs : array_like
-        Shape (m, n).
-    groups : array_like
-        Integers, shape (n,): group of each target, 0 to G - 1, none of them empty.
+    outputs : (m, n);  groups : integers (n,), group of each target, 0 to G - 1, none of them empty. Gives (m, G),
+    float64; InputError if shapes disagree or a group is empty.
 
-    Returns
-    -------
-    np.ndarray
-        Shape (m, G), float64.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, or groups are not 0 to G - 1.
-
-    Examples
-    --------
     >>> group_means([[1.0, 3.0, 5.0]], [0, 0, 1]).tolist()
     [[2.0, 5.0]]
     """
-    outputs, groups = np.asarray(outputs), np.asarray(groups)
+    outputs, groups = plain(outputs, "outputs"), np.asarray(groups)
     if outputs.ndim != 2 or groups.shape != outputs.shape[1:]:
-        raise InputError(f"groups must give one group per target: shapes {groups.shape} and {outputs.shape} disagree.")
+        raise InputError(f"groups must give one group per target: shapes {groups.shape} and {outputs.shape} disagree")
     if not np.issubdtype(groups.dtype, np.integer) or (groups < 0).any():
-        raise InputError("groups must be non-negative integers.")
+        raise InputError("groups must be non-negative integers")
     counts = np.bincount(groups)
     if (counts == 0).any():
-        raise InputError(f"Groups must be numbered without gaps: no target in {listed(counts == 0)}.")
+        raise InputError(f"groups must be numbered without gaps: no target in {listed(counts == 0)}")
     return outputs @ (groups[:, None] == np.arange(len(counts))).astype(np.float64) / counts
 
 

@@ -87,12 +87,11 @@ def subpopulations(
     ------
     ValueError : too few models to halve, fewer examples than groups, or fewer than two classes of that side
 
-    >>> masks = dtl.subset_masks(20, 80, seed=0)
-    >>> group = np.repeat([0, 1], 10)                       # source class g helps the examples of group g
-    >>> outputs = 2.0 * masks[:, group] + np.random.default_rng(0).normal(size=(80, 20))
-    >>> found = dtl.subpopulations(masks, outputs)
-    >>> int(np.bincount(found.group[:10]).max()), found.influence.values.shape
-    (10, (20, 2))
+    >>> masks = dtl.subset_masks(20, 76)                # classes 0 and 1 help five examples, 2 and 3 the others
+    >>> outputs = np.repeat(masks[:, :4] @ [[3.0, 0], [3, 0], [0, 3], [0, 3]], 5, axis=1)
+    >>> outputs += np.random.default_rng(0).normal(size=outputs.shape)
+    >>> dtl.subpopulations(masks, outputs, n_groups=2).group.tolist()
+    [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
     """
     included, outputs = np.asarray(masks, dtype=bool), np.asarray(outputs, dtype=np.float64)
     if side not in SIDES:

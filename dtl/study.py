@@ -21,13 +21,13 @@ from zarr.abc.store import Store as ZarrStore
 from dtl._checks import Diverged, InputError, check_number, whole
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
+from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
-from dtl.engine.store import FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
+from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
 from dtl.engine.workers import Run, train
 from dtl.influence import Influence
 from dtl.models import PARALLEL
-from dtl.results import ARRAYS, comparable, influence_of, outputs_of, results_of
-from dtl.tiles import influence_to_zarr
+from dtl.results import Results, results_of
 from dtl.training import Recipe, check_size, resolve_device, schedule
 from dtl.transfer import REGIMES
 
@@ -291,11 +291,11 @@ class Study:
     @property
     def masks(self) -> np.ndarray:
         """The source classes (or images) of each finished model, bool (models, units)."""
-        return self.results["mask"].values
+        return Results(self.results).masks
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
-        return outputs_of(self.results, output, transfer, split).values.astype(np.float32)
+        return Results(self.results).outputs(output, transfer, split)
 
     def influence(
         self,
@@ -305,17 +305,12 @@ class Study:
         split: str = "validation",
         by: str | np.ndarray | None = None,
     ) -> Influence:
-        """`estimate_influence` on the finished models of this study.
+        """`estimate_influence` on the finished models: see `Results.influence`.
 
-        method : default is "difference", or "ols" where the subsets of whole balanced blocks differ in size, so that
-            the differences would share a part of the effect of the size
-        by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
-            or an int array with the group of each example; outputs are averaged within a group first, so that the
-            errors are right
-
-        >>> study.influence(by="class").reliability
+        >>> study.influence(by="class").reliability.shape
+        (4,)
         """
-        return influence_of(self.results, method, output, transfer, split, by)
+        return Results(self.results).influence(method, output, transfer, split, by)
 
     def influence_to_zarr(
         self,
@@ -325,30 +320,15 @@ class Study:
         split: str = "validation",
         tile: tuple[int, int] = (4096, 1024),
     ) -> xr.Dataset:
-        """`influence("difference")` out of core, for more source examples than memory holds; resumes what was killed.
+        """`influence("difference")` from disk to disk, for more source examples than memory holds.
 
-        Masks of examples stay packed, and masks and outputs on disk, until a tile of s units x t targets needs them.
+        store : new folder, or Zarr store, of the influences; tile : see `dtl.influence_to_zarr`
 
-        Parameters
-        ----------
-        store : folder or Zarr store of the influences, another one than that of the study
-        output, transfer, split : as in `influence`
-        tile : (s, t); see `dtl.influence_to_zarr` for the memory that it takes
-
-        Returns
-        -------
-        Dataset, read when used: `influence` and `stderr` (source, target), in units of the output, `reliability`
-        (target)
-
-        Raises
-        ------
-        ValueError : as `influence`; or the store holds influences of other models (some have been trained since), of
-            another output, or something else
-
-        >>> found = study.influence_to_zarr("influence.zarr", tile=(4096, 1024))
-        >>> found.influence[:, 7].values.argsort()[:5]      # the source examples that hurt target example 7 most
+        >>> found = study.influence_to_zarr("influence.zarr")
+        >>> found.influence[:, 7].values.argsort()[:5].shape    # the classes that hurt target example 7 most
+        (5,)
         """
-        outputs = comparable(self.results, output, transfer, split)
+        outputs = Results(self.results).comparable(output, transfer, split)
         masks: Any = read(self.store.open(), "mask").isel(model=outputs["model"].values).data
         n_units = None if self.unit == "class" else self.n_units
         return influence_to_zarr(masks, outputs.data, store, self.design, n_units, tile)

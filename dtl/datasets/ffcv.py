@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dtl._batches import Batches, Images
+from dtl._batches import Batches, Images, Steps
 from dtl._checks import InputError
 from dtl.data import ImageDataset
 from dtl.datasets.folders import list_tree, open_rgb, to_rgb
@@ -370,7 +370,7 @@ class BetonBatches(Batches):
         drawn = (self.dataset.draw(index, rng) for index in order)
         return np.stack([np.column_stack(crops_and_flips) for crops_and_flips in drawn]).astype(np.int32)
 
-    def load(self, order: Sequence[torch.Tensor], draws: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    def load(self, order: Steps, draws: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         schedule = self.dataset.schedule if draws is not None and self.augment else None
         sizes = [schedule and schedule.resolution(step * schedule.epochs // len(order)) for step in range(len(order))]
         steps = zip(order, [None] * len(order) if draws is None else draws, sizes, strict=True)

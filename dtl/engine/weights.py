@@ -48,7 +48,7 @@ def source_nets(
     except ValueError as error:
         logger.warning("%s: its models are trained again", error)
     if states:
-        nets = stack(Nets(recipe.model, source.n_classes, len(masks), recipe.widths), states)
+        nets = stack(states, recipe.model, source.n_classes, recipe.widths)
         return nets.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
     nets = train_sources(source, masks, seeds, recipe, device, unit)
     folder.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,8 @@ def train(
 
     workers : processes of this machine that share its GPUs, or its cores; None for a thread a core, or one for a GPU
     """
-    jobs, here = {}, ()
+    jobs: dict[Future, np.ndarray] = {}
+    here: Any = ()
     with _pool(run.device, client, workers) as pool, TemporaryDirectory() as shared:
         if isinstance(pool, _Threads):
             here = (problem, store)
@@ -110,11 +111,11 @@ class _Threads(ThreadPoolExecutor):
         super().__init__(n)
         self.busy: set[int] = set()
 
-    def submit(self, fn: Any, /, *args: Any) -> Future:
+    def submit(self, fn: Any, /, *args: Any, **options: Any) -> Future:
         def tracked() -> Any:
             self.busy.add(threading.get_ident())
             try:
-                return fn(*args)
+                return fn(*args, **options)
             finally:
                 self.busy.discard(threading.get_ident())
 
@@ -154,8 +155,8 @@ _DEVICE: str | None = None  # of this process, where several share the GPUs
 def _pool(device: str, client: "Client | None", workers: int | None) -> Iterator[Executor]:
     """What runs the batches."""
     if client is not None:
-        limits = client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()
-        if any(limit and int(limit) < KEEP_FREED["MALLOC_TRIM_THRESHOLD_"] for limit in limits):
+        limits: Any = client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_")
+        if any(limit and int(limit) < KEEP_FREED["MALLOC_TRIM_THRESHOLD_"] for limit in limits.values()):
             logger.warning(
                 "Dask's workers give freed memory back at each step, which takes 1.7 times the processor time for "
                 'small nets: dask.config.set({"distributed.nanny.pre-spawn-environ": %s}) before the cluster starts',
