@@ -317,12 +317,10 @@ def test_resume_says_what_it_lacks(problem, recipe, tmp_path):
 
 
 def test_status_reads_no_results_and_no_images(store, no_data, tmp_path):
-    copy = tmp_path / "copy"
-    for path in store.rglob("*"):
-        if path.is_file() and (path.name == "zarr.json" or "done" in path.parts):
-            target = copy / path.relative_to(store)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
+    copy = shutil.copytree(store, tmp_path / "copy")
+    for path in copy.rglob("c/**/*"):
+        if path.is_file() and not {"done", "digest"} & {*path.parts}:
+            path.write_bytes(b"cannot be read")
     out = call("status", copy)
     for found in ("load testbed", "24 source, 4 target", "12 done, 0 missing", "balanced", "epochs 1", f"{copy}, "):
         assert found in out
@@ -400,6 +398,18 @@ def test_parts_of_a_study_are_merged(reference, tmp_path):
     assert "required: merge.stores" in call("merge", tmp_path / "all", code=2)
 
 
+def test_a_chunk_that_is_lost_is_named_and_trained_again(reference, tmp_path, caplog):
+    path, folder = saved(tmp_path), tmp_path / "kept/toy"
+    call("run", path)
+    (folder / "margin/c/0/1/0").unlink()
+    out = call("status", folder)
+    assert "8 done, 4 missing" in out and "lost      margin/c/0/1/0\n" in out and "resume" in out
+    assert "8 models, difference" in call("influence", folder)
+    assert "lacks margin/c/0/1/0: run again, which trains the models" in caplog.text
+    assert "12 models done" in call("run", path)
+    same(folder, reference)
+
+
 def test_a_damaged_chunk_is_named_and_trained_again_on_request(reference, tmp_path):
     path, folder = saved(tmp_path), tmp_path / "kept/toy"
     call("run", path)
@@ -421,11 +431,11 @@ def test_weights_are_kept_where_asked(tmp_path, monkeypatch):
 
 def test_a_dry_run_writes_nothing_and_counts_what_is_missing(tmp_path):
     path = saved(tmp_path)
-    assert "12 models to train: about " in call("run", path, "--dry-run")
+    assert "12 models to train: " in call("run", path, "--dry-run")
     assert list(tmp_path.iterdir()) == [path]
     call("run", path, "--models", 4)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    assert "8 models to train: about " in call("run", path, "--dry-run")
+    assert "8 models to train: " in call("run", path, "--dry-run")
     assert "No model is missing." in call("resume", tmp_path / "kept/toy", *BY_FLAGS, "--dry-run")
     assert "8 models to train" in call("resume", tmp_path / "kept/toy", *BY_FLAGS, "--models", N, "--dry-run")
     assert "14 models to train" in call("remove", tmp_path / "kept/toy", *BY_FLAGS, "--counts", "2,4", "--seeds", 2,

@@ -110,11 +110,14 @@ class _Threads(ThreadPoolExecutor):
     def __init__(self, n: int) -> None:
         super().__init__(n)
         self.busy: set[int] = set()
+        self.stopped = False
 
     def submit(self, fn: Any, /, *args: Any, **options: Any) -> Future:
         def tracked() -> Any:
             self.busy.add(threading.get_ident())
             try:
+                if self.stopped:  # one that is not busy yet when it is stopped
+                    raise KeyboardInterrupt
                 return fn(*args, **options)
             finally:
                 self.busy.discard(threading.get_ident())
@@ -123,6 +126,7 @@ class _Threads(ThreadPoolExecutor):
 
     def stop(self) -> None:
         """Raise in each what Ctrl+C raises in the main thread alone, at its next step of Python."""
+        self.stopped = True
         for thread in [*self.busy]:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
 
