@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
 from dtl._checks import InputError, check_number
+from dtl._retrain import Arm, retrain
 from dtl.influence import Influence
-from dtl.study import Arm, Study, retrain
+from dtl.study import Study
 
 if TYPE_CHECKING:
     from distributed import Client

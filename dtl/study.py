@@ -3,9 +3,8 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from numbers import Integral
@@ -13,22 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import Diverged, InputError, check_number, whole
+from dtl._checks import Diverged, InputError, whole
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
 from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
 from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
+from dtl.engine.views import done_in, save_missing, stores_of, with_views
+from dtl.engine.weights import source_nets
 from dtl.engine.workers import Run, train
 from dtl.influence import Influence
-from dtl.models import PARALLEL
+from dtl.models import PARALLEL, Nets
 from dtl.results import Results, results_of
-from dtl.training import Recipe, check_size, resolve_device, schedule
+from dtl.training import Recipe, check_size, images_of, resolve_device, schedule
 from dtl.transfer import REGIMES
 
 if TYPE_CHECKING:
@@ -96,7 +96,14 @@ class Study:
             subset_masks(self.n_units, 2, design, fraction, self.seed)  # raises now what it would raise later
         else:
             self.design, self.given = None, self._given(design)
+        fragile = [part for part in ("source", "target_train") if problem.parts[part].still]
+        if self.recipe.augment and fragile:
+            raise InputError(
+                f"what is planted in {' and '.join(fragile)} would not survive shifts and flips: set augment=0 in the "
+                "recipe, or plant something that does, such as a tint"
+            )
         self.store = Store(store, self.settings)
+        self.stores = {"": self.store, **stores_of(self.store, problem)}
 
     def __repr__(self) -> str:
         done = self.results.sizes["model"] if self.store.ready else 0
@@ -157,30 +164,29 @@ class Study:
         masks = self._subsets(n_models)
         if not 0 <= start < len(masks):
             raise InputError(f"start must be 0 to {len(masks) - 1}, not {start}")
-        if self.store.ready and not repair:
-            done = marks_of(self.store.open()).done[start : len(masks)]
-            if len(done) == len(masks) - start and done.all():
-                return self  # also where the store cannot be written to
+        if self.store.ready and not repair and done_in(self.stores, len(masks))[start:].all():
+            return self  # also where the store cannot be written to
         if client is None:
             device = str(resolve_device(device))
         if workers is not None and (whole("workers", workers, 1) and client):
             raise InputError("give workers (processes of this machine) or client (a Dask cluster), not both")
         diverged, seeds = [], self.seeds(len(masks))
         with self.store.lock():
-            for chunk in self.store.repair(ARRAYS) if repair else ():
-                logger.warning("%s of %s was damaged: its models are not done", chunk, self.store.zarr)
+            for view, store in self.stores.items() if repair else ():
+                for chunk in store.repair(("mask", "seed", "logits") if view else ARRAYS):
+                    logger.warning("%s of %s was damaged: its models are not done", chunk, store.zarr)
             root, run = self._prepare(masks, device)
-            done, size = marks_of(root).done[: len(masks)], self.recipe.models_at_once
+            done, size = done_in(self.stores, len(masks)), self.recipe.models_at_once
             done[:start] = True
             chunks = np.split(np.arange(len(masks)), range(size, len(masks), size))
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
             with (
                 progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar,
-                closing(train(run, self.problem, self.store, masks, seeds, batches, client, workers)) as trained,
+                closing(train(run, self.problem, self.stores, masks, seeds, batches, client, workers)) as trained,
             ):
                 for batch in trained:
                     if batch.outputs is not None:
-                        self.store.save(root, batch.rows, batch.outputs)
+                        save_missing(self.stores, run.id, batch.rows, batch.outputs)
                     self.store.record(root, device=batch.device)
                     diverged.extend(batch.diverged.tolist())
                     bar.update(len(batch.rows))
@@ -257,14 +263,9 @@ class Study:
         split = np.repeat(np.arange(2, dtype=np.int8), [len(target) for target in targets])
         date = datetime.now(UTC).isoformat(timespec="seconds")
         versions = {name: version(name) for name in ("dtl", "torch", "torchvision", "numpy", "zarr")}
-        root = self.store.prepare(
-            constants={"label": labels, "split": split},
-            per_model={
-                "mask": masks if self.unit == "class" else np.packbits(masks, axis=1),
-                "seed": self.seeds(len(masks)),
-            },
-            outputs=OUTPUTS,
-            shape=(len(self.transfer), len(labels)),
+        per_model = {"mask": masks if self.unit == "class" else np.packbits(masks, axis=1)}
+        common = dict(
+            per_model=per_model | {"seed": self.seeds(len(masks))},
             batch=self.recipe.models_at_once,
             attributes={
                 "problem": self.problem.name,
@@ -275,6 +276,12 @@ class Study:
             },
             run={"id": run.id, "date": date, "models": len(masks), "device": "", **versions, **facts},
         )
+        shape = len(self.transfer), len(labels)
+        root = self.store.prepare({"label": labels, "split": split}, outputs=OUTPUTS, shape=shape, **common)
+        for view, store in self.stores.items():
+            if view:
+                logits = shape[0], shape[1] * self.problem.target_train.n_classes
+                store.prepare({}, outputs={"logits": "float32"}, shape=logits, **common)
         return root, run
 
     @property
@@ -283,15 +290,40 @@ class Study:
 
         Dimensions model, source, target (validation examples, then test) and transfer; variables mask, seed, margin,
         probability, correct, prediction; coordinates source (class names, or numbers of images), split, label.
+        A problem with views has their targets behind those (split "test/<view>"), and logits (transfer, model, target,
+        class) of all; models that are not done in every view are not there.
         """
         if not self.store.ready:
             raise InputError("this study has no results yet: call run(n_models) first")
-        return results_of(self.store.open())
+        results = results_of(self.store.open())
+        roots = {view: store.open() for view, store in self.stores.items() if view and store.ready}
+        return with_views(results, roots) if len(roots) == len(self.stores) - 1 > 0 else results
 
     @property
     def masks(self) -> np.ndarray:
         """The source classes (or images) of each finished model, bool (models, units)."""
         return Results(self.results).masks
+
+    def nets(self, models: Sequence[int], device: str = "auto") -> Iterator[tuple[np.ndarray, Nets]]:
+        """The source models of these numbers, some side by side at a time, (numbers, nets), from the folder `weights`.
+
+        InputError without such a folder: nets trained again elsewhere agree with the outputs only in distribution.
+
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(4, progress=False)
+        ...     [(numbers.tolist(), nets.n_models) for numbers, nets in kept.nets([0, 3])]
+        [([0, 3], 2)]
+        """
+        if self.weights is None:
+            raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
+        wanted, most = np.asarray(models), max(models) + 1
+        masks, seeds, source = self._subsets(most), self.seeds(most), self.problem.source
+        steps = np.array([schedule(int(n), self.recipe) for n in images_of(masks, source, self.unit).sum(1)])
+        for plan in np.unique(steps[wanted], axis=0):
+            alike = wanted[(steps[wanted] == plan).all(1)]
+            for rows in np.split(alike, range(self.recipe.models_at_once, len(alike), self.recipe.models_at_once)):
+                where, own = resolve_device(device), seeds[rows].tolist()
+                yield rows, source_nets(source, masks[rows], own, self.recipe, where, self.unit, self.weights)
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
@@ -304,13 +336,15 @@ class Study:
         transfer: str | None = None,
         split: str = "validation",
         by: str | np.ndarray | None = None,
+        part: str = "whole",
+        target: str = "new",
     ) -> Influence:
         """`estimate_influence` on the finished models: see `Results.influence`.
 
         >>> study.influence(by="class").reliability.shape
         (4,)
         """
-        return Results(self.results).influence(method, output, transfer, split, by)
+        return Results(self.results).influence(method, output, transfer, split, by, part, target)
 
     def influence_to_zarr(
         self,
@@ -332,125 +366,3 @@ class Study:
         masks: Any = read(self.store.open(), "mask").isel(model=outputs["model"].values).data
         n_units = None if self.unit == "class" else self.n_units
         return influence_to_zarr(masks, outputs.data, store, self.design, n_units, tile)
-
-
-@dataclass(frozen=True, eq=False)
-class Arm:
-    """One way to train again: what differs from the study that the arms of `retrain` are of.
-
-    Parameters
-    ----------
-    problem : another source or target, judged on as many evaluation images; default the study's
-    masks : bool (units,), or (seeds, units) with a subset for each seed; default the whole source
-    steps : optimiser steps of source training, a number or "full", those of the whole source; default what the recipe
-        gives a subset of this size
-    recipe : other settings; default the study's
-
-    >>> dtl.study.Arm(masks=np.arange(24) > 3, steps="full").steps
-    'full'
-    """
-
-    problem: TransferProblem | None = None
-    masks: np.ndarray | None = None
-    steps: int | str | None = None
-    recipe: Recipe | None = None
-
-
-def retrain(
-    study: Study,
-    arms: Mapping[str, "Arm | TransferProblem | np.ndarray"],
-    seeds: int = 10,
-    *,
-    transfer: str | Sequence[str] | None = None,
-    store: str | Path | None = None,
-    weights: str | Path | None = None,
-    seed: int | None = None,
-    device: str = "auto",
-    client: "Client | None" = None,
-    progress: bool = True,
-) -> xr.Dataset:
-    """Train again in several ways, several times each, and judge all of them on the same images.
-
-    Parameters
-    ----------
-    study : gives problem, recipe, unit and transfer; its models are not used
-    arms : name -> a subset bool (units,), one for each seed (seeds, units), a problem (all of its source), or `Arm`
-    seeds : retrainings of each arm
-    transfer : a regime, or several side by side; default the study's first
-    store : folder that keeps the outputs, so that a killed call resumes; a numbered folder within for each problem and
-        recipe, if the arms have several
-    weights : folder where source weights are kept, so that arms that differ in the target or the transfer train once
-    seed : of the retrainings; the default is one more than the study's, whose models must not be judge in their own
-        cause
-    device, client, progress : as in `Study.run`
-
-    Returns
-    -------
-    Dataset (arm, seed, target), with `transfer` first if several were given: margin, probability, correct, prediction
-    (and logits, for a problem with views), read when used; coordinates arm, seed, split and label (target). Arms of one
-    problem and recipe have models of their own; the n-th arm of another problem starts from the same initial weights
-    and orders, seed by seed, as the n-th of the first.
-
-    Raises
-    ------
-    InputError : no arm, or one that does not fit the study; before any training
-
-    >>> without = np.arange(problem.source.n_classes) != 8
-    >>> again = dtl.retrain(study, {"full": problem, "without": without}, seeds=2, progress=False)
-    >>> again.correct.where(again.split == "test").mean("target").dims
-    ('arm', 'seed')
-    """
-    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
-    if not arms:
-        raise InputError("give at least one arm: a name with a subset, a problem, or an Arm")
-    regimes = study.transfer[:1] if transfer is None else transfer
-    groups: dict[tuple[TransferProblem, Recipe], dict[str, np.ndarray]] = {}
-    for name, given in arms.items():
-        arm = Arm(problem=given) if isinstance(given, TransferProblem) else given
-        arm = arm if isinstance(arm, Arm) else Arm(masks=arm)
-        problem, recipe = arm.problem or study.problem, arm.recipe or study.recipe
-        _check_judges(name, problem, study.problem)
-        if arm.steps is not None:
-            steps = schedule(len(problem.source), recipe)[0] if arm.steps == "full" else arm.steps
-            recipe = replace(recipe, steps=steps)
-        n_units = problem.source.n_classes if study.unit == "class" else len(problem.source)
-        masks = np.ones(n_units, dtype=bool) if arm.masks is None else np.asarray(arm.masks)
-        if masks.dtype != bool or masks.shape not in ((n_units,), (seeds, n_units)):
-            raise InputError(
-                f"arm {name!r} needs a subset, bool ({n_units},) or ({seeds}, {n_units}), not {masks.dtype} "
-                f"{masks.shape}"
-            )
-        groups.setdefault((problem, recipe), {})[name] = np.broadcast_to(masks, (seeds, n_units))
-    seed, again = study.seed + 1 if seed is None else seed, []
-    for number, ((problem, recipe), members) in enumerate(groups.items()):
-        folder = store if store is None or len(groups) == 1 else local_folder(store) / str(number)
-        masks = np.concatenate(list(members.values()))
-        again.append(Study(problem, recipe, masks, regimes, folder, seed, unit=study.unit, weights=weights))
-    found = [
-        _by_arm(part.run(device=device, client=client, progress=progress).results, list(members), seeds)
-        for part, members in zip(again, groups.values(), strict=True)
-    ]
-    judged = xr.concat(found, "arm").sel(arm=list(arms)) if len(found) > 1 else found[0]
-    judged = judged.assign_attrs(problem=study.problem.name, seeds=seeds, unit=study.unit)
-    return judged if not (transfer is None or isinstance(transfer, str)) else judged.isel(transfer=0)
-
-
-def _check_judges(arm: str, problem: TransferProblem, ours: TransferProblem) -> None:
-    """InputError unless the models of an arm are judged on images of the same labels as those of the study."""
-    for split in SPLITS:
-        theirs, judge = problem.parts[f"target_{split}"], ours.parts[f"target_{split}"]
-        if theirs.classes != judge.classes or not torch.equal(theirs.labels, judge.labels):
-            raise InputError(
-                f"arm {arm!r} has {split} images of other labels than the study: judge all arms on the same"
-            )
-
-
-def _by_arm(results: xr.Dataset, arms: list[str], seeds: int) -> xr.Dataset:
-    """Outputs (transfer, model, target, ...) of models in the order of arms and seeds, the two told apart."""
-    found = {
-        name: (("transfer", "arm", "seed", *v.dims[2:]), v.data.reshape(len(v), len(arms), seeds, *v.shape[2:]))
-        for name, v in results.data_vars.items()
-        if v.dims[:2] == ("transfer", "model")
-    }
-    targets = {name: results[name] for name in ("transfer", "split", "label")}
-    return xr.Dataset(found, {"arm": arms, "seed": np.arange(seeds)} | targets)

@@ -8,7 +8,6 @@ also shift the statistics that training and transfer normalise by, in every imag
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -208,31 +207,6 @@ def check_images(images: torch.Tensor) -> None:
         raise InputError(f"a change is made to uint8 images (n, 3, h, w), not {images.dtype} {tuple(images.shape)}")
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Changed(ImageDataset):
-    """Images some of which were changed, normalised by the statistics of those they were made from.
-
-    still : whether shifts and flips would destroy what was planted, so that recipes that augment are refused
-    """
-
-    normalisation: tuple[torch.Tensor, torch.Tensor] = (torch.zeros(3), torch.ones(3))
-    still: bool = False
-
-    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.normalisation
-
-    def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "Changed":
-        part = super().subset(index)
-        return replace(self, images=part.images, labels=part.labels)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of pixels, labels, class names and normalisation."""
-        own = ImageDataset(self.images, self.labels, self.classes).fingerprint
-        numbers = torch.cat(self.normalisation).double().numpy().tobytes()
-        return hashlib.sha256(own.encode() + numbers).hexdigest()
-
-
 def changed(dataset: ImageDataset, changes: Sequence[Change], which: ArrayLike) -> ImageDataset:
     """The dataset with change `which[i]` made to image i, none where it is -1.
 
@@ -251,8 +225,8 @@ def changed(dataset: ImageDataset, changes: Sequence[Change], which: ArrayLike) 
         if found.dtype != torch.uint8 or found.shape != images[chosen].shape:
             raise InputError(f"{change} must give uint8 images of the size it gets, not {found.dtype} {found.shape}")
         images[chosen] = found
-    still = getattr(dataset, "still", False) or any(getattr(change, "still", True) for change in changes)
-    return Changed(images, dataset.labels, dataset.classes, dataset.statistics(), still)
+    still = dataset.still or any(getattr(change, "still", True) for change in changes)
+    return replace(dataset, images=images, normalisation=dataset.statistics(), still=still)
 
 
 def plant(

@@ -327,8 +327,10 @@ def marks_of(root: zarr.Group, search: bool = True) -> Marks:
     done, digests, lost, folder = np.asarray(read(root, "done")), {}, [], _folder(root)
     if "digest" in root:  # stores of dtl 0.1 have none
         digests = dict(zip(_columns(root), np.asarray(read(root, "digest")).T, strict=True))
-    saved = done | np.resize(digests.get("seed", 0), done.shape).astype(bool)  # or killed before they were marked
-    for name in ("done", *["digest"][: len(digests)], *ARRAYS[2:]):
+    saved = done.copy()  # or killed before they were marked
+    saved[: len(digests.get("seed", ()))] |= digests.get("seed", saved[:0]) > 0
+    known: Any = root.attrs.get("arrays", ("done", *ARRAYS[2:]))
+    for name in (name for name in known if "model" in _dims(array_of(root, name))):
         array = array_of(root, name)
         axis, wanted = _dims(array).index("model"), saved if name == "done" else done.copy()
         if not np.flatnonzero(done).max(initial=-1) < array.shape[axis] <= len(done):

@@ -16,7 +16,9 @@ from dtl.training import Recipe, images_of, train_sources
 
 logger = logging.getLogger(__name__)
 
-OTHER_SETTINGS = ("probe_l2", "finetune_epochs", "finetune_lr", "models_at_once")  # of a recipe: not of its sources
+OTHER_SETTINGS = (  # of a recipe: not of its sources
+    "probe_l2", "finetune_epochs", "finetune_lr", "finetune_weight_decay", "models_at_once",
+)  # fmt: skip
 
 
 def source_nets(

@@ -12,11 +12,11 @@ import os
 import platform
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,11 +28,13 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.backend import get_context
 
 from dtl._checks import InputError
-from dtl.data import TransferProblem, reopen, save
-from dtl.engine.store import SPLITS, Store, array_of
+from dtl.data import PLAIN, TransferProblem, reopen
+from dtl.datasets.saved import save
+from dtl.engine.store import SPLITS, Store
+from dtl.engine.views import done_in, save_missing, splits_of, stores_of
 from dtl.engine.weights import finite, source_nets, zero_diverged
 from dtl.training import Recipe, images_of, resolve_device, schedule
-from dtl.transfer import Outputs, transfer
+from dtl.transfer import Outputs, outputs, target_logits
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -62,12 +64,13 @@ class Run:
     weights: Path | None
     origin: dict[str, Any] | None = None
     store: Path | None = None
+    views: Mapping[str, Any] = field(default_factory=dict)  # name -> change of images
 
 
 def train(
     run: Run,
     problem: TransferProblem,
-    store: Store,
+    stores: Mapping[str, Store],
     masks: np.ndarray,
     seeds: np.ndarray,
     batches: list[np.ndarray],
@@ -76,16 +79,18 @@ def train(
 ) -> Generator[Batch, None, None]:
     """Train batches of models (rows of `masks`) in parallel; yields each when it is done.
 
+    stores : that of the study under "", and those of views (`dtl.engine.views`)
     workers : processes of this machine that share its GPUs, or its cores; None for a thread a core, or one for a GPU
     """
     jobs: dict[Future, np.ndarray] = {}
     here: Any = ()
+    store = stores[""]
     with _pool(run.device, client, workers) as pool, TemporaryDirectory() as shared:
         if isinstance(pool, _Threads):
-            here = (problem, store)
+            here = (problem, stores)
         else:
             folder = Path(shared) if store.folder is None and client is None else store.folder
-            run = replace(run, origin=publish(problem, folder), store=store.folder)
+            run = replace(run, origin=publish(problem, folder), store=store.folder, views=problem.views)
         try:
             for rows in batches:
                 jobs[pool.submit(work, run, rows, np.packbits(masks[rows], axis=1), seeds[rows], *here)] = rows
@@ -183,19 +188,20 @@ def work(
     packed: np.ndarray,
     seeds: np.ndarray,
     problem: TransferProblem | None = None,
-    store: Store | None = None,
+    stores: Mapping[str, Store] | None = None,
 ) -> Batch:
     """Train one batch of models and save it, unless it is there already: Dask may repeat what a lost worker has done.
 
-    packed : masks of the rows, by `np.packbits`;  problem, store : opened by name if not given
+    packed : masks of the rows, by `np.packbits`;  problem, stores : opened by name if not given
     """
     if problem is None:
-        problem = open_problem(run.origin or {}, run.settings["data"])
-    store = store or Store(run.store, run.settings)
+        problem = open_problem(run.origin or {}, run.settings["data"], run.views)
+    if stores is None:
+        store = Store(run.store, run.settings)
+        stores = {"": store, **stores_of(store, problem)}
     settings, device = run.settings, resolve_device(_DEVICE or run.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    root = store.open_during(run.id)
-    if root is not None and np.asarray(array_of(root, "done"))[rows].all():
+    if stores[""].open_during(run.id) is not None and done_in(stores, int(rows[-1]) + 1, search=False)[rows].all():
         return Batch(rows, None, rows[:0], where)
     units = problem.source.n_classes if settings["unit"] == "class" else len(problem.source)
     masks = np.unpackbits(packed, axis=1, count=units).astype(bool)
@@ -204,10 +210,8 @@ def work(
     outputs = train_batch(problem, masks, seeds, recipe, regimes, str(device), settings["unit"], *kept)
     good = np.isfinite(outputs["margin"]).all((0, 2))
     found = {name: values[:, good] for name, values in outputs.items()}
-    root = store.open_during(run.id)  # again: another run may have begun
-    if root is not None:
-        store.save(root, rows[good], found)
-    return Batch(rows[good], found if root is None else None, rows[~good], where)
+    saved = save_missing(stores, run.id, rows[good], found)  # asks again: another run may have begun
+    return Batch(rows[good], None if saved else found, rows[~good], where)
 
 
 def train_batch(
@@ -222,12 +226,16 @@ def train_batch(
 ) -> dict[str, np.ndarray]:
     """Train source models side by side, transfer them, and return their outputs, (transfer, models, target) each.
 
+    Logits on views, and on the images as they are, are "logits/<view>", (transfer, models, target x class).
     Outputs of a model whose source training diverged are NaN.
     """
     if device == "cpu":
         torch.set_num_threads(1)  # for a worker elsewhere; here the caller has done it and restores it
     n_targets = len(problem.target_validation) + len(problem.target_test)
     found = {name: np.empty((len(regimes), len(masks), n_targets), dtype=np.float32) for name in Outputs._fields}
+    views = [PLAIN, *problem.views] if problem.views else []
+    n_logits = n_targets * problem.target_train.n_classes
+    found |= {f"logits/{view}": np.empty((len(regimes), len(masks), n_logits), dtype=np.float32) for view in views}
     plans = [schedule(int(n), recipe) for n in images_of(masks, problem.source, unit).sum(1)]
     for plan in sorted(set(plans)):
         together = np.flatnonzero([p == plan for p in plans])
@@ -237,10 +245,14 @@ def train_batch(
         zero_diverged(nets, diverged)
         for regime in regimes:
             copied = deepcopy(nets)  # "full" changes the net that it is given
-            by_split = transfer(copied, problem, own, recipe, regime)
+            said = target_logits(copied, problem, own, recipe, regime)
+            judged = [outputs(said[split], problem.judges[split].labels.to(device)) for split in SPLITS]
             for name in Outputs._fields:
-                values = torch.cat([getattr(by_split[split], name) for split in SPLITS], 1)
+                values = torch.cat([getattr(part, name) for part in judged], 1)
                 found[name][regimes.index(regime), together] = values.cpu().numpy()
+            for view in views:
+                values = torch.cat([said[split] for split in splits_of(view)], 1).flatten(1)
+                found[f"logits/{view}"][regimes.index(regime), together] = values.float().cpu().numpy()
         for values in found.values():
             values[:, together[diverged]] = np.nan
     return found
@@ -260,13 +272,15 @@ def publish(problem: TransferProblem, folder: Path | None) -> dict[str, Any]:
     return {"load": "file", "options": {"path": str(file if file.exists() else save(problem, file))}}
 
 
-def open_problem(origin: dict[str, Any], fingerprints: dict[str, str]) -> TransferProblem:
+def open_problem(
+    origin: dict[str, Any], fingerprints: dict[str, str], views: Mapping[str, Any] | None = None
+) -> TransferProblem:
     """The problem that `publish` described, opened once by each process; InputError if it is not the same data."""
-    key = tuple(fingerprints.values())
+    key = (*fingerprints.values(), repr(views))
     with _OPENING:
         if key not in _OPEN:
             try:
-                problem = reopen(origin, fingerprints)
+                problem = reopen(origin, fingerprints, views)
             except (OSError, ValueError) as error:
                 raise InputError(
                     f"a worker on {platform.node()} cannot open {origin} ({error}): the data must be there as they are "
