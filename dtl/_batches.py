@@ -15,6 +15,8 @@ import torch
 if TYPE_CHECKING:
     from dtl.data import ImageDataset
 
+Steps = torch.Tensor | Sequence[torch.Tensor]  # for each step the numbers of its images, (models, batch) on the CPU
+
 
 class Images(Protocol):
     """What training and transfer ask of a dataset, wherever its images are."""
@@ -25,8 +27,6 @@ class Images(Protocol):
     def n_classes(self) -> int: ...
     @property
     def size(self) -> tuple[int, int]: ...
-    @property
-    def fingerprint(self) -> str: ...
     def __len__(self) -> int: ...
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]: ...
     def batches(self, like: "Images", device: torch.device, augment: int = 0) -> "Batches": ...
@@ -46,7 +46,7 @@ class Batches(ABC):
         """What is random about the images of one model's steps, (steps, batch) -> integers (steps, batch, d)."""
 
     @abstractmethod
-    def load(self, order: Sequence[torch.Tensor], draws: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    def load(self, order: Steps, draws: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         """For each step what `images` needs beside the numbers of its images (models, batch), on the device."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class InMemory(Batches):
             return np.empty((*order.shape, 0), dtype=np.int32)
         return rng.integers(0, (2 * self.pad + 1, 2 * self.pad + 1, 2), (*order.shape, 3)).astype(np.int32)
 
-    def load(self, order: Sequence[torch.Tensor], draws: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+    def load(self, order: Steps, draws: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
         return iter((torch.empty(len(order), 0) if draws is None else draws).to(self.labels.device))
 
     def images(self, index: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:

@@ -5,14 +5,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from dtl._batches import Batches
 from dtl._checks import InputError
-from dtl.models import Nets
+from dtl.models import Nets, blank
 
 logger = logging.getLogger(__name__)
 
@@ -21,33 +21,22 @@ ATTEMPTS = ((True, True), (False, True), (False, False))  # (compiled, captured)
 KEPT = 4  # prepared steps of a process, each with nets of its own
 
 
-class Kind(NamedTuple):
-    """What models have in common that one prepared step serves, the shapes of its batches apart."""
-
-    model: str
-    widths: tuple[int, ...]
-    n_models: int
-    n_classes: int
-    only_head: bool
-    precision: str
-    momentum: float
-    weight_decay: float
-
-
 class Step:
     """One step of SGD on cross-entropy, in place: (numbers of images, what they load, absent classes, learning rate).
 
     The loss is summed over models, so one backward pass serves all of them.
     """
 
-    def __init__(self, nets: Nets, batches: Batches, kind: Kind) -> None:
-        self.nets, self.batches, self.half = nets, batches, kind.precision == "bfloat16"
+    def __init__(
+        self, nets: Nets, batches: Batches, precision: str, momentum: float, weight_decay: float, only_head: bool
+    ) -> None:
+        self.nets, self.batches, self.half = nets, batches, precision == "bfloat16"
         self.loss, self.device = self._loss, batches.labels.device
-        nets.backbone.requires_grad_(not kind.only_head)
-        trained = nets.head if kind.only_head else list(nets.parameters())
+        nets.backbone.requires_grad_(not only_head)
+        trained = nets.head if only_head else list(nets.parameters())
         # where the optimiser reads its rate: a GPU wants float32, and a CPU is as exact as with a Python number
         self.lr = torch.zeros((), dtype=torch.float64 if self.device.type == "cpu" else None, device=self.device)
-        self.optimiser = torch.optim.SGD(trained, self.lr, kind.momentum, weight_decay=kind.weight_decay, fused=True)
+        self.optimiser = torch.optim.SGD(trained, self.lr, momentum, weight_decay=weight_decay, fused=True)
         for parameter in trained:
             self.optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
@@ -67,8 +56,8 @@ class Step:
 class Replay(Step):
     """The same on nets of its own: compiled, captured as a CUDA graph, and replayed for all models of its kind."""
 
-    def __init__(self, nets: Nets, batches: Batches, kind: Kind) -> None:
-        super().__init__(nets.train(), batches, kind)
+    def __init__(self, nets: Nets, batches: Batches, *settings: Any) -> None:
+        super().__init__(nets.train(), batches, *settings)
         self.ready: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[torch.Tensor]] | None] = {}
         torch.backends.cudnn.benchmark = True  # one shape for thousands of steps: worth the search for the best kernel
 
@@ -127,26 +116,25 @@ class Replay(Step):
 
 
 @lru_cache(KEPT)
-def _replay(kind: Kind, batches: Batches) -> Replay:
-    nets = Nets(kind.model, kind.n_classes, kind.n_models, kind.widths)
+def _replay(
+    batches: Batches, model: str, n_classes: int, n_models: int, widths: Sequence[int], *settings: Any
+) -> Replay:
+    nets = blank(model, n_classes, n_models, widths)
     nets = nets.to(batches.labels.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return Replay(nets, batches, kind)
+    return Replay(nets, batches, *settings)
 
 
 _REPLAYING = threading.Lock()  # a prepared step has one set of weights
 
 
 @contextmanager
-def step_of(
-    nets: Nets, batches: Batches, precision: str, momentum: float, weight_decay: float, only_head: bool = False
-) -> Iterator[Step]:
-    """The training step of these nets, which hold what became of them at the end."""
-    kind = Kind(nets.model, nets.widths, nets.n_models, nets.n_classes, only_head, precision, momentum, weight_decay)
+def step_of(nets: Nets, batches: Batches, *settings: Any) -> Iterator[Step]:
+    """The training step of these nets with the settings of a `Step`; the nets hold what became of them at the end."""
     if batches.labels.device.type not in REPLAYED:
-        yield Step(nets, batches, kind)
+        yield Step(nets, batches, *settings)
         return
     with _REPLAYING:
-        step = _replay(kind, batches)
+        step = _replay(batches, nets.model, nets.n_classes, nets.n_models, nets.widths, *settings)
         step.start(nets)
         yield step
         nets.load_state_dict(step.nets.state_dict())

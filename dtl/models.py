@@ -75,11 +75,18 @@ def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequenc
         for seed in seeds:
             torch.default_generator.manual_seed(int(seed))  # not torch.manual_seed, which reseeds every GPU
             states.append(Nets(model, n_classes, 1, widths).state_dict())
-        return stack(Nets(model, n_classes, len(seeds), widths), states)
+    return stack(states, model, n_classes, widths)
 
 
-def stack(nets: Nets, states: Sequence[dict[str, torch.Tensor]]) -> Nets:
-    """`nets` with the weights of single nets, one state for each; `states_of` takes them apart again."""
+def blank(model: str, n_classes: int, n_models: int = 1, widths: Sequence[int] = ()) -> Nets:
+    """Nets whose weights are to be copied in: what they begin with draws on nobody's random numbers."""
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        return Nets(model, n_classes, n_models, widths)
+
+
+def stack(states: Sequence[dict[str, torch.Tensor]], model: str, n_classes: int, widths: Sequence[int] = ()) -> Nets:
+    """Single nets, by their states, side by side; `states_of` takes them apart again."""
+    nets = blank(model, n_classes, len(states), widths)
     nets.load_state_dict({k: torch.cat([s[k] for s in states]) if v.ndim else v for k, v in states[0].items()})
     return nets
 
@@ -96,8 +103,8 @@ def unstack(nets: Nets) -> list[Nets]:
     >>> [net.n_models for net in dtl.models.unstack(dtl.models.initialise("small", 24, seeds=[0, 1]))]
     [1, 1]
     """
-    singles = [Nets(nets.model, nets.n_classes, 1, nets.widths).to(nets.weight.device) for _ in range(nets.n_models)]
-    return [stack(net, [state]).eval() for net, state in zip(singles, states_of(nets), strict=True)]
+    singles = (stack([state], nets.model, nets.n_classes, nets.widths) for state in states_of(nets))
+    return [net.to(nets.weight.device).eval() for net in singles]
 
 
 WIDTHS = {"small": (16, 32, 64), "resnet9": (64, 128, 256, 512)}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from dtl._batches import Batches, Images
 from dtl._checks import InputError, in_plain_words
 from dtl._step import enough_memory, step_of
 from dtl._streams import stream
-from dtl.models import WIDTHS, Nets, check_model, initialise
+from dtl.models import WIDTHS, Nets, blank, check_model, initialise
 
 
 @in_plain_words("recipe setting")
@@ -40,6 +40,8 @@ class Recipe:
         Penalty of the fixed-feature probe, on standardised features, per example
     finetune_epochs, finetune_lr
         Full-network transfer, and the head of `fixed+bn`
+    finetune_weight_decay : float, optional
+        Of full-network transfer and `fixed+bn`; default that of source training
     steps : int, optional
         Optimiser steps of source training, whatever the size of the subset; default is that of `epochs`
 
@@ -54,17 +56,18 @@ class Recipe:
     model: str = "small"
     widths: tuple[PositiveInt, ...] = ()
     epochs: PositiveInt = 16
-    batch_size: int = Field(64, ge=2)
+    batch_size: Annotated[int, Field(ge=2)] = 64
     lr: PositiveFloat = 0.3
     momentum: NonNegativeFloat = 0.9
     weight_decay: NonNegativeFloat = 5e-4
-    warmup: float = Field(0.2, gt=0, lt=1)
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
     augment: NonNegativeInt = 0
     models_at_once: PositiveInt = 16
     precision: Literal["float32", "bfloat16"] = "float32"
     probe_l2: PositiveFloat = 1e-2
     finetune_epochs: PositiveInt = 15
     finetune_lr: PositiveFloat = 0.05
+    finetune_weight_decay: NonNegativeFloat | None = None
     steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ def check_size(recipe: Recipe, height: int, width: int) -> None:
             f"augment={recipe.augment} shifts images of {height} x {width} pixels out of sight, and takes "
             f"{times:.0f} times their memory: use at most {min(height, width) - 1}, a few pixels is usual"
         )
-    nets = Nets(recipe.model, 2, 1, recipe.widths).to("meta")  # made elsewhere: some torchvision nets cannot be there
+    nets = blank(recipe.model, 2, 1, recipe.widths).to("meta")  # made elsewhere: some torchvision nets cannot be there
     try:
         nets(torch.empty(2, 3, height, width, device="meta"))
     except (RuntimeError, AssertionError) as error:
@@ -170,8 +173,9 @@ def learning_rates(steps: int, lr: float, warmup: float) -> np.ndarray:
     >>> dtl.training.learning_rates(4, 1.0, 0.4).round(3)
     array([0.04 , 1.   , 0.667, 0.333])
     """
-    step, peak, first, last = np.arange(steps), warmup * (steps + 1) - 1, lr / 25, lr / 250_000
-    peak = peak or np.finfo(float).tiny
+    step, first, last = np.arange(steps), lr / 25, lr / 250_000
+    warmup = warmup if warmup * (steps + 1) != 1 else np.nextafter(warmup, 1)  # a peak at step 0 divides by zero
+    peak = warmup * (steps + 1) - 1
     falling = (last - lr) * ((step - peak) / (steps - peak)) + lr
     return np.where(step <= peak, (lr - first) * (step / peak) + first, falling)
 

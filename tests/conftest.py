@@ -20,7 +20,7 @@ def one_torch_thread() -> None:
 @pytest.fixture(scope="session")
 def problem() -> TransferProblem:
     """The testbed at its smallest: 24 x 20 source, 40 + 40 + 40 target pictures."""
-    return dtl.testbed.make(0, per_class=20, train=5, validation=5, test=5)
+    return dtl.load("testbed", per_class=20, train=5, validation=5, test=5)
 
 
 @pytest.fixture(scope="session")

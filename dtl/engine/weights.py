@@ -3,24 +3,22 @@
 import hashlib
 import json
 import logging
-import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from dtl._checks import InputError
+from dtl._files import load_tensors, save_tensors
 from dtl.data import ImageDataset
 from dtl.models import Nets, stack, states_of
 from dtl.training import Recipe, images_of, train_sources
 
 logger = logging.getLogger(__name__)
 
-OTHER_SETTINGS = ("probe_l2", "finetune_epochs", "finetune_lr", "models_at_once")  # of a recipe: not of its sources
+OTHER_SETTINGS = (  # of a recipe: not of its sources
+    "probe_l2", "finetune_epochs", "finetune_lr", "finetune_weight_decay", "models_at_once",
+)  # fmt: skip
 
 
 def source_nets(
@@ -52,7 +50,7 @@ def source_nets(
     except ValueError as error:
         logger.warning("%s: its models are trained again", error)
     if states:
-        nets = stack(Nets(recipe.model, source.n_classes, len(masks), recipe.widths), states)
+        nets = stack(states, recipe.model, source.n_classes, recipe.widths)
         return nets.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
     nets = train_sources(source, masks, seeds, recipe, device, unit)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,33 +72,3 @@ def zero_diverged(nets: Nets, which: np.ndarray) -> None:
     for value in nets.state_dict().values() if which.any() else ():
         if value.ndim:
             value.unflatten(0, (nets.n_models, -1))[torch.from_numpy(which)] = 0
-
-
-def save_tensors(file: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
-    """A safetensors file with a digest of its contents, complete or not at all."""
-    partial = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-    try:
-        save_file(tensors, partial, {**facts, "sha256": _digest(tensors)})
-        partial.replace(file)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {file} ({error}): free space, or give a folder that you may write to") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        with safe_open(file, "pt") as opened:
-            tensors, facts = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{file} is damaged ({error})") from error
-    if _digest(tensors) != facts["sha256"]:
-        raise InputError(f"{file} is damaged (its checksum does not match)")
-    return tensors, facts
-
-
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].cpu().contiguous().numpy().data)
-    return digest.hexdigest()

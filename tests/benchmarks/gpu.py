@@ -30,7 +30,10 @@ from dtl.models import initialise
 from dtl.training import open_pixels, resolve_device, schedule, train_sources
 from dtl.transfer import features, fine_tune, solve_probes
 
-RECIPE = dtl.datasets.imagenet200.RECIPES["gpu"]
+RECIPE = dtl.Recipe(  # that of book/results/run.py
+    "resnet9", (32, 64, 128, 256), epochs=8, batch_size=512, lr=0.4, augment=2, models_at_once=1,
+    precision="bfloat16", finetune_epochs=3,
+)  # fmt: skip
 TOY = ("bullfrog", "sports car", "goose", "moving van")
 PROBE_EPOCHS, PROBE_LR = 15, 0.1
 app = typer.Typer(add_completion=False)
