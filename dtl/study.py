@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,12 +23,12 @@ from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
 from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
 from dtl.engine.views import done_in, save_missing, stores_of, with_views
-from dtl.engine.weights import source_nets
+from dtl.engine.weights import kept_nets
 from dtl.engine.workers import Run, train
 from dtl.influence import Influence
-from dtl.models import PARALLEL, Nets
+from dtl.models import PARALLEL
 from dtl.results import Results, results_of
-from dtl.training import Recipe, check_size, images_of, resolve_device, schedule
+from dtl.training import Recipe, check_size, resolve_device
 from dtl.transfer import REGIMES
 
 if TYPE_CHECKING:
@@ -307,26 +307,7 @@ class Study:
         """The source classes (or images) of each finished model, bool (models, units)."""
         return Results(self.results).masks
 
-    def nets(self, models: Sequence[int], device: str = "auto") -> Iterator[tuple[np.ndarray, Nets]]:
-        """The source models of these numbers, some side by side at a time, (numbers, nets), from the folder `weights`.
-
-        InputError without such a folder: nets trained again elsewhere agree with the outputs only in distribution.
-
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(4, progress=False)
-        ...     [(numbers.tolist(), nets.n_models) for numbers, nets in kept.nets([0, 3])]
-        [([0, 3], 2)]
-        """
-        if self.weights is None:
-            raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
-        wanted, most = np.asarray(models), max(models) + 1
-        masks, seeds, source = self._subsets(most), self.seeds(most), self.problem.source
-        steps = np.array([schedule(int(n), self.recipe) for n in images_of(masks, source, self.unit).sum(1)])
-        for plan in np.unique(steps[wanted], axis=0):
-            alike = wanted[(steps[wanted] == plan).all(1)]
-            for rows in np.split(alike, range(self.recipe.models_at_once, len(alike), self.recipe.models_at_once)):
-                where, own = resolve_device(device), seeds[rows].tolist()
-                yield rows, source_nets(source, masks[rows], own, self.recipe, where, self.unit, self.weights)
+    nets = kept_nets
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""

@@ -149,10 +149,7 @@ def test_strongest_averages_targets_with_an_error_that_bounds_the_true_one():
 def test_targets_are_chosen_by_name_or_number():
     result = influence(np.arange(18).reshape(6, 3) - 8.0)
     pd.testing.assert_frame_equal(plots.strongest(result, "ring"), plots.strongest(result, 1))
-    assert (
-        plots.strongest(result, 1).value.tolist()
-        == (np.arange(18).reshape(6, 3)[::-1, 1] - 8.0).tolist()
-    )
+    assert plots.strongest(result, 1).value.tolist() == (np.arange(18).reshape(6, 3)[::-1, 1] - 8.0).tolist()
     with pytest.raises(InputError, match="no target 'rings'; its targets: star, ring, cross"):
         plots.strongest(result, "rings")
     twins = replace(result, targets=("crane", "crane", "cross"))
