@@ -2,6 +2,7 @@
 from . import baselines as baselines
 from . import bias as bias
 from . import book as book
+from . import bound as bound
 from . import data as data
 from . import datasets as datasets
 from . import design as design
@@ -14,12 +15,15 @@ from . import plots as plots
 from . import projection as projection
 from . import removal as removal
 from . import results as results
+from . import scores as scores
 from . import study as study
 from . import testbed as testbed
 from . import training as training
 from . import transfer as transfer
 from . import widgets as widgets
 from ._audit import audit as audit
+from ._evaluate import evaluate as evaluate
+from ._evaluate import linear_datamodeling_score as linear_datamodeling_score
 from ._retrain import Arm as Arm
 from ._retrain import retrain as retrain
 from .bias import bias_transfer as bias_transfer
@@ -33,7 +37,6 @@ from .design import subset_masks as subset_masks
 from .engine.files import influence_to_zarr as influence_to_zarr
 from .influence import Influence as Influence
 from .influence import estimate_influence as estimate_influence
-from .influence import linear_datamodeling_score as linear_datamodeling_score
 from .influence import models_needed as models_needed
 from .leakage import leaked as leaked
 from .leakage import misleading as misleading

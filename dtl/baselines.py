@@ -144,12 +144,14 @@ def trak(
     nets = nets or full_source_nets(problem, recipe)
     device, x = nets.weight.device, embed(nets, train, like, recipe).features
     probes = (p.to(device) for p in solve_probes(x, train.labels, train.n_classes, recipe.probe_l2))
-    models = [_TwoHeads(*parts) for parts in zip(unstack(nets), *probes, strict=True)]
+    models = unstack(nets)
+    for net, *probe in zip(models, *probes, strict=True):  # logits of both heads, those of the source first
+        net.weight, net.bias = (nn.Parameter(torch.cat([a, b[None]], 2)) for a, b in zip(net.head, probe, strict=True))
     with TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):  # no option turns its progress bars off
         tracer = TRAKer(
             deepcopy(models[0]), cast(Any, _Margin(like.n_classes)), len(like), folder, device=str(device),
             proj_dim=dimension, projector_seed=seed, use_half_precision=False, logging_level=logging.WARNING,
-            grad_wrt=[name for name, _ in models[0].named_parameters() if name.startswith("net.backbone")],
+            grad_wrt=[name for name, _ in models[0].named_parameters() if name.startswith("backbone")],
         )  # fmt: skip
         source, target = (part.batches(like, device) for part in (like, evaluated))
         for number, model in enumerate(models):
@@ -165,20 +167,6 @@ def trak(
         return np.array(tracer.finalize_scores("target"))
 
 
-class _TwoHeads(nn.Module):
-    """Logits of one source model and of its target probe, side by side, (batch, source classes + target classes)."""
-
-    def __init__(self, net: Nets, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        super().__init__()
-        self.net, self.probe = net, nn.ParameterList([weight, bias])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.net.features(x)[0]
-        return torch.cat(
-            [features @ self.net.weight[0] + self.net.bias[0], features @ self.probe[0] + self.probe[1]], 1
-        )
-
-
 class _Margin:
     """The output function that TRAK explains: the margin under the head that a label belongs to."""
 
@@ -189,7 +177,7 @@ class _Margin:
         self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
         images: torch.Tensor, labels: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        logits = torch.func.functional_call(model, (weights, buffers), images)
+        logits = torch.func.functional_call(model, (weights, buffers), images)[0]
         of_source = torch.arange(logits.shape[1], device=logits.device) < self.n_source
         return logits.masked_fill(of_source != (labels < self.n_source)[:, None], -torch.inf)
 

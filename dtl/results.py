@@ -4,7 +4,6 @@ A set of shipped results is a folder of `results.nc`, a tree of xarray datasets,
 command, commit, date, hardware, versions and seconds; recipe, settings and seeds; SHA-256 of the data and of the file.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -20,11 +19,15 @@ import zarr
 
 from dtl._checks import InputError, choice
 from dtl.design import DESIGNS, is_balanced
-from dtl.engine.files import unpacked, write
-from dtl.engine.store import ARRAYS, OUTPUTS, SPLITS, local_folder, open_store, read
-from dtl.influence import Influence, estimate_influence, group_means
+from dtl.engine.files import rounded, save, shipped, unpacked, write
+from dtl.engine.store import ARRAYS, OUTPUTS, SPLITS, local_folder, marks_of, open_store, read
+from dtl.influence import Influence, estimate_influence
+
+__all__ = ["Results", "open", "results_of", "rounded", "save"]
 
 logger = logging.getLogger(__name__)
+
+FEW = 10  # images: below, a variance between them is known to a half only
 
 _BESIDE = Path(str(resources.files("dtl")))
 FOLDER = _BESIDE / "shipped" if (_BESIDE / "shipped").is_dir() else _BESIDE.parent / "book/results"  # wheel or clone
@@ -106,14 +109,18 @@ class Results:
         transfer: str | None = None,
         split: str = "validation",
         by: str | np.ndarray | None = None,
+        part: str = "whole",
+        target: str = "new",
     ) -> Influence:
         """`estimate_influence` on these models; knows its names.
 
         method : default is "difference", or "ols" where the subsets of whole balanced blocks differ in size, so that
             the differences would share a part of the effect of the size
         by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
-            or an int array with the group of each example; outputs are averaged within a group first, so that the
-            errors are right
+            or an int array with the group of each example
+        part : of classes or groups, "whole", "common" or "specific"; see `estimate_influence`. Whether classes are
+            helped as a whole, or each in its own way, shows in the reliabilities of the two parts
+        target : "new": errors count models and the drawing of target images; "these": models only
 
         >>> Results(study.results).influence(by="class").targets
         ('sky', 'chess', 'cards', 'travel')
@@ -122,21 +129,25 @@ class Results:
         settings, names = facts["settings"], facts.get("target_classes")
         masks = self.data["mask"].sel(model=chosen["model"]).values
         outputs, labels = chosen.values.astype(np.float32), chosen["label"].values
-        groups = {"class": labels, "all": np.zeros_like(labels)}
         if isinstance(by, str):
-            choice(by, groups, "grouping by")
-        if by is not None:
-            outputs = group_means(outputs, groups[by] if isinstance(by, str) else by)
+            choice(by, ("class", "all"), "grouping by")
+        part = "common" if isinstance(by, str) and by == "all" else part
+        groups = labels if isinstance(by, str) else by
+        few = None if groups is None or target == "these" else np.bincount(groups).min()
+        if few is not None and few < FEW:
+            logger.warning("%d %s images are few for a target: the errors are as uncertain as that", few, split)
         if method is None:
             sized = settings["design"] == "balanced" and np.ptp(masks.sum(axis=1)) > 0 and is_balanced(masks)
             method = "ols" if sized else "difference"
         design = settings["design"] if settings["design"] in DESIGNS else None
-        numbers = tuple(map(str, range(outputs.shape[1])))
-        targets = {"class": names, "all": ["whole target"]}.get(by if isinstance(by, str) else "") or numbers
+        found = estimate_influence(masks, outputs, method, design, groups, part, target)
+        numbers = tuple(map(str, range(found.values.shape[1])))
+        if part == "common":
+            numbers = ("whole target",)
         return replace(
-            estimate_influence(masks, outputs, method, design),
+            found,
             sources=tuple(map(str, self.data["source"].values)),
-            targets=tuple(targets),
+            targets=tuple(names) if names and part != "common" and isinstance(by, str) else numbers,
             by=by if isinstance(by, str) else "image" if by is None else "group",
             split=split,
             output=output,
@@ -210,10 +221,10 @@ def open(where: str | Path, folder: str | Path | None = None) -> Results:
     if folder is None and str(where).endswith(".nc"):
         data = xr.load_dataset(where, engine="h5netcdf")
         return Results(data.assign_attrs({k: json.loads(v) for k, v in data.attrs.items() if k != "problem"}))
-    shipped = FOLDER if folder is None else Path(folder)
-    names = sorted(entry.parent.name for entry in shipped.glob("*/manifest.json"))
+    place = FOLDER if folder is None else Path(folder)
+    names = sorted(entry.parent.name for entry in place.glob("*/manifest.json"))
     if str(where) in names:
-        return _verified(shipped / where)
+        return Results(xr.Dataset(), *shipped(place / where))
     if folder is None and (local_folder(where).exists() or str(where) != Path(where).name):
         root = open_store(where)
         data = results_of(root) if "done" in root else xr.Dataset()
@@ -221,7 +232,7 @@ def open(where: str | Path, folder: str | Path | None = None) -> Results:
             raise InputError(f"{where} has no finished model: run or resume the study first")
         return Results(data)
     raise FileNotFoundError(
-        f"no results {str(where)!r} in {shipped}: give a store, a .nc file, or one of {', '.join(names)}"
+        f"no results {str(where)!r} in {place}: give a store, a .nc file, or one of {', '.join(names)}"
     )
 
 
@@ -229,8 +240,9 @@ def results_of(root: zarr.Group) -> xr.Dataset:
     """All finished models of a store, read when used; what `Study.results` gives, without the data of the problem."""
     facts: Any = root.attrs.asdict()
     settings, sources = facts["settings"], facts["source_classes"]
-    done = np.flatnonzero(np.asarray(read(root, "done")))
-    data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
+    marks = marks_of(root)
+    done = np.flatnonzero(marks.done)
+    data = {name: read(root, name, marks).isel(model=done) for name in ARRAYS[2:]}
     if settings["unit"] == "example":
         sources = np.arange(facts["n_units"])
         data["mask"] = xr.Variable(("model", "source"), unpacked(data["mask"].data, len(sources)))
@@ -243,21 +255,6 @@ def results_of(root: zarr.Group) -> xr.Dataset:
     )
 
 
-def _verified(folder: Path) -> Results:
-    """Shipped results, after a check of their hash."""
-    facts = json.loads((folder / "manifest.json").read_text("utf8"))
-    for file, digest in facts["files"].items():
-        path = folder / file
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "nothing"
-        if found != digest:
-            raise InputError(f"{path} is not what was measured: SHA-256 {found[:12]}, not {digest[:12]}; get it again")
-    tree = xr.load_datatree(folder / "results.nc", engine="h5netcdf")
-    parts = {name: node.to_dataset() for name, node in tree.children.items()}
-    for part in parts.keys() & facts["settings"].keys():
-        parts[part].attrs["settings"] = facts["settings"][part]
-    return Results(xr.Dataset(), parts, facts)
-
-
 def influence_of(results: xr.Dataset, *options: Any, **named: Any) -> Influence:
     """`Results(results).influence(...)`.
 
@@ -265,46 +262,3 @@ def influence_of(results: xr.Dataset, *options: Any, **named: Any) -> Influence:
     'ols'
     """
     return Results(results).influence(*options, **named)
-
-
-def save(folder: str | Path, parts: dict[str, xr.Dataset], facts: dict[str, Any]) -> Path:
-    """Write results and their manifest, compressed without loss; returns the folder.
-
-    facts : plain data for the manifest, with `runs`, part -> the runs that made it, and `settings`, part -> settings
-
-    >>> curve = xr.Dataset({"test": ("count", [0.8, 0.9])})
-    >>> dtl.results.save("mine", {"removal": curve}, {"runs": {}, "settings": {}}).name
-    'mine'
-    """
-    if any("/" in name for name in parts):
-        raise InputError(f"names of parts cannot hold '/': {', '.join(parts)}")
-    folder, tree = Path(folder), xr.DataTree.from_dict(parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "results.nc"
-
-    def packing(v: xr.Variable) -> dict[str, Any]:
-        if v.dtype.kind in "OUT":
-            return {"dtype": "S1", "zlib": True}  # strings of any length take thirty bytes each
-        whole = (
-            {"chunksizes": (*[1] * (v.ndim - 2), *v.shape[-2:])} if v.size else {}
-        )  # a tenth smaller than h5py's own
-        return {"zlib": True, "complevel": 9, "shuffle": True, **whole}
-
-    encoding = {n.path: {name: packing(v) for name, v in n.variables.items() if v.ndim} for n in tree.subtree}
-    tree.to_netcdf(file, engine="h5netcdf", encoding=encoding)
-    facts = facts | {"files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}}
-    (folder / "manifest.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf8")
-    return folder
-
-
-def rounded(values: xr.DataArray, bits: int = 8) -> xr.DataArray:
-    """float32 values with `bits` bits after the leading one, so that they compress: off by 2**-(bits + 1) at most.
-
-    >>> float(dtl.results.rounded(xr.DataArray(np.float32(3.14159))))
-    3.140625
-    """
-    from numcodecs import BitRound
-
-    codec = BitRound(keepbits=bits)
-    found: Any = codec.decode(codec.encode(np.float32(values.values)))
-    return values.copy(data=found.reshape(values.shape))

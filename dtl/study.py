@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,18 +16,19 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import InputError
+from dtl._checks import Diverged, InputError, whole
 from dtl.data import TransferProblem
 from dtl.design import subset_masks
 from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
-from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, read
+from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
 from dtl.engine.views import done_in, save_missing, stores_of, with_views
+from dtl.engine.weights import source_nets
 from dtl.engine.workers import Run, train
 from dtl.influence import Influence
-from dtl.models import PARALLEL
+from dtl.models import PARALLEL, Nets
 from dtl.results import Results, results_of
-from dtl.training import Recipe, check_size, resolve_device
+from dtl.training import Recipe, check_size, images_of, resolve_device, schedule
 from dtl.transfer import REGIMES
 
 if TYPE_CHECKING:
@@ -73,7 +74,12 @@ class Study:
         weights: str | Path | None = None,
     ) -> None:
         self.weights = None if weights is None else local_folder(weights).absolute()
-        self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
+        self.problem, self.recipe, self.seed, self.fraction = (
+            problem,
+            recipe or Recipe(),
+            whole("seed", seed, 0),
+            fraction,
+        )
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):
             raise InputError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
@@ -130,6 +136,7 @@ class Study:
         progress: bool = True,
         start: int = 0,
         repair: bool = False,
+        workers: int | None = None,
     ) -> "Study":
         """Train those of the models `start` to `n_models` - 1 that are missing; a batch is saved when it is done.
 
@@ -142,12 +149,14 @@ class Study:
         progress : show models done, rate and time left
         start : first model to train, to share a study between stores that are merged later
         repair : read the whole store first and train the models of damaged chunks again
+        workers : processes of this machine that share the work, and on "cuda" its GPUs; small nets leave a GPU idle
+            unless there are several
 
         A killed run loses the batches in flight; `run` again gives the arrays of an uninterrupted run.
 
         Raises
         ------
-        RuntimeError : models diverged; all others are saved
+        Diverged : some models did, a RuntimeError; all others are saved
 
         >>> dtl.Study(problem, dtl.Recipe(epochs=1)).run(2, progress=False).run(4, progress=False)  # trains 2 more
         Study(testbed-0: 4 models done, balanced subsets, fixed)
@@ -159,6 +168,8 @@ class Study:
             return self  # also where the store cannot be written to
         if client is None:
             device = str(resolve_device(device))
+        if workers is not None and (whole("workers", workers, 1) and client):
+            raise InputError("give workers (processes of this machine) or client (a Dask cluster), not both")
         diverged, seeds = [], self.seeds(len(masks))
         with self.store.lock():
             for view, store in self.stores.items() if repair else ():
@@ -171,7 +182,7 @@ class Study:
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
             with (
                 progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar,
-                closing(train(run, self.problem, self.stores, masks, seeds, batches, client)) as trained,
+                closing(train(run, self.problem, self.stores, masks, seeds, batches, client, workers)) as trained,
             ):
                 for batch in trained:
                     if batch.outputs is not None:
@@ -180,7 +191,7 @@ class Study:
                     diverged.extend(batch.diverged.tolist())
                     bar.update(len(batch.rows))
         if diverged:
-            raise RuntimeError(
+            raise Diverged(
                 f"models {', '.join(map(str, sorted(diverged)))} diverged (outputs are not finite) and are not in the "
                 "results, all others are: lower lr or finetune_lr of the recipe in a new store, or go on without them"
             )
@@ -203,7 +214,7 @@ class Study:
         if not theirs.ready:
             raise InputError(f"{theirs.zarr} holds no results yet: give the store of a study that has run")
         there = theirs.open()
-        n_models = int(np.flatnonzero(np.asarray(read(there, "done"))).max(initial=1)) + 1
+        n_models = int(np.flatnonzero(marks_of(there).done).max(initial=1)) + 1
         with self.store.lock():
             root, _ = self._prepare(self._subsets(n_models), "", merged=there.attrs["runs"])
             self.store.merge(root, there, tuple(OUTPUTS))
@@ -293,6 +304,27 @@ class Study:
         """The source classes (or images) of each finished model, bool (models, units)."""
         return Results(self.results).masks
 
+    def nets(self, models: Sequence[int], device: str = "auto") -> Iterator[tuple[np.ndarray, Nets]]:
+        """The source models of these numbers, some side by side at a time, (numbers, nets), from the folder `weights`.
+
+        InputError without such a folder: nets trained again elsewhere agree with the outputs only in distribution.
+
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(4, progress=False)
+        ...     [(numbers.tolist(), nets.n_models) for numbers, nets in kept.nets([0, 3])]
+        [([0, 3], 2)]
+        """
+        if self.weights is None:
+            raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
+        wanted, most = np.asarray(models), max(models) + 1
+        masks, seeds, source = self._subsets(most), self.seeds(most), self.problem.source
+        steps = np.array([schedule(int(n), self.recipe) for n in images_of(masks, source, self.unit).sum(1)])
+        for plan in np.unique(steps[wanted], axis=0):
+            alike = wanted[(steps[wanted] == plan).all(1)]
+            for rows in np.split(alike, range(self.recipe.models_at_once, len(alike), self.recipe.models_at_once)):
+                where, own = resolve_device(device), seeds[rows].tolist()
+                yield rows, source_nets(source, masks[rows], own, self.recipe, where, self.unit, self.weights)
+
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
         return Results(self.results).outputs(output, transfer, split)
@@ -304,13 +336,15 @@ class Study:
         transfer: str | None = None,
         split: str = "validation",
         by: str | np.ndarray | None = None,
+        part: str = "whole",
+        target: str = "new",
     ) -> Influence:
         """`estimate_influence` on the finished models: see `Results.influence`.
 
         >>> study.influence(by="class").reliability.shape
         (4,)
         """
-        return Results(self.results).influence(method, output, transfer, split, by)
+        return Results(self.results).influence(method, output, transfer, split, by, part, target)
 
     def influence_to_zarr(
         self,

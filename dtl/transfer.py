@@ -86,10 +86,9 @@ def transfer(
     Parameters
     ----------
     nets : source models side by side, on any device; changed by "full" and "fixed+bn"
-    regime : "fixed" (backbone in eval mode, features computed once, linear probes solved to convergence),
-        "fixed+bn" (weights frozen but BatchNorm statistics adapting while an SGD head trains, as the code of
-        Jain et al. 2022 does), "full" (every weight fine-tuned) or "scratch" (no transfer: new nets, trained on the
-        target alone as sources are)
+    regime : "fixed" (features of the frozen net, linear probes solved to convergence), "fixed+bn" (weights frozen but
+        BatchNorm adapting while an SGD head trains, as the code of Jain et al. 2022 does), "full" (all fine-tuned) or
+        "scratch" (new nets, trained on the target alone as sources are)
 
     >>> nets = dtl.baselines.full_source_nets(problem, dtl.Recipe(epochs=1), seeds=(0, 1), device="cpu")
     >>> outputs = dtl.transfer.transfer(nets, problem, [0, 1], dtl.Recipe(), "fixed")

@@ -19,6 +19,7 @@ import dtl
 from dtl._files import save_tensors
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets import folders as data
+from dtl.datasets.saved import save
 
 FORMATS = ["png", "jpg", "gif", "bmp", "webp", "tiff", "avif"]
 COLOURS = [(200, 30, 40), (20, 180, 60), (30, 60, 210)]
@@ -161,7 +162,7 @@ def test_a_problem_made_by_hand_is_pickled_as_its_tensors():
 @pytest.mark.parametrize("name", ["testbed", "testbed-examples"])
 def test_a_saved_problem_is_the_same_with_all_that_was_planted(tmp_path, name):
     problem = dataclasses.replace(dtl.load(name), name="kept", per_class_accuracy=name == "testbed")
-    again = dtl.load("file", path=dtl.datasets.saved.save(problem, tmp_path / "new" / "p.safetensors"))
+    again = dtl.load("file", path=save(problem, tmp_path / "new" / "p.safetensors"))
     assert same(again, problem) and again.per_class_accuracy == problem.per_class_accuracy
     assert again.origin == {"load": "file", "options": {"path": str(tmp_path / "new" / "p.safetensors")}}
     for key, value in vars(problem.truth).items():

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtl._checks import InputError
+from dtl._evaluate import linear_datamodeling_score
 from dtl.design import DESIGNS, block_length, subset_masks
-from dtl.influence import Influence, estimate_influence, group_means, linear_datamodeling_score, models_needed
+from dtl.influence import Influence, estimate_influence, group_means, models_needed
 
 METHODS = ("difference", "ols", "ridge")
 K = 20  # q + 1 for the prime q = 19: balanced blocks of 38 models with subsets of exactly 10 classes

@@ -640,7 +640,7 @@ MASK = np.ones((3, 24), dtype=bool)
 @pytest.mark.parametrize(
     ("options", "n", "message"),
     [
-        ({"design": "latin"}, 4, "Unknown design 'latin': choose one of balanced, random, paired"),
+        ({"design": "latin"}, 4, "unknown design 'latin': choose one of balanced, random, paired"),
         ({"design": "random", "fraction": 0}, 4, "fraction must lie strictly between 0 and 1, got 0"),
         ({"design": "random", "fraction": 1}, 4, "fraction must lie strictly between 0 and 1, got 1"),
         ({"fraction": 0.3}, 4, "balanced design has fraction 0.5 only"),

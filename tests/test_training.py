@@ -12,6 +12,8 @@ from torch import nn
 
 import dtl
 from dtl import _step
+from dtl._batches import InMemory
+from dtl._checks import InputError
 from dtl._streams import STREAMS, stream
 from dtl.models import initialise
 from dtl.training import (
@@ -253,7 +255,7 @@ def replayed(monkeypatch, problem):
     kept = {}
 
     def batches(self, like, device, augment=0):
-        return kept.setdefault((self, augment), dtl._batches.InMemory(self, like, device, augment))
+        return kept.setdefault((self, augment), InMemory(self, like, device, augment))
 
     monkeypatch.setattr(dtl.ImageDataset, "batches", batches)
     _step._replay.cache_clear()
@@ -337,7 +339,7 @@ def test_too_little_memory_says_what_to_lower(problem, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
 
     monkeypatch.setattr(_step.Step, "__call__", full)
-    with pytest.raises(dtl._checks.InputError, match="lower models_at_once, batch_size or widths .*CUDA out of memory"):
+    with pytest.raises(InputError, match="lower models_at_once, batch_size or widths .*CUDA out of memory"):
         train_sources(problem.source, MASKS[:2], [0, 1], LIGHT, "cpu")
 
 
@@ -385,9 +387,9 @@ def test_bfloat16_trains(problem):
     ],
 )
 def test_bad_recipes_are_refused_at_once(setting, message):
-    with pytest.raises(dtl._checks.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         dtl.Recipe(**setting)
-    with pytest.raises(dtl._checks.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         dataclasses.replace(dtl.Recipe(), **setting)
 
 
@@ -440,9 +442,9 @@ def test_images_that_the_net_cannot_take(model, widths, side):
 
 def test_shifts_out_of_the_picture_are_refused():
     check_size(dtl.Recipe(augment=15), 16, 20)
-    with pytest.raises(dtl._checks.InputError, match="augment=1000 .* takes 15876 times their memory: use at most 15"):
+    with pytest.raises(InputError, match="augment=1000 .* takes 15876 times their memory: use at most 15"):
         check_size(dtl.Recipe(augment=1000), 16, 16)
-    with pytest.raises(dtl._checks.InputError, match="augment=16 "):
+    with pytest.raises(InputError, match="augment=16 "):
         check_size(dtl.Recipe(augment=16), 20, 16)
 
 
@@ -500,7 +502,7 @@ def test_a_gpu_that_is_too_small_says_what_to_lower(problem):
     free = torch.cuda.mem_get_info()[0] / torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(0.5, 0.01 / free))
     try:
-        with pytest.raises(dtl._checks.InputError, match="lower models_at_once, batch_size or widths"):
+        with pytest.raises(InputError, match="lower models_at_once, batch_size or widths"):
             wide = dtl.Recipe("resnet9", (512, 512, 512, 512), steps=1, batch_size=1024, models_at_once=1)
             train_sources(big, np.ones((8, 24), bool), list(range(8)), wide, "cuda")
     finally:

@@ -41,40 +41,17 @@ STATISTICS = 10_000  # images from which the mean and deviation of the channels 
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of random resized crops (Szegedy et al. 2015)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Sizes of training images in the papers' source training: small ones first, larger ones at the end.
+def grown(share: float, low: int, high: int) -> int:
+    """Pixels a side of training images after a share of the training, as in the papers.
 
-    Parameters
-    ----------
-    epochs : length of training; one of another length grows at the same shares of it
-    low, high : pixels a side of training images up to epoch `ramp[0]` and from `ramp[1]`; in between they grow
-        linearly, by multiples of 32
+    `low` up to epoch 11 of 16 and `high` from epoch 13, in between by multiples of 32: settings released with Jain et
+    al. 2022, whose learning rate is `Recipe(warmup=2 / 16)`.
 
-    Source: settings released with Jain et al. 2022. Their learning rate is `Recipe(warmup=2 / 16)`.
-
-    >>> dtl.datasets.ffcv.Schedule().resolution(0), dtl.datasets.ffcv.Schedule().resolution(15)
-    (160, 192)
+    >>> [dtl.datasets.ffcv.grown(share, 96, 192) for share in (0, 0.7, 0.75, 0.9)]
+    [96, 96, 128, 192]
     """
-
-    epochs: int = 16
-    low: int = 160
-    high: int = 192
-    ramp: tuple[int, int] = (11, 13)
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.ramp[0] <= self.ramp[1] < self.epochs and 0 < self.low <= self.high):
-            raise InputError(
-                f"images must grow, and reach their full size for a whole epoch: {self} does not; train longer, or set "
-                "an earlier ramp, or a lower size to begin with"
-            )
-
-    def resolution(self, epoch: int) -> int:
-        """Pixels a side of the training images of an epoch, counted from 0."""
-        if epoch in range(self.ramp[0] + 1, self.ramp[1]):
-            grown = np.interp(epoch, self.ramp, (self.low, self.high))
-            return min(max(32 * round(grown / 32), self.low), self.high)
-        return self.high if epoch >= self.ramp[1] else self.low
+    size = float(np.interp(int(16 * share), (11, 13), (low, high)))
+    return int(size) if size in (low, high) else min(max(32 * round(size / 32), low), high)
 
 
 def random_boxes(height: np.ndarray, width: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -213,13 +190,14 @@ class Beton(ImageDataset):
         images of one size
     crop : share of the shorter side that the centre crop keeps before it is resized
     indices : the images of a subset, in its order; default all
-    schedule : sizes of training images; default `resolution` throughout
+    growing : pixels a side of training images at the beginning and at the end (`grown`), (160, 192) in the papers;
+        default `resolution` throughout
     classes : class names, for a file without a `.json` beside it
 
     Training with augmentation draws random resized crops and flips; everything else sees the centre crop.
 
-    >>> source = dtl.datasets.ffcv.Beton("imagenet.beton", resolution=224, schedule=Schedule())  # doctest: +SKIP
-    >>> cats = source.subset(np.isin(source.labels, range(281, 288)))                            # doctest: +SKIP
+    >>> source = dtl.datasets.ffcv.Beton("imagenet.beton", resolution=224, growing=(160, 192))  # doctest: +SKIP
+    >>> cats = source.subset(np.isin(source.labels, range(281, 288)))                             # doctest: +SKIP
     """
 
     def __init__(
@@ -228,14 +206,16 @@ class Beton(ImageDataset):
         resolution: int | None = None,
         crop: float = 224 / 256,
         indices: np.ndarray | Sequence[int] | None = None,
-        schedule: Schedule | None = None,
+        growing: tuple[int, int] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
         if not 0 < crop <= 1:
             raise InputError(f"crop is a share of the shorter side, above 0 and at most 1, not {crop}")
         if resolution is not None and resolution < 1:
             raise InputError(f"resolution must be at least 1 pixel, not {resolution}")
-        self.path, self.resolution, self.crop, self.schedule = Path(path).absolute(), resolution, crop, schedule
+        if growing is not None and not 0 < growing[0] <= growing[1]:
+            raise InputError(f"growing is two sizes in pixels, the smaller one first, not {growing}")
+        self.path, self.resolution, self.crop, self.growing = Path(path).absolute(), resolution, crop, growing
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist: write it with dtl.datasets.ffcv.write(data, path)")
         names = self.path.with_suffix(".json")
@@ -256,7 +236,7 @@ class Beton(ImageDataset):
 
     def __reduce__(self) -> tuple[type["Beton"], tuple[Any, ...]]:
         """By name: a worker opens the file itself."""
-        return Beton, (self.path, self.resolution, self.crop, self.indices, self.schedule, self.classes)
+        return Beton, (self.path, self.resolution, self.crop, self.indices, self.growing, self.classes)
 
     @cached_property
     def _file(self) -> "_File":
@@ -275,14 +255,12 @@ class Beton(ImageDataset):
         return self.read(np.arange(len(self)))
 
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "Beton":
-        return Beton(
-            self.path, self.resolution, self.crop, self.indices[np.asarray(index)], self.schedule, self.classes
-        )
+        return Beton(self.path, self.resolution, self.crop, self.indices[np.asarray(index)], self.growing, self.classes)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of encoded images, labels, class names and how they are read; the whole file is read once."""
-        how = (self.resolution, self.crop, self.schedule, self.classes)
+        how = (self.resolution, self.crop, self.growing, self.classes)
         digest = hashlib.sha256(repr(how).encode())
         for i in self.indices.tolist():
             digest.update(self._file.sides[i].tobytes())
@@ -357,7 +335,7 @@ class Beton(ImageDataset):
 
 
 class BetonBatches(Batches):
-    """Batches of a `.beton`, decoded while the step before them runs, at the resolution that its schedule says."""
+    """Batches of a `.beton`, decoded while the step before them runs, at the size that training has reached."""
 
     def __init__(self, dataset: Beton, like: Images, device: torch.device, augment: bool) -> None:
         super().__init__(dataset, like, device)
@@ -371,8 +349,8 @@ class BetonBatches(Batches):
         return np.stack([np.column_stack(crops_and_flips) for crops_and_flips in drawn]).astype(np.int32)
 
     def load(self, order: Steps, draws: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
-        schedule = self.dataset.schedule if draws is not None and self.augment else None
-        sizes = [schedule and schedule.resolution(step * schedule.epochs // len(order)) for step in range(len(order))]
+        growing = self.dataset.growing if draws is not None and self.augment else None
+        sizes = [growing and grown(step / len(order), *growing) for step in range(len(order))]
         steps = zip(order, [None] * len(order) if draws is None else draws, sizes, strict=True)
         with ThreadPoolExecutor(1) as ahead:
             following = ahead.submit(self._decode, *next(steps))

@@ -1,5 +1,6 @@
 """Results on their way to disk: tables and arrays for other programs, and influences of more than memory holds."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -20,12 +21,13 @@ from dtl.engine.store import local_folder
 ENDINGS = (".nc", ".zarr.zip")
 
 
-def check_file(out: Path, *endings: str) -> None:
-    """InputError if `write` could not write there, asked before the results are computed."""
+def check_file(out: Path, *endings: str) -> Path:
+    """The file; InputError if `write` could not write there, asked before the results are computed."""
     if not out.name.endswith(endings):
         raise InputError(f"cannot write {out.name}: end it with {' or '.join(endings)}")
     if not out.parent.is_dir():
         raise InputError(f"{out.parent} is no folder: make it, or write elsewhere")
+    return out
 
 
 def write(out: Path, data: pd.DataFrame | xr.Dataset) -> Path:
@@ -124,3 +126,61 @@ def unpacked(masks: Any, n_units: int) -> Any:
     """Packed masks, a dask array, as bool (m, n_units)."""
     chunks = (masks.chunks[0], tuple(8 * width for width in masks.chunks[1]))
     return masks.map_blocks(np.unpackbits, axis=1, dtype=np.uint8, chunks=chunks)[:, :n_units].astype(bool)
+
+
+def shipped(folder: Path) -> tuple[dict[str, xr.Dataset], dict[str, Any]]:
+    """The parts of shipped results and their manifest, after a check of their hash."""
+    facts = json.loads((folder / "manifest.json").read_text("utf8"))
+    for file, digest in facts["files"].items():
+        path = folder / file
+        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "nothing"
+        if found != digest:
+            raise InputError(f"{path} is not what was measured: SHA-256 {found[:12]}, not {digest[:12]}; get it again")
+    tree = xr.load_datatree(folder / "results.nc", engine="h5netcdf")
+    parts = {name: node.to_dataset() for name, node in tree.children.items()}
+    for part in parts.keys() & facts["settings"].keys():
+        parts[part].attrs["settings"] = facts["settings"][part]
+    return parts, facts
+
+
+def save(folder: str | Path, parts: dict[str, xr.Dataset], facts: dict[str, Any]) -> Path:
+    """Write results and their manifest, compressed without loss; returns the folder.
+
+    facts : plain data for the manifest, with `runs`, part -> the runs that made it, and `settings`, part -> settings
+
+    >>> curve = xr.Dataset({"test": ("count", [0.8, 0.9])})
+    >>> dtl.results.save("mine", {"removal": curve}, {"runs": {}, "settings": {}}).name
+    'mine'
+    """
+    if any("/" in name for name in parts):
+        raise InputError(f"names of parts cannot hold '/': {', '.join(parts)}")
+    folder, tree = Path(folder), xr.DataTree.from_dict(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "results.nc"
+
+    def packing(v: xr.Variable) -> dict[str, Any]:
+        if v.dtype.kind in "OUT":
+            return {"dtype": "S1", "zlib": True}  # strings of any length take thirty bytes each
+        whole = (
+            {"chunksizes": (*[1] * (v.ndim - 2), *v.shape[-2:])} if v.size else {}
+        )  # a tenth smaller than h5py's own
+        return {"zlib": True, "complevel": 9, "shuffle": True, **whole}
+
+    encoding = {n.path: {name: packing(v) for name, v in n.variables.items() if v.ndim} for n in tree.subtree}
+    tree.to_netcdf(file, engine="h5netcdf", encoding=encoding)
+    facts = facts | {"files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}}
+    (folder / "manifest.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf8")
+    return folder
+
+
+def rounded(values: xr.DataArray, bits: int = 8) -> xr.DataArray:
+    """float32 values with `bits` bits after the leading one, so that they compress: off by 2**-(bits + 1) at most.
+
+    >>> float(dtl.results.rounded(xr.DataArray(np.float32(3.14159))))
+    3.140625
+    """
+    from numcodecs import BitRound
+
+    codec = BitRound(keepbits=bits)
+    found: Any = codec.decode(codec.encode(np.float32(values.values)))
+    return values.copy(data=found.reshape(values.shape))

@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore
 
 from dtl._checks import InputError
 from dtl.data import PLAIN, TransferProblem
-from dtl.engine.store import SPLITS, Store, array_of, read
+from dtl.engine.store import SPLITS, Store, array_of, marks_of, read
 
 
 def stores_of(store: Store, problem: TransferProblem) -> dict[str, Store]:
@@ -44,11 +44,11 @@ def splits_of(view: str) -> list[str]:
     return [split if view == PLAIN else f"{split}/{view}" for split in SPLITS]
 
 
-def done_in(stores: Mapping[str, Store], n_models: int) -> np.ndarray:
-    """Which of the first `n_models` models are done in all stores, bool (n_models,)."""
+def done_in(stores: Mapping[str, Store], n_models: int, search: bool = True) -> np.ndarray:
+    """Which of the first `n_models` models are done in all stores, bool (n_models,);  search : as in `marks_of`."""
     done = np.ones(n_models, dtype=bool)
     for store in stores.values():
-        own = np.asarray(read(store.open(), "done"))[:n_models] if store.ready else np.zeros(0, dtype=bool)
+        own = marks_of(store.open(), search).done[:n_models] if store.ready else np.zeros(0, dtype=bool)
         done &= np.pad(own, (0, n_models - len(own)))
     return done
 
@@ -76,7 +76,7 @@ def with_views(results: xr.Dataset, roots: Mapping[str, zarr.Group]) -> xr.Datas
     """
     models = results["model"].values
     for root in roots.values():
-        models = np.intersect1d(models, np.flatnonzero(np.asarray(read(root, "done"))))
+        models = np.intersect1d(models, np.flatnonzero(marks_of(root).done))
     results = results.sel(model=models)
     classes: Any = results.attrs["target_classes"]
     labels, split = results["label"].values, results["split"].values

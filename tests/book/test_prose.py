@@ -9,8 +9,9 @@ import pytest
 from dtl.book import PLACE
 
 CITED = re.compile(r"\{cite(:\w)?\}`")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 NOT_PROSE = re.compile(
-    r"^```.*?^```|^\$\$.*?^\$\$|\$[^$]+\$|\{[\w:]+\}`[^`]+`|`[^`]+`|\]\([^)]*\)|^:\w+:.*$|^\d+\. "
+    r"^\$\$.*?^\$\$|\$[^$]+\$|\{[\w:]+\}`[^`]+`|`[^`]+`|\]\([^)]*\)|^:\w+:.*$|^\d+\. "
     r"|^:{3,}.*$|\bAlgorithm 1\b|^\*\*Time\*\*.*$|^\*\w+, \d+ minutes\.\*|\b95% (interval|confidence|band)",
     re.MULTILINE | re.DOTALL,
 )
@@ -31,9 +32,9 @@ def typed_numbers(page: Path) -> list[str]:
     settings |= {100 * number for number in settings}  # a share in percent
     found = []
     for text in (text for cell in notebook.cells for text in pages.texts(cell)):
-        for sentence in re.split(r"(?<=[.?!:])\s+(?=[A-Z*`{\[(])|\n\n|\|", text):
+        for sentence in re.split(r"(?<=[.?!:])\s+(?=[A-Z*`{\[(])|\n\n|\|", FENCE.sub(" ", PLACE.sub(" ", text))):
             if not CITED.search(sentence):
-                bare = NOT_PROSE.sub(" ", PLACE.sub(" ", sentence))
+                bare = NOT_PROSE.sub(" ", sentence)
                 typed = {match[0]: float(match[0].replace(",", "")) for match in NUMBER.finditer(bare)}
                 typed |= {match[0]: WORDS[match[0].lower()] for match in WORD.finditer(bare)}
                 found += [f"{name} in: {sentence.strip()}" for name, n in typed.items() if abs(n) not in settings]
