@@ -198,7 +198,8 @@ def influence(
     """
     choice(by, ("all", "class"), "groups")
     whole("--top", top, 1)
-    file = check_file(Path(out), ".csv") if out else None
+    if out:
+        check_file(Path(out), ".csv")
     found = open_results(store).influence(method, output, transfer, split, by)
     table = found.to_frame()
     print(f"{found.n_models} models, {found.method} of the {output} on {split} examples")
@@ -210,8 +211,8 @@ def influence(
         for word, rows in (("helps", helpful), ("hurts", harmful)):
             for name, value, error in zip(rows["source"], rows["influence"], rows["stderr"], strict=True):
                 print(f"  {word}  {name!s:<{width}}  {value:+8.3f} +- {error:.3f}")
-    if file:
-        save(file, table)
+    if out:
+        save(out, table)
 
 
 def export(store: str, out: str) -> None:
@@ -224,9 +225,9 @@ def export(store: str, out: str) -> None:
         store: folder of the study
         out: FILE
     """
-    file = check_file(Path(out), ".nc", ".zarr.zip", ".csv")
+    check_file(Path(out), ".nc", ".zarr.zip", ".csv")
     results = open_results(store)
-    save(file, results.to_frame() if file.suffix == ".csv" else results.data)
+    save(out, results.to_frame() if out.endswith(".csv") else results.data)
 
 
 def remove(
@@ -262,7 +263,8 @@ def remove(
     names, numbers = orders.split(","), counts.split(",")
     if not all(number.strip().isdecimal() for number in numbers):
         raise InputError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}")
-    file = check_file(Path(out), ".csv") if out else None
+    if out:
+        check_file(Path(out), ".csv")
     where = device if scheduler else str(resolve_device(device))
     ours = study_in(study, None, None, **data)
     found = ours.influence(method, output, by="all")
@@ -284,8 +286,8 @@ def remove(
     for order in names:
         best = select(curve, order)
         print(f"{order:<8} {best.count:>4}  {best.gain:+.3f} +- {best.stderr:.3f}")
-    if file:
-        save(file, curve.to_dataframe().reset_index())
+    if out:
+        save(out, curve.to_dataframe().reset_index())
 
 
 def train(
@@ -400,9 +402,8 @@ def client_of(scheduler: str | None) -> "Iterator[Client | None]":
         yield client
 
 
-def save(out: Path, data: Any) -> None:
-    write(out, data)
-    print(f"wrote {out}, {format_bytes(out.stat().st_size)}")
+def save(out: str, data: Any) -> None:
+    print(f"wrote {out}, {format_bytes(write(Path(out), data).stat().st_size)}")
 
 
 def folder_size(folder: Path) -> int:
@@ -474,7 +475,7 @@ class Parser(ArgumentParser):
         raise InputError(message) from ex
 
 
-COMMANDS = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove)}
+COMMANDS: Any = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove)}
 
 
 def main(arguments: list[str] | None = None) -> int:
