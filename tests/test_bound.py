@@ -77,7 +77,7 @@ SIZES = {"fewer": (3, 5), "as many": (4, 4), "more": (6, 3)}
 @pytest.mark.parametrize("learn", bound.LEARN)
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_no_bound_is_ever_violated(sizes, learn):
-    """Hard and soft, train and held-out: 384 bounds in all; the 96 hard ones of training images never exceed entropy."""
+    """Hard and soft, train and held-out: 384 bounds; the 96 hard ones of training images never exceed entropy."""
     rng = np.random.default_rng(sum(sizes))
     for seed in range(20 if learn == "none" else 6):
         z, y_s, head, x, y = gaussians(seed, *sizes)
@@ -181,7 +181,7 @@ def test_released_lipschitz_constant_is_of_the_wrong_space():
 
 
 def test_a_large_weight_of_labels_lets_the_seed_choose_the_assignment():
-    """Source and target have the same classes: with weight 1 every seed finds that, with the published 1e6 none needs to."""
+    """Source and target have the same classes: with weight 1 every seed finds that, with 1e6 none needs to."""
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(4), 20)
     z, x = (3 * np.eye(4)[y] + rng.normal(scale=0.5, size=(80, 4)) for _ in range(2))
