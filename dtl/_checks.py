@@ -2,15 +2,24 @@
 
 import operator
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from functools import wraps
 from numbers import Integral
+from typing import Any, TypeVar
 from unicodedata import normalize
 
 import numpy as np
 
+T = TypeVar("T")
+
 
 class InputError(ValueError):
     """An argument, a file or a setting that cannot be used, in one sentence that says what to do about it."""
+
+
+class Diverged(RuntimeError):
+    """Models whose training left finite numbers; all others are saved."""
 
 
 def check_number(value: object, low: int, high: int, what: str) -> None:
@@ -30,11 +39,11 @@ def whole(name: str, value: object, least: int) -> int:
     return number
 
 
-def choice(value: object, known: Iterable[str], what: str) -> None:
+def choice(value: object, known: Iterable[object], what: str) -> None:
     """InputError unless `value` is one of the known names."""
     known = list(known)
     if value not in known:
-        raise InputError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        raise InputError(f"unknown {what} {value!r}: choose one of {', '.join(map(str, known))}")
 
 
 def some(names: Sequence[object], most: int = 5) -> str:
@@ -46,6 +55,37 @@ def some(names: Sequence[object], most: int = 5) -> str:
 def listed(flags: np.ndarray, most: int = 5) -> str:
     """The first numbers at which flags are true, as words."""
     return some(np.flatnonzero(flags).tolist(), most)
+
+
+def in_plain_words(what: str) -> Callable[[type[T]], type[T]]:
+    """For a pydantic dataclass: what it refuses is an InputError that names `what`, such as "recipe setting"."""
+
+    def decorate(of: type[T]) -> type[T]:
+        validate: Any = of.__init__
+
+        @wraps(validate)
+        def __init__(self: T, *args: Any, **settings: Any) -> None:
+            try:
+                validate(self, *args, **settings)
+            except ValueError as errors:  # pydantic's own error, whose import is slow
+                raise InputError(_sentence(errors, what, list(of.__annotations__))) from None
+
+        of.__init__ = __init__
+        return of
+
+    return decorate
+
+
+def _sentence(errors: Any, what: str, known: list[str]) -> str:
+    """The first of pydantic's errors in one sentence."""
+    error = errors.errors()[0]
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "value_error":  # one of our own checks
+        return str(error["ctx"]["error"])
+    if error["type"] == "unexpected_keyword_argument":
+        near = get_close_matches(name, known, 1)
+        return f"unknown {what} {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}")
+    return f"{what} {name} cannot be {error['input']!r}: {error['msg'].replace('Input should', 'it should')}"
 
 
 def class_names(names: Iterable[object]) -> tuple[str, ...]:

@@ -1,15 +1,14 @@
-"""Cheap substitutes of influences: what one source model, trained once on everything, says of source classes.
+"""Cheap rivals of influence: what source models trained once, on everything, say of source classes.
 
-Each gives a score for every source class and target example, to be ranked like an influence. None retrains anything,
-so none can tell harm from mere distance.
+Each gives a score for every source class (or example) and target example, to be ranked like an influence. None retrains
+anything, so none can tell harm from mere distance.
 """
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from copy import deepcopy
-from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
@@ -18,26 +17,31 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dtl._checks import InputError
+from dtl._checks import InputError, choice
 from dtl.data import ImageDataset, TransferProblem
 from dtl.models import Nets, unstack
-from dtl.training import Pixels, Recipe, check_size, open_pixels, resolve_device, train_sources
-from dtl.transfer import features, finite, solve_probes
+from dtl.training import Recipe, check_size, train_sources
+from dtl.transfer import embed, solve_probes
 
 
 def full_source_nets(
-    problem: TransferProblem, recipe: Recipe | None = None, seeds: tuple[int, ...] = (0,), device: str = "auto"
+    problem: TransferProblem,
+    recipe: Recipe | None = None,
+    seeds: Sequence[int] = (0,),
+    device: str | torch.device = "auto",
 ) -> Nets:
     """Models trained on the whole source, one for each seed, side by side.
 
-    >>> nets = dtl.baselines.full_source_nets(problem, seeds=(0, 1))
+    >>> nets = dtl.baselines.full_source_nets(problem, dtl.Recipe(epochs=1), seeds=(0, 1), device="cpu")
+    >>> nets.n_models
+    2
     """
-    if not seeds:
+    if not len(seeds):
         raise InputError("seeds is empty: give one seed for each model")
     recipe = recipe or Recipe()
     check_size(recipe, *problem.source.size)
     everything = np.ones((len(seeds), problem.source.n_classes), dtype=bool)
-    return train_sources(problem.source, everything, seeds, recipe, resolve_device(device))
+    return train_sources(problem.source, everything, seeds, recipe, device)
 
 
 def feature_similarity(
@@ -47,18 +51,16 @@ def feature_similarity(
 
     Features are standardised by their mean and deviation over the source.
 
-    >>> dtl.baselines.feature_similarity(problem)[:, 0].argmax()
+    >>> dtl.baselines.feature_similarity(problem).shape == (problem.source.n_classes, len(problem.target_validation))
+    True
     """
-    recipe, target_split = recipe or Recipe(), _part(problem, split)
-    nets = nets or full_source_nets(problem, recipe)
-    source, target = (_features(nets, data, problem, recipe) for data in (problem.source, target_split))
+    evaluated, nets = _part(problem, split), nets or full_source_nets(problem, recipe)
+    source, target = (embed(nets, part, problem.source, recipe).features for part in (problem.source, evaluated))
     centre, deviation = source.mean(1, keepdim=True), source.std(1, keepdim=True)
     deviation = torch.where(deviation > 1e-6 * deviation.amax(2, keepdim=True), deviation, torch.inf)  # dead: out
     source, target = (source - centre) / deviation, (target - centre) / deviation
-    labels = problem.source.labels.to(source.device)
-    means = torch.stack([source[:, labels == c].mean(1) for c in range(problem.source.n_classes)], 1)
-    unit = partial(F.normalize, dim=2)
-    return (unit(means) @ unit(target).mT).mean(0).cpu().numpy()
+    means = [source[:, problem.source.labels == c].mean(1) for c in range(problem.source.n_classes)]
+    return (F.normalize(torch.stack(means, 1), dim=2) @ F.normalize(target, dim=2).mT).mean(0).numpy()
 
 
 def label_mapping(
@@ -68,35 +70,11 @@ def label_mapping(
 
     Zhang et al. 2023 (DP4TL) count the most probable class of each target image; means keep ties apart.
 
-    >>> dtl.baselines.label_mapping(problem).mean(axis=1)
+    >>> bool(np.allclose(dtl.baselines.label_mapping(problem).sum(0), 1, atol=1e-5))
+    True
     """
-    recipe, target = recipe or Recipe(), _part(problem, split)
-    nets = nets or full_source_nets(problem, recipe)
-    return _logits(nets, target, problem, recipe).softmax(2).mean(0).T.cpu().numpy()
-
-
-def _features(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
-    _check_nets(nets, problem)
-    return finite(features(nets, open_pixels(dataset, problem.source, nets.weight.device), recipe))
-
-
-def _logits(nets: Nets, dataset: ImageDataset, problem: TransferProblem, recipe: Recipe) -> torch.Tensor:
-    """Of the source heads, (nets, n, K)."""
-    return torch.baddbmm(nets.bias.detach(), _features(nets, dataset, problem, recipe), nets.weight.detach())
-
-
-def _check_nets(nets: Nets, problem: TransferProblem) -> None:
-    if nets.weight.shape[2] != problem.source.n_classes:
-        raise InputError(
-            f"the nets have {nets.weight.shape[2]} source classes and the problem {problem.source.n_classes}: use nets "
-            "of full_source_nets(problem)"
-        )
-
-
-def _part(problem: TransferProblem, split: str) -> ImageDataset:
-    if f"target_{split}" not in problem.parts:
-        raise InputError(f"unknown split {split!r}: use 'train', 'validation' or 'test'")
-    return problem.parts[f"target_{split}"]
+    evaluated, nets = _part(problem, split), nets or full_source_nets(problem, recipe)
+    return embed(nets, evaluated, problem.source, recipe).probabilities.mean(0).T.numpy()
 
 
 def source_loss(problem: TransferProblem, nets: Nets | None = None, recipe: Recipe | None = None) -> np.ndarray:
@@ -104,12 +82,28 @@ def source_loss(problem: TransferProblem, nets: Nets | None = None, recipe: Reci
 
     What nets fit last is often wrong or ambiguous: a loss ranks such examples without any retraining.
 
-    >>> dtl.baselines.source_loss(problem).argsort()[::-1][:20]       # examples to look at
+    >>> to_look_at = dtl.baselines.source_loss(problem).argsort()[::-1][:20]
     """
-    recipe, labels = recipe or Recipe(), problem.source.labels
     nets = nets or full_source_nets(problem, recipe)
-    p = _logits(nets, problem.source, problem, recipe).log_softmax(2).cpu()
-    return -p[:, range(len(labels)), labels].mean(0).numpy()
+    logits = embed(nets, problem.source, problem.source, recipe).logits
+    labels = problem.source.labels.expand(len(logits), -1)
+    return F.cross_entropy(logits.mT, labels, reduction="none").mean(0).numpy()
+
+
+def class_sums(by_example: np.ndarray, source: ImageDataset) -> np.ndarray:
+    """Scores of source examples summed over those of each class, (N, n) -> (K, n).
+
+    >>> bool((dtl.baselines.class_sums(np.ones((len(problem.source), 1)), problem.source)[:, 0] > 1).all())
+    True
+    """
+    if len(by_example) != len(source):
+        raise InputError(f"{len(by_example)} rows of scores for {len(source)} source examples: give one row for each")
+    return np.stack([by_example[source.labels.numpy() == c].sum(0) for c in range(source.n_classes)])
+
+
+def _part(problem: TransferProblem, split: str) -> ImageDataset:
+    choice(split, ("train", "validation", "test"), "split")
+    return problem.parts[f"target_{split}"]
 
 
 def trak(
@@ -135,9 +129,10 @@ def trak(
     Raises
     ------
     ModuleNotFoundError : the extra `trak` is not installed
-    ValueError : unknown split, or a dimension out of range
+    InputError : unknown split, a dimension out of range, or nets of another source
 
-    >>> by_class = dtl.baselines.class_sums(dtl.baselines.trak(problem), problem.source)
+    >>> scores = dtl.baselines.trak(problem, dimension=8)                           # doctest: +SKIP
+    >>> by_class = dtl.baselines.class_sums(scores, problem.source)                 # doctest: +SKIP
     """
     try:
         from trak import TRAKer
@@ -145,55 +140,31 @@ def trak(
         raise ModuleNotFoundError("TRAK needs its library: install it with pip install 'dtl[trak]'") from error
     if not 1 <= dimension <= len(problem.source):
         raise InputError(f"dimension must lie in 1..{len(problem.source)}, the source examples, not {dimension}")
-    recipe, evaluated = recipe or Recipe(), _part(problem, split)
+    like, train, evaluated, recipe = problem.source, problem.target_train, _part(problem, split), recipe or Recipe()
     nets = nets or full_source_nets(problem, recipe)
-    _check_nets(nets, problem)
-    like, device, n_source = problem.source, nets.weight.device, problem.source.n_classes
-    train = open_pixels(problem.target_train, like, device)
-    probes = solve_probes(features(nets, train, recipe), train.labels, problem.target_train.n_classes, recipe.probe_l2)
-    single = unstack(nets, recipe.model, recipe.widths)
-    models = [_TwoHeads(*parts) for parts in zip(single, *probes, strict=True)]
+    device, x = nets.weight.device, embed(nets, train, like, recipe).features
+    probes = (p.to(device) for p in solve_probes(x, train.labels, train.n_classes, recipe.probe_l2))
+    models = unstack(nets)
+    for net, *probe in zip(models, *probes, strict=True):  # logits of both heads, those of the source first
+        net.weight, net.bias = (nn.Parameter(torch.cat([a, b[None]], 2)) for a, b in zip(net.head, probe, strict=True))
     with TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):  # no option turns its progress bars off
         tracer = TRAKer(
-            deepcopy(models[0]), cast(Any, _Margin(n_source)), len(like), folder, device=str(device),
+            deepcopy(models[0]), cast(Any, _Margin(like.n_classes)), len(like), folder, device=str(device),
             proj_dim=dimension, projector_seed=seed, use_half_precision=False, logging_level=logging.WARNING,
-            grad_wrt=[name for name, _ in models[0].named_parameters() if name.startswith("net.backbone")],
+            grad_wrt=[name for name, _ in models[0].named_parameters() if name.startswith("backbone")],
         )  # fmt: skip
+        source, target = (part.batches(like, device) for part in (like, evaluated))
         for number, model in enumerate(models):
             tracer.load_checkpoint(cast(Any, model.state_dict()), number)
-            for images, labels in _batches(open_pixels(like, like, device)):
+            for images, labels in zip(source.in_order(100), source.labels.split(100), strict=True):
                 tracer.featurize((images, labels), num_samples=len(labels))
         tracer.finalize_features()
         cast(Any, tracer.projector).model_id = None  # it has dropped its matrix: it must draw that of net 0 again
         for number, model in enumerate(models):
             tracer.start_scoring_checkpoint("target", cast(Any, model.state_dict()), number, len(evaluated))
-            for images, labels in _batches(open_pixels(evaluated, like, device)):
-                tracer.score((images, labels + n_source), num_samples=len(labels))
+            for images, labels in zip(target.in_order(100), target.labels.split(100), strict=True):
+                tracer.score((images, labels + like.n_classes), num_samples=len(labels))
         return np.array(tracer.finalize_scores("target"))
-
-
-def class_sums(by_example: np.ndarray, source: ImageDataset) -> np.ndarray:
-    """Scores of source examples summed over those of each class, (N, n) -> (K, n).
-
-    >>> dtl.baselines.class_sums(np.ones((len(problem.source), 1)), problem.source)[:, 0]      # images of each class
-    """
-    if len(by_example) != len(source):
-        raise InputError(f"{len(by_example)} rows of scores for {len(source)} source examples: give one row for each")
-    return np.stack([by_example[source.labels.numpy() == c].sum(0) for c in range(source.n_classes)])
-
-
-class _TwoHeads(nn.Module):
-    """Logits of one source model and of its target probe, side by side, (batch, source classes + target classes)."""
-
-    def __init__(self, net: Nets, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        super().__init__()
-        self.net, self.probe = net, nn.ParameterList([weight, bias])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.net.features(x)[0]
-        return torch.cat(
-            [features @ self.net.weight[0] + self.net.bias[0], features @ self.probe[0] + self.probe[1]], 1
-        )
 
 
 class _Margin:
@@ -206,7 +177,7 @@ class _Margin:
         self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
         images: torch.Tensor, labels: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        logits = torch.func.functional_call(model, (weights, buffers), images)
+        logits = torch.func.functional_call(model, (weights, buffers), images)[0]
         of_source = torch.arange(logits.shape[1], device=logits.device) < self.n_source
         return logits.masked_fill(of_source != (labels < self.n_source)[:, None], -torch.inf)
 
@@ -225,8 +196,3 @@ class _Margin:
         """Derivative of the loss with respect to the margin, up to its sign: 1 - p of the correct class, (batch, 1)."""
         p = self.logits(model, weights, buffers, *batch).softmax(1)
         return 1 - p.gather(1, batch[1][:, None]).detach()
-
-
-def _batches(pixels: Pixels, size: int = 100) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    for index in torch.arange(len(pixels.labels), device=pixels.labels.device).split(size):
-        yield pixels.batch(index[None]), pixels.labels[index]

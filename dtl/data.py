@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import combinations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from dtl._batches import Batches, Images, in_memory
 from dtl._checks import InputError, class_names, some
 
 logger = logging.getLogger(__name__)
@@ -33,6 +35,9 @@ class ImageDataset:
     labels : torch.Tensor, int64, (n,), values in 0..K-1
     classes : tuple of str, length K, all different
     paths : files that the images came from, one each, or None
+    normalisation : mean and standard deviation of each channel, (3,) each, that training normalises by; default is that
+        of these images. Images that were changed keep those of the images they were made from
+    still : whether shifts and flips would destroy what was planted, so that recipes that augment are refused
 
     Arrays become tensors, and names of any kind strings.
 
@@ -44,6 +49,8 @@ class ImageDataset:
     labels: torch.Tensor
     classes: tuple[str, ...]
     paths: tuple[str, ...] | None = None
+    normalisation: tuple[torch.Tensor, torch.Tensor] | None = None
+    still: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", _tensor(self.images, "images"))
@@ -87,7 +94,7 @@ class ImageDataset:
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each channel, (3,) each, of pixels in 0..1."""
-        return self._statistics
+        return self.normalisation or self._statistics
 
     @cached_property
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -98,7 +105,11 @@ class ImageDataset:
         """The images at `index` (integers or a boolean mask), with the same classes."""
         index = torch.as_tensor(np.asarray(index, dtype=None if len(index) else np.int64))
         paths = None if self.paths is None else tuple(np.array(self.paths, dtype=object)[index.numpy()])
-        return ImageDataset(self.images[index], self.labels[index], self.classes, paths)
+        return replace(self, images=self.images[index], labels=self.labels[index], paths=paths)
+
+    def batches(self, like: Images, device: torch.device, augment: int = 0) -> Batches:
+        """What a training step sees of these images; augmented by shifts of up to `augment` pixels and flips."""
+        return in_memory(self, like, device, augment)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -107,10 +118,12 @@ class ImageDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of pixels, labels and class names."""
+        """SHA-256 of pixels, labels, class names, and of a normalisation that is not their own."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
+        for numbers in self.normalisation or ():
+            digest.update(numbers.contiguous().numpy().data)
         return digest.hexdigest()
 
     @cached_property
@@ -170,6 +183,7 @@ class TransferProblem:
     Parameters
     ----------
     per_class_accuracy : whether accuracy is the mean over classes and not the share of examples
+    views : name -> change of images, uint8 (n, 3, h, w) to the same; see `with_views`
 
     >>> dtl.load("testbed")
     testbed-0: 1440 source images of 16 x 16 pixels, classes star, cloud, rook, knight, ... (24 in all)
@@ -183,6 +197,7 @@ class TransferProblem:
     target_test: ImageDataset
     truth: Truth | None = None
     per_class_accuracy: bool = False
+    views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
     origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
@@ -218,14 +233,58 @@ class TransferProblem:
 
     def __reduce__(self) -> tuple[Callable[..., "TransferProblem"], tuple[Any, ...]]:
         if self.origin is not None:
-            return reopen, (self.origin, self.fingerprints)
-        return TransferProblem, (self.name, *self.parts.values(), self.truth, self.per_class_accuracy)
+            return reopen, (self.origin, self.fingerprints, dict(self.views))
+        return TransferProblem, (self.name, *self.parts.values(), self.truth, self.per_class_accuracy, dict(self.views))
 
     @property
     def parts(self) -> dict[str, ImageDataset]:
         """The four datasets by name."""
         names = ("source", "target_train", "target_validation", "target_test")
         return {name: getattr(self, name) for name in names}
+
+    def with_views(self, views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> "TransferProblem":
+        """The same problem, whose models are also judged on changed versions of the evaluation images.
+
+        No view is ever trained on, and none changes what a study measures without it.
+
+        Parameters
+        ----------
+        views : name -> change, such as one of `dtl.datasets.overlays`; in results the name stands behind the split, as
+            "test/square", and "test/plain" for the images as they are
+
+        Raises
+        ------
+        InputError : a name that cannot be kept, or a change that does not give images of the size it gets, or not the
+            same ones each time
+
+        >>> problem.with_views({"square": dtl.datasets.overlays.Square()}).views
+        {'square': Square(colour=(255, 255, 0), weight=1.0, side=4, at=(0, 0))}
+        """
+        for name, change in views.items():
+            if not re.fullmatch(r"\w[\w .+-]*", name) or name == PLAIN:
+                raise InputError(
+                    f"a view needs a name of letters, digits, space and . + -, and not {PLAIN!r}: {name!r}"
+                )
+            few = self.target_test.images[:4]
+            found, again = change(few.clone()), change(few.clone())
+            if found.dtype != few.dtype or found.shape != few.shape or not torch.equal(found, again):
+                raise InputError(
+                    f"view {name!r} must give the same uint8 images {tuple(few.shape)} whenever it is asked"
+                )
+        problem = replace(self, views={**self.views, **views})
+        object.__setattr__(problem, "origin", self.origin)
+        return problem
+
+    @cached_property
+    def judges(self) -> dict[str, ImageDataset]:
+        """What models are judged on: validation, test, and both in each view, as "test/square"; never trained on."""
+        splits = {"validation": self.target_validation, "test": self.target_test}
+        changed = {
+            f"{split}/{name}": replace(dataset, images=change(dataset.images))
+            for name, change in self.views.items()
+            for split, dataset in splits.items()
+        }
+        return splits | changed
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -262,6 +321,8 @@ class TransferProblem:
         weights = 1 / counts[groups] if self.per_class_accuracy else None
         return np.average(np.asarray(correct), axis=1, weights=weights)
 
+
+PLAIN = "plain"  # the view that changes nothing
 
 LOADERS = {  # name of a problem: the function that loads it, imported when it is asked for
     "testbed": "dtl.testbed:make",
@@ -332,7 +393,11 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     return problem
 
 
-def reopen(origin: dict[str, Any], fingerprints: dict[str, str] | None = None) -> TransferProblem:
+def reopen(
+    origin: dict[str, Any],
+    fingerprints: dict[str, str] | None = None,
+    views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+) -> TransferProblem:
     """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given.
 
     Raises
@@ -348,4 +413,4 @@ def reopen(origin: dict[str, Any], fingerprints: dict[str, str] | None = None) -
     other = [part for part, digest in problem.fingerprints.items() if fingerprints and digest != fingerprints[part]]
     if other:
         raise InputError(f"the data of {problem.name} have changed: {origin} now gives another {', '.join(other)}")
-    return problem
+    return problem.with_views(views) if views else problem

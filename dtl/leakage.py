@@ -52,7 +52,11 @@ def leaked(
     ------
     ValueError : the influence is not of the source's examples, is on fewer than two targets, or shapes disagree
 
-    >>> dtl.leaked(study.influence(), problem.source).head()
+    >>> values = np.zeros((6, 5))
+    >>> values[4, 3] = 0.6                                  # example 4 helps target 3 alone
+    >>> found = dtl.Influence(values, np.full((6, 5), 0.1), np.ones(5), "difference", "paired", 100)
+    >>> dtl.leaked(found, problem.source.subset(range(6)))[["source", "target"]].values[0].tolist()
+    [4, 3]
     """
     _check_examples(influence, source)
     _check_threshold(near)
@@ -102,7 +106,10 @@ def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
     ------
     ValueError : the influence is not of the source's examples
 
-    >>> dtl.misleading(study.influence(by="all"), problem.source).head()
+    >>> values = np.array([[0.1], [-0.5], [0.0]])
+    >>> found = dtl.Influence(values, np.full((3, 1), 0.1), np.ones(1), "difference", "paired", 100)
+    >>> dtl.misleading(found, problem.source.subset(range(3)))[["source", "z"]].values[0].tolist()
+    [1.0, -5.0]
     """
     _check_examples(influence, source)
     z = influence.z
@@ -250,7 +257,8 @@ def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
     ----------
     groups : (N,) int without gaps, such as `near_duplicates`
 
-    >>> dtl.estimate_influence(dtl.leakage.pool(study.masks, groups), study.outputs(), design="random")
+    >>> dtl.leakage.pool([[True, False, False], [False, False, True]], [0, 1, 0]).astype(int).tolist()
+    [[1, 0], [1, 0]]
     """
     included, groups = np.asarray(masks, dtype=bool), np.asarray(groups)
     if groups.shape != included.shape[1:]:

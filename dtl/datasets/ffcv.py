@@ -13,11 +13,11 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from multiprocessing import SimpleQueue
 from pathlib import Path
 from types import ModuleType
@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dtl._batches import Batches, Images, Steps
 from dtl._checks import InputError
 from dtl.data import ImageDataset
-from dtl.datasets.folders import Listing, list_tree, open_rgb, to_rgb
+from dtl.datasets.folders import list_tree, open_rgb, to_rgb
 from dtl.engine.progress import hidden
 
 JPEG = 0  # how FFCV marks an image that is kept as JPEG; others are kept as pixels
@@ -40,61 +41,17 @@ STATISTICS = 10_000  # images from which the mean and deviation of the channels 
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10  # of random resized crops (Szegedy et al. 2015)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """The papers' source training: learning rate linearly up and down, small images first, larger ones at the end.
+def grown(share: float, low: int, high: int) -> int:
+    """Pixels a side of training images after a share of the training, as in the papers.
 
-    Parameters
-    ----------
-    epochs : length of training
-    peak : epoch of the highest learning rate, before the end
-    low, high : pixels a side of training images up to epoch `ramp[0]` and from `ramp[1]`; in between they grow
-        linearly, by multiples of 32
+    `low` up to epoch 11 of 16 and `high` from epoch 13, in between by multiples of 32: settings released with Jain et
+    al. 2022, whose learning rate is `Recipe(warmup=2 / 16)`.
 
-    Raises
-    ------
-    ValueError : a length at which the learning rate never falls to zero, or images never reach their final size
-
-    Source: settings released with Jain et al. 2022, whose schedule accepts any length.
-
-    >>> Schedule().resolution(0), Schedule().resolution(15)
-    (160, 192)
+    >>> [dtl.datasets.ffcv.grown(share, 96, 192) for share in (0, 0.7, 0.75, 0.9)]
+    [96, 96, 128, 192]
     """
-
-    epochs: int = 16
-    peak: float = 2
-    low: int = 160
-    high: int = 192
-    ramp: tuple[int, int] = (11, 13)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.peak < self.epochs:
-            raise InputError(
-                f"the learning rate never falls: its peak is at epoch {self.peak} of {self.epochs}; train longer, or "
-                "set an earlier peak"
-            )
-        if not 0 <= self.ramp[0] <= self.ramp[1] < self.epochs:
-            raise InputError(
-                f"images never reach {self.high} pixels for a whole epoch: they grow from epoch {self.ramp[0]} to "
-                f"{self.ramp[1]} of {self.epochs}; train longer, or set an earlier ramp"
-            )
-        if not 0 < self.low <= self.high:
-            raise InputError(f"images must grow from low to high, not from {self.low} to {self.high} pixels")
-
-    def resolution(self, epoch: int) -> int:
-        """Pixels a side of the training images of an epoch, counted from 0."""
-        start, end = self.ramp
-        if epoch >= end:
-            return self.high
-        if epoch <= start:
-            return self.low
-        grown = self.low + (self.high - self.low) * (epoch - start) / (end - start)
-        return min(max(32 * round(grown / 32), self.low), self.high)
-
-    def lr(self, steps: int) -> np.ndarray:
-        """Learning rate of each step as a share of the highest, (steps,); none is zero, so every step counts."""
-        middle = (np.arange(steps) + 0.5) * self.epochs / steps
-        return np.interp(middle, (0, self.peak, self.epochs), (0, 1, 0))
+    size = float(np.interp(int(16 * share), (11, 13), (low, high)))
+    return int(size) if size in (low, high) else min(max(32 * round(size / 32), low), high)
 
 
 def random_boxes(height: np.ndarray, width: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -140,7 +97,7 @@ def write(
     ValueError : an image cannot be read, or is larger than 8 MB of pixels and no `max_side` was given, or the disk is
         full; nothing is left behind then
 
-    >>> dtl.datasets.ffcv.write("imagenet/train", "imagenet.beton", quality=90, max_side=500)
+    >>> path = dtl.datasets.ffcv.write(problem.source, "source.beton", show_progress=False)      # doctest: +SKIP
     """
     path = Path(path)
     if quality is not None and not 1 <= quality <= 100:
@@ -173,24 +130,16 @@ def _samples(data: Any) -> tuple[Callable[[int], tuple[Any, int]], int, tuple[st
     """How to read sample i, the number of samples, and the class names."""
     if isinstance(data, ImageDataset):
         pixels = data.images.permute(0, 2, 3, 1).numpy()
-        return partial(_from_arrays, pixels, data.labels.numpy()), len(data), data.classes
+        return [*zip(pixels, data.labels.tolist(), strict=True)].__getitem__, len(data), data.classes
     if isinstance(data, str | Path):
         files = list_tree(Path(data))
-        return partial(_from_files, files), len(files.paths), files.classes
+        return [*zip(files.paths, files.labels, strict=True)].__getitem__, len(files.paths), files.classes
     classes = getattr(data, "classes", None) or getattr(data, "categories", None)
     if classes is None:
         raise TypeError(
             f"cannot write {type(data).__name__}: give an ImageDataset, a folder, or a dataset with classes"
         )
     return data.__getitem__, len(data), tuple(str(name) for name in classes)
-
-
-def _from_arrays(pixels: np.ndarray, labels: np.ndarray, i: int) -> tuple[np.ndarray, int]:
-    return pixels[i], labels[i]
-
-
-def _from_files(files: Listing, i: int) -> tuple[Image.Image, int]:
-    return open_rgb(files.paths[i]), files.labels[i]
 
 
 @dataclass
@@ -218,6 +167,7 @@ class _Samples:
         if shutil.disk_usage(self.folder).free < RESERVE:
             raise OSError(f"the disk of {self.folder} is full: free space, or give quality or max_side")
         image, label = self.read(int(i))
+        image = open_rgb(image) if isinstance(image, Path) else image
         pixels = np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
             raise InputError(
@@ -240,15 +190,14 @@ class Beton(ImageDataset):
         images of one size
     crop : share of the shorter side that the centre crop keeps before it is resized
     indices : the images of a subset, in its order; default all
-    schedule : sizes of training images; default `resolution` throughout
+    growing : pixels a side of training images at the beginning and at the end (`grown`), (160, 192) in the papers;
+        default `resolution` throughout
     classes : class names, for a file without a `.json` beside it
 
     Training with augmentation draws random resized crops and flips; everything else sees the centre crop.
 
-    >>> source = dtl.datasets.ffcv.Beton("imagenet.beton", resolution=224, schedule=Schedule())
-    >>> cats = source.subset(np.isin(source.labels, range(281, 288)))
-    >>> cats.read([0, 1]).shape
-    torch.Size([2, 3, 224, 224])
+    >>> source = dtl.datasets.ffcv.Beton("imagenet.beton", resolution=224, growing=(160, 192))  # doctest: +SKIP
+    >>> cats = source.subset(np.isin(source.labels, range(281, 288)))                             # doctest: +SKIP
     """
 
     def __init__(
@@ -257,14 +206,16 @@ class Beton(ImageDataset):
         resolution: int | None = None,
         crop: float = 224 / 256,
         indices: np.ndarray | Sequence[int] | None = None,
-        schedule: Schedule | None = None,
+        growing: tuple[int, int] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
         if not 0 < crop <= 1:
             raise InputError(f"crop is a share of the shorter side, above 0 and at most 1, not {crop}")
         if resolution is not None and resolution < 1:
             raise InputError(f"resolution must be at least 1 pixel, not {resolution}")
-        self.path, self.resolution, self.crop, self.schedule = Path(path).absolute(), resolution, crop, schedule
+        if growing is not None and not 0 < growing[0] <= growing[1]:
+            raise InputError(f"growing is two sizes in pixels, the smaller one first, not {growing}")
+        self.path, self.resolution, self.crop, self.growing = Path(path).absolute(), resolution, crop, growing
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist: write it with dtl.datasets.ffcv.write(data, path)")
         names = self.path.with_suffix(".json")
@@ -285,7 +236,7 @@ class Beton(ImageDataset):
 
     def __reduce__(self) -> tuple[type["Beton"], tuple[Any, ...]]:
         """By name: a worker opens the file itself."""
-        return Beton, (self.path, self.resolution, self.crop, self.indices, self.schedule, self.classes)
+        return Beton, (self.path, self.resolution, self.crop, self.indices, self.growing, self.classes)
 
     @cached_property
     def _file(self) -> "_File":
@@ -304,14 +255,12 @@ class Beton(ImageDataset):
         return self.read(np.arange(len(self)))
 
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "Beton":
-        return Beton(
-            self.path, self.resolution, self.crop, self.indices[np.asarray(index)], self.schedule, self.classes
-        )
+        return Beton(self.path, self.resolution, self.crop, self.indices[np.asarray(index)], self.growing, self.classes)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of encoded images, labels, class names and how they are read; the whole file is read once."""
-        how = (self.resolution, self.crop, self.schedule, self.classes)
+        how = (self.resolution, self.crop, self.growing, self.classes)
         digest = hashlib.sha256(repr(how).encode())
         for i in self.indices.tolist():
             digest.update(self._file.sides[i].tobytes())
@@ -319,12 +268,9 @@ class Beton(ImageDataset):
         digest.update(self.labels.numpy().data)
         return digest.hexdigest()
 
-    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation of each channel, (3,) each, of at most 10,000 images spread over the file."""
-        return self._statistics
-
     @cached_property
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of at most 10,000 images spread over the file."""
         spread = np.unique(np.linspace(0, len(self) - 1, min(len(self), STATISTICS)).astype(np.int64))
         count, total, squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
         for index in np.array_split(spread, -(-len(spread) // 256)):
@@ -334,6 +280,10 @@ class Beton(ImageDataset):
         mean = total.double() / count
         variance = (squares.double() - count * mean**2) / max(count - 1, 1)
         return (mean / 255).float(), (variance.clamp(min=0).sqrt() / 255).float().clamp(min=1e-3)
+
+    def batches(self, like: Images, device: torch.device, augment: int = 0) -> "BetonBatches":
+        """What a training step sees of these images; augmented by random resized crops and flips."""
+        return BetonBatches(self, like, device, augment > 0)
 
     def boxes(self, index: np.ndarray) -> np.ndarray:
         """The centre crop of each image, (n, 4) int: top, left, height and width."""
@@ -376,12 +326,49 @@ class Beton(ImageDataset):
                     found[i] = found[i, :, ::-1].copy()
 
         workers = joblib.cpu_count()
-        pool = _pool(workers, os.getpid())
-        jobs = [pool.submit(decode, part) for part in np.array_split(np.arange(len(index)), workers)]
+        parts = np.array_split(np.arange(len(index)), workers)
+        jobs = [_pool(workers, os.getpid()).submit(decode, part) for part in parts]
         wait(jobs)  # all of them: none may still read the file when one has failed
         for job in jobs:
             job.result()
         return torch.from_numpy(found).permute(0, 3, 1, 2)
+
+
+class BetonBatches(Batches):
+    """Batches of a `.beton`, decoded while the step before them runs, at the size that training has reached."""
+
+    def __init__(self, dataset: Beton, like: Images, device: torch.device, augment: bool) -> None:
+        super().__init__(dataset, like, device)
+        self.dataset, self.augment = dataset, augment
+
+    def draw(self, order: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """A crop (top, left, height, width) and a flip of each image, int32 (steps, batch, 5)."""
+        if not self.augment:
+            return np.empty((*order.shape, 0), dtype=np.int32)
+        drawn = (self.dataset.draw(index, rng) for index in order)
+        return np.stack([np.column_stack(crops_and_flips) for crops_and_flips in drawn]).astype(np.int32)
+
+    def load(self, order: Steps, draws: torch.Tensor | None = None) -> Iterator[torch.Tensor]:
+        growing = self.dataset.growing if draws is not None and self.augment else None
+        sizes = [growing and grown(step / len(order), *growing) for step in range(len(order))]
+        steps = zip(order, [None] * len(order) if draws is None else draws, sizes, strict=True)
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(self._decode, *next(steps))
+            for step in steps:
+                x, following = following.result(), ahead.submit(self._decode, *step)
+                yield x.to(self.labels.device)
+            yield following.result().to(self.labels.device)
+
+    def images(self, index: torch.Tensor, loaded: torch.Tensor) -> torch.Tensor:
+        return self.normalised(loaded)
+
+    def _decode(self, index: torch.Tensor, draws: torch.Tensor | None, resolution: int | None) -> torch.Tensor:
+        """uint8 (batch, models, 3, height, width) of images (models, batch)"""
+        rows, boxes, flips = index.T.numpy(), None, None
+        if draws is not None and self.augment:
+            drawn = draws.transpose(0, 1).flatten(0, 1).numpy()
+            boxes, flips = drawn[:, :4], drawn[:, 4].astype(bool)
+        return self.dataset.read(rows.flatten(), boxes, flips, resolution).unflatten(0, rows.shape)
 
 
 class _File:

@@ -60,7 +60,7 @@ def solved(nets: Nets, problem: dtl.TransferProblem, l2: float) -> Predict:
 
 
 def loop(nets: Nets, problem: dtl.TransferProblem, lr: float) -> Predict:
-    singles = unstack(nets, RECIPE.model, RECIPE.widths)
+    singles = unstack(nets)
     data = TensorDataset(normalised(problem.target_train, problem), problem.target_train.labels)
     for net in singles:
         net.backbone.requires_grad_(False)

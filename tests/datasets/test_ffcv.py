@@ -18,10 +18,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import RandomResizedCrop, ToTensor
 
 import dtl
+from dtl._batches import InMemory
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets import ffcv as beton
-from dtl.datasets.ffcv import Beton, Schedule
-from dtl.training import BetonPixels, Pixels, Recipe, open_pixels
+from dtl.datasets.ffcv import Beton, BetonBatches, grown
+from dtl.training import Recipe, draw_order
 
 CPU = torch.device("cpu")
 FFCV = importlib.util.find_spec("ffcv") is not None or "CI" in os.environ  # CI installs it, so nothing is skipped
@@ -31,32 +32,10 @@ needs_ffcv = pytest.mark.skipif(not FFCV, reason="FFCV is not installed: it is t
 # Without FFCV
 
 
-def test_schedule_is_that_of_the_papers() -> None:
-    schedule = Schedule()
-    assert [schedule.resolution(epoch) for epoch in (0, 11, 12, 13, 15)] == [160, 160, 192, 192, 192]
-    assert [Schedule(low=96, high=224, ramp=(0, 8)).resolution(epoch) for epoch in range(10)] == [
-        96, 128, 128, 128, 160, 192, 192, 192, 224, 224,
-    ]  # fmt: skip
-    lr = schedule.lr(16 * 100)
-    assert lr.argmax() in (199, 200) and lr[0] == pytest.approx(0.5 / 200) and lr[-1] == pytest.approx(0.5 / 1400)
-    np.testing.assert_allclose(np.diff(lr[:199]), 1 / 200)
-    np.testing.assert_allclose(np.diff(lr[200:]), -1 / 1400)
-
-
-@pytest.mark.parametrize(
-    "options, problem",
-    [
-        ({"epochs": 2}, "never falls: its peak is at epoch 2 of 2"),
-        ({"epochs": 4, "peak": 5}, "never falls: its peak is at epoch 5 of 4"),
-        ({"peak": 0}, "never falls"),
-        ({"epochs": 13}, "never reach 192 pixels for a whole epoch: they grow from epoch 11 to 13 of 13"),
-        ({"ramp": (13, 11)}, "earlier ramp"),
-        ({"low": 224}, "not from 224 to 192"),
-    ],
-)
-def test_schedule_refuses_lengths_that_never_anneal(options: dict[str, Any], problem: str) -> None:
-    with pytest.raises(ValueError, match=problem):
-        Schedule(**options)
+def test_training_images_grow_as_those_of_the_papers() -> None:
+    assert [grown(epoch / 16, 160, 192) for epoch in (0, 11, 12, 13, 15)] == [160, 160, 192, 192, 192]
+    assert [grown(step / 48, 150, 170) for step in (0, 35, 36, 38, 39, 47)] == [150, 150, 160, 160, 170, 170]
+    assert grown(12.9 / 16, 100, 110) == 100 and grown(12 / 16, 60, 60) == 60  # no multiple of 32 between them
 
 
 def test_random_boxes_are_distributed_as_those_of_torchvision() -> None:
@@ -114,6 +93,8 @@ def test_settings_and_files_are_checked_first(tmp_path: Path) -> None:
         Beton(tmp_path / "x.beton", crop=1.5)
     with pytest.raises(ValueError, match="resolution must be at least 1"):
         Beton(tmp_path / "x.beton", resolution=0)
+    with pytest.raises(ValueError, match="growing is two sizes in pixels, the smaller one first"):
+        Beton(tmp_path / "x.beton", growing=(192, 160))
 
 
 # With FFCV
@@ -240,19 +221,21 @@ def test_jpeg_within_a_tolerance_and_smaller(photos: Path, tmp_path: Path) -> No
 
 @needs_ffcv
 def test_batches_are_those_of_in_memory_data(problem: TransferProblem, betons: TransferProblem) -> None:
-    ours = open_pixels(betons.target_test, betons.source, CPU)
-    theirs = open_pixels(problem.target_test, problem.source, CPU)
-    assert type(ours) is BetonPixels and type(theirs) is Pixels
-    index = torch.tensor([[3, 0, 39, 3], [1, 1, 2, 5]])
-    a, b = ours.batch(index), theirs.batch(index)
-    assert a.shape == b.shape == (4, 6, 16, 16) and a.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
-    order = torch.stack([index, index.flip(1)])
-    for found, expected in zip(ours.batches(order, ()), theirs.batches(order, ()), strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    ours = betons.target_test.batches(betons.source, CPU)
+    theirs = problem.target_test.batches(problem.source, CPU)
+    assert type(ours) is BetonBatches and type(theirs) is InMemory
+    order = torch.tensor([[[3, 0, 39, 3], [1, 1, 2, 5]], [[3, 39, 0, 3], [5, 2, 1, 1]]])
+    steps = zip(order, ours.load(order), theirs.load(order), strict=True)
+    for index, of_ours, of_theirs in steps:
+        a, b = ours.images(index, of_ours), theirs.images(index, of_theirs)
+        assert a.shape == b.shape == (4, 6, 16, 16) and a.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     assert torch.equal(ours.labels, theirs.labels)
-    mixed = open_pixels(problem.target_test, betons.source, CPU)  # a target in memory, normalised as its source
-    torch.testing.assert_close(mixed.batch(index), b, rtol=0, atol=1e-5)
+    mixed = problem.target_test.batches(betons.source, CPU)  # a target in memory, normalised as its source
+    found, mixed, expected = (torch.cat([*batches.in_order(7)]) for batches in (ours, mixed, theirs))
+    assert found.shape == (40, 3, 16, 16)
+    for x in (found, mixed):
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
 
 
 @needs_ffcv
@@ -278,29 +261,38 @@ def test_augmented_training_repeats_by_seed(betons: TransferProblem, recipe: Rec
 @needs_ffcv
 def test_crops_and_flips_are_a_models_own(photos: Path, tmp_path: Path) -> None:
     data = Beton(write(photos, tmp_path / "x.beton"), resolution=32)
-    pixels = BetonPixels(data, data, CPU, augment=True)
-    index = torch.tensor([[0, 1, 2, 3], [7, 6, 5, 4]])
+    batches, order = data.batches(data, CPU, augment=1), torch.tensor([[[0, 1, 2, 3], [7, 6, 5, 4]]])
 
-    def rng(*seeds: int) -> list[np.random.Generator]:
-        return [np.random.default_rng(seed) for seed in seeds]
+    def batch(*seeds: int) -> torch.Tensor:
+        own = order[:, : len(seeds)]
+        drawn = [batches.draw(own[:, m].numpy(), np.random.default_rng(seed)) for m, seed in enumerate(seeds)]
+        (loaded,) = batches.load(own, torch.from_numpy(np.stack(drawn, 1)))
+        return batches.images(own[0], loaded)
 
-    both = pixels.batch(index, rng(1, 2))
-    alone = pixels.batch(index[:1], rng(1))
-    assert torch.equal(both[:, :3], alone) and not torch.equal(both[:, :3], pixels.batch(index[:1], rng(2)))
-    assert not torch.equal(alone, BetonPixels(data, data, CPU).batch(index[:1]))
+    both, alone = batch(1, 2), batch(1)
+    assert torch.equal(both[:, :3], alone) and not torch.equal(both[:, :3], batch(2))
+    assert not torch.equal(alone, next(data.batches(data, CPU).in_order(4)))
     boxes, flips = data.draw(np.arange(8).repeat(200), np.random.default_rng(0))
     assert 0.45 < flips.mean() < 0.55 and len(np.unique(boxes, axis=0)) > 1000
+    # by hand: image 6 under the second model's crop and flip, after those of the step before
+    rng = np.random.default_rng(2)
+    first = data.draw(np.array([7, 6, 5, 4]), rng)
+    for drawn, step in ((first, 0), (data.draw(np.array([5, 4, 6, 7]), rng), 1)):
+        plan = batches.draw(np.array([[7, 6, 5, 4], [5, 4, 6, 7]]), np.random.default_rng(2))
+        np.testing.assert_array_equal(plan[step], np.column_stack(drawn))
+    expected = data.read([6], first[0][1:2], first[1][1:2])
+    torch.testing.assert_close(both[1, 3:], batches.normalised(expected[:, None])[0])
 
 
 @needs_ffcv
-def test_training_images_grow_as_scheduled(photos: Path, tmp_path: Path) -> None:
-    schedule = Schedule(epochs=4, peak=1, low=32, high=64, ramp=(1, 2))
-    data = Beton(write(photos, tmp_path / "x.beton"), resolution=48, schedule=schedule)
-    order, rng = torch.zeros(8, 1, 2, dtype=torch.int64), [np.random.default_rng(0)]
-    training = BetonPixels(data, data, CPU, augment=True).batches(order, rng)
-    assert [x.shape[-1] for x in training] == [32, 32, 32, 32, 64, 64, 64, 64]
-    evaluation = BetonPixels(data, data, CPU)
-    assert {x.shape[-1] for x in evaluation.batches(order, rng)} == {48} and evaluation.batch(order[0]).shape[-1] == 48
+def test_training_images_grow(photos: Path, tmp_path: Path) -> None:
+    data = Beton(write(photos, tmp_path / "x.beton"), resolution=48, growing=(32, 64))
+    order = draw_order(np.arange(8), 8, 2, np.random.default_rng(0))
+    batches, steps = data.batches(data, CPU, augment=1), torch.from_numpy(order)[:, None]
+    draws = torch.from_numpy(batches.draw(order, np.random.default_rng(0)))[:, None]
+    assert [x.shape[-1] for x in batches.load(steps, draws)] == [32] * 6 + [64] * 2
+    assert {x.shape[-1] for x in data.batches(data, CPU).load(steps)} == {48}
+    assert {x.shape[-1] for x in batches.in_order(3)} == {48}
 
 
 @needs_ffcv
@@ -311,7 +303,7 @@ def test_fingerprints_see_content_and_how_it_is_read(tmp_path: Path) -> None:
         Beton(write(dataset(seed=1), tmp_path / "other.beton")),
         Beton(path, resolution=12),
         Beton(path, resolution=12, crop=1),
-        Beton(path, schedule=Schedule()),
+        Beton(path, growing=(8, 12)),
         Beton(path, classes=["a", "b", "c"]),
         Beton(path).subset([1, 0, 2, 3, 4, 5, 6]),
     ]

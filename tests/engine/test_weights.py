@@ -10,7 +10,7 @@ import torch
 import dtl
 from dtl.data import ImageDataset, TransferProblem
 from dtl.engine import weights as weights_module
-from dtl.engine.weights import finite, load_tensors, save_tensors, silence, source_nets
+from dtl.engine.weights import finite, load_tensors, save_tensors, source_nets, zero_diverged
 from dtl.models import initialise
 
 CPU = torch.device("cpu")
@@ -84,6 +84,20 @@ def test_the_same_images_are_the_same_model(problem, recipe, tmp_path, request):
     assert not again.training
 
 
+def test_weights_of_version_0_1_are_found(problem, recipe, tmp_path):
+    """Files are named by settings; one that was not there yet must not rename them."""
+    source_nets(
+        problem.source, dtl.subset_masks(24, 2), [0, 1], dtl.Recipe(epochs=1, widths=(8, 16)), CPU, "class", tmp_path
+    )
+    assert sorted(file.stem for file in tmp_path.iterdir()) == [
+        "41dfb723034ae63592a76998e4d30405",
+        "71bce1dcd2b7c50ae9710baf42842515",
+    ]
+    held = dtl.Recipe(epochs=1, widths=(8, 16), steps=2)
+    source_nets(problem.source, dtl.subset_masks(24, 2), [0, 1], held, CPU, "class", tmp_path)
+    assert len([*tmp_path.iterdir()]) == 4
+
+
 @pytest.mark.parametrize("how", ["flip", "truncate"])
 def test_damaged_weights_are_named_and_trained_again(problem, recipe, tmp_path, caplog, how):
     masks = dtl.subset_masks(24, 2)
@@ -109,7 +123,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("model", ["small", "resnet9"])
-def test_nets_that_are_not_finite_are_found_and_silenced(model):
+def test_nets_that_are_not_finite_are_found_and_zeroedd(model):
     widths = (4, 8) if model == "small" else (4, 8, 8, 16)
     nets = initialise(model, 4, [0, 1, 2], widths).to(memory_format=torch.channels_last)  # pyright: ignore
     assert finite(nets).tolist() == [True] * 3
@@ -117,7 +131,7 @@ def test_nets_that_are_not_finite_are_found_and_silenced(model):
     name, value = next((n, v) for n, v in nets.state_dict().items() if n.endswith("running_var"))
     value[len(value) // 3] = torch.inf  # a statistic of the second net
     assert finite(nets).tolist() == [True, False, True], name
-    silence(nets, ~finite(nets))
+    zero_diverged(nets, ~finite(nets))
     assert finite(nets).all()
     for name, value in nets.state_dict().items():
         if value.ndim:
