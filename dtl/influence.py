@@ -185,8 +185,10 @@ class Influence:
                 f"the influences are of problem {name}, whose {', '.join(differ)} differ from those of {problem.name}: "
                 "estimate them from a study of this problem"
             )
-        units, kind = (problem.source.n_classes, "classes") if self.unit == "class" else (len(problem.source), "images")
-        if len(self.values) != units:
+        units, kind = (
+            (len(problem.source), "images") if self.unit == "example" else (problem.source.n_classes, "classes")
+        )
+        if len(self.values) != units and self.unit != "group":
             raise InputError(f"influence is of {len(self.values)} {kind} but the source of {problem.name} has {units}")
         images = problem.parts[f"target_{self.split or 'validation'}"]
         n = {"image": len(images), "class": images.n_classes}.get(by or "", self.values.shape[1])
