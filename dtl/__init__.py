@@ -18,18 +18,25 @@ _MOVED = {  # rooms of version 0.1, for one version: where their names live now
     "beton": "datasets.ffcv",
     "check": "book",
     "imagenet200": "datasets.imagenet200",
+    "mistakes": "removal",
     "scale": "book",
     "substitutes": "baselines",
     "targets": "datasets.targets",
 }
-_RENAMED = {"check": {"answer": "check"}, "scale": {"current": "scale", "SIZES": "SIZES", "Scale": "Scale"}}
+_RENAMED = {  # rooms whose names changed, or moved to different rooms: old name -> where it lives
+    "check": {"answer": "book.check"},
+    "mistakes": {"wrong": "projection.wrong", "suspects": "projection.suspects", "flip_rate": "removal.flip_rate"}
+    | {"newcombe": "removal.newcombe"},
+    "scale": {"current": "book.scale", "SIZES": "book.SIZES", "Scale": "book.Scale"},
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MOVED:
         return _lazy(name)
-    warnings.warn(f"dtl.{name} is now dtl.{_MOVED[name]}", DeprecationWarning, stacklevel=2)
-    room = importlib.import_module(f"dtl.{_MOVED[name]}")
-    if name in _RENAMED:
-        return SimpleNamespace(**{old: getattr(room, new) for old, new in _RENAMED[name].items()})
-    return room
+    new = _RENAMED.get(name, {})
+    now = ", ".join(f"dtl.{path}" for path in new.values()) or f"dtl.{_MOVED[name]}"
+    warnings.warn(f"dtl.{name} is now {now}", DeprecationWarning, stacklevel=2)
+    rooms = {old: path.rpartition(".") for old, path in new.items()}
+    moved = {old: getattr(importlib.import_module(f"dtl.{room}"), to) for old, (room, _, to) in rooms.items()}
+    return SimpleNamespace(**moved) if moved else importlib.import_module(f"dtl.{_MOVED[name]}")

@@ -1,24 +1,31 @@
 """Images with labels, transfer problems made of them, and where both come from."""
 
 import hashlib
-import importlib
 import inspect
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property, wraps
+import pkgutil
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import blake2b
+from itertools import combinations
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from dtl._batches import Batches, Images, in_memory
-from dtl._checks import InputError
+from dtl._checks import InputError, class_names, some
+
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageDataset:
     """Images of one size with one label each, held in memory.
 
@@ -26,17 +33,30 @@ class ImageDataset:
     ----------
     images : torch.Tensor, uint8, (n, 3, height, width)
     labels : torch.Tensor, int64, (n,), values in 0..K-1
-    classes : tuple of str, length K
+    classes : tuple of str, length K, all different
+    paths : files that the images came from, one each, or None
+    normalisation : mean and standard deviation of each channel, (3,) each, that training normalises by; default is that
+        of these images. Images that were changed keep those of the images they were made from
+    still : whether shifts and flips would destroy what was planted, so that recipes that augment are refused
 
-    >>> dataset = dtl.load("testbed").source
-    >>> dataset.images.shape, dataset.classes[0]
+    Arrays become tensors, and names of any kind strings.
+
+    >>> dtl.load("testbed").source
+    ImageDataset(1440 images of 16 x 16 pixels, classes star, cloud, rook, knight, ... (24 in all))
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     classes: tuple[str, ...]
+    paths: tuple[str, ...] | None = None
+    normalisation: tuple[torch.Tensor, torch.Tensor] | None = None
+    still: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "images", _tensor(self.images, "images"))
+        object.__setattr__(self, "labels", _tensor(self.labels, "labels"))
+        object.__setattr__(self, "classes", class_names(self.classes))
+        object.__setattr__(self, "paths", None if self.paths is None else tuple(self.paths))
         shape = tuple(self.images.shape)
         if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
             raise InputError(f"images must be uint8 of shape (n, 3, height, width), not {self.images.dtype} {shape}")
@@ -52,9 +72,15 @@ class ImageDataset:
                 f"label {int(self.labels[where])} of image {where} is out of range: there are "
                 f"{len(self.classes)} classes, so labels are 0..{len(self.classes) - 1}"
             )
+        if self.paths is not None and len(self.paths) != len(self.labels):
+            raise InputError(f"paths must be one for each of the {len(self.labels)} images, not {len(self.paths)}")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"ImageDataset({len(self)} images of {height} x {width} pixels, classes {some(self.classes, 4)})"
 
     @property
     def n_classes(self) -> int:
@@ -68,7 +94,7 @@ class ImageDataset:
 
     def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of each channel, (3,) each, of pixels in 0..1."""
-        return self._statistics
+        return self.normalisation or self._statistics
 
     @cached_property
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +104,8 @@ class ImageDataset:
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "ImageDataset":
         """The images at `index` (integers or a boolean mask), with the same classes."""
         index = torch.as_tensor(np.asarray(index, dtype=None if len(index) else np.int64))
-        return ImageDataset(self.images[index], self.labels[index], self.classes)
+        paths = None if self.paths is None else tuple(np.array(self.paths, dtype=object)[index.numpy()])
+        return replace(self, images=self.images[index], labels=self.labels[index], paths=paths)
 
     def batches(self, like: Images, device: torch.device, augment: int = 0) -> Batches:
         """What a training step sees of these images; augmented by shifts of up to `augment` pixels and flips."""
@@ -91,11 +118,30 @@ class ImageDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of pixels, labels and class names."""
+        """SHA-256 of pixels, labels, class names, and of a normalisation that is not their own."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
+        for numbers in self.normalisation or ():
+            digest.update(numbers.contiguous().numpy().data)
         return digest.hexdigest()
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """A digest of the pixels of each image, (n,) int64: equal where images are."""
+        rows = self.images.contiguous().numpy()
+        return np.frombuffer(b"".join(blake2b(row.data, digest_size=8).digest() for row in rows), dtype=np.int64)
+
+
+def _tensor(values: Any, what: str) -> torch.Tensor:
+    """Values as a tensor; whole numbers of any kind as int64, unless they are uint8."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"{what} must not be masked: fill or leave out what is missing")
+    try:
+        tensor = values if isinstance(values, torch.Tensor) else torch.tensor(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must be an array of numbers ({error})") from None
+    return tensor.long() if tensor.dtype in (torch.int8, torch.int16, torch.int32) else tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,16 +172,22 @@ class Truth:
     moved: np.ndarray | None = None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TransferProblem:
     """A source to pre-train on and a target, in three splits, to transfer to.
 
     Influences are estimated on `target_validation`; gains are reported on `target_test`. `origin` is the call of `load`
-    or `from_folders` that made the problem, as plain data, so that another process can make it again; None for a
-    problem made by hand.
+    that made the problem, as plain data; None for a problem made by hand. A problem with an origin is pickled as that
+    call and the fingerprints of what it gave, any other one as its tensors. Images that are in two parts are logged.
 
-    >>> problem = dtl.load("testbed")
-    >>> problem.source.n_classes, len(problem.target_train)
+    Parameters
+    ----------
+    per_class_accuracy : whether accuracy is the mean over classes and not the share of examples
+    views : name -> change of images, uint8 (n, 3, h, w) to the same; see `with_views`
+
+    >>> dtl.load("testbed")
+    testbed-0: 1440 source images of 16 x 16 pixels, classes star, cloud, rook, knight, ... (24 in all)
+    120 + 400 + 800 target images (train, validation, test), classes sky, chess, cards, travel
     """
 
     name: str
@@ -144,6 +196,8 @@ class TransferProblem:
     target_validation: ImageDataset
     target_test: ImageDataset
     truth: Truth | None = None
+    per_class_accuracy: bool = False
+    views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = field(default_factory=dict)
     origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
@@ -156,11 +210,31 @@ class TransferProblem:
             if len(dataset) == 0:
                 raise InputError(f"{part} has no images")
             if part.startswith("target") and dataset.classes != self.target_train.classes:
-                raise InputError(f"{part} has other classes than target_train: {dataset.classes}")
-        for part in self.parts:
-            empty = [c for c, n in zip(self.parts[part].classes, self.parts[part].counts, strict=True) if n == 0]
+                here, there = dict.fromkeys(dataset.classes), dict.fromkeys(self.target_train.classes)
+                lacks, more = [c for c in there if c not in here], [c for c in here if c not in there]
+                how = [f"lacks {some(lacks)}" if lacks else "", f"also has {some(more)}" if more else ""]
+                how = " and ".join(filter(None, how)) or "has them in another order"
+                raise InputError(f"all splits of the target must have the classes of target_train, but {part} {how}")
+        for part, dataset in self.parts.items():
+            empty = [c for c, n in zip(dataset.classes, dataset.counts, strict=True) if n == 0]
             if empty:
-                raise InputError(f"{part} has classes without images: {', '.join(empty[:5])}; add images or drop them")
+                raise InputError(f"{part} has classes without images: {some(empty)}; add images or drop them")
+        for (one, other), n in self.copies.items():
+            whole = len(self.parts[other])
+            logger.warning("%s: %d of %d images of %s are also in %s", self.name, n, whole, other, one)
+
+    def __repr__(self) -> str:
+        (height, width), (n, *targets) = self.source.size, map(len, self.parts.values())
+        return (
+            f"{self.name}: {n} source images of {height} x {width} pixels, classes "
+            f"{some(self.source.classes, 4)}\n{' + '.join(map(str, targets))} target images (train, validation, test), "
+            f"classes {some(self.target_train.classes, 4)}"
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., "TransferProblem"], tuple[Any, ...]]:
+        if self.origin is not None:
+            return reopen, (self.origin, self.fingerprints, dict(self.views))
+        return TransferProblem, (self.name, *self.parts.values(), self.truth, self.per_class_accuracy, dict(self.views))
 
     @property
     def parts(self) -> dict[str, ImageDataset]:
@@ -168,60 +242,111 @@ class TransferProblem:
         names = ("source", "target_train", "target_validation", "target_test")
         return {name: getattr(self, name) for name in names}
 
+    def with_views(self, views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> "TransferProblem":
+        """The same problem, whose models are also judged on changed versions of the evaluation images.
+
+        No view is ever trained on, and none changes what a study measures without it.
+
+        Parameters
+        ----------
+        views : name -> change, such as one of `dtl.datasets.overlays`; in results the name stands behind the split, as
+            "test/square", and "test/plain" for the images as they are
+
+        Raises
+        ------
+        InputError : a name that cannot be kept, or a change that does not give images of the size it gets, or not the
+            same ones each time
+
+        >>> problem.with_views({"square": dtl.datasets.overlays.Square()}).views
+        {'square': Square(colour=(255, 255, 0), weight=1.0, side=4, at=(0, 0))}
+        """
+        for name, change in views.items():
+            if not re.fullmatch(r"\w[\w .+-]*", name) or name == PLAIN:
+                raise InputError(
+                    f"a view needs a name of letters, digits, space and . + -, and not {PLAIN!r}: {name!r}"
+                )
+            few = self.target_test.images[:4]
+            found, again = change(few.clone()), change(few.clone())
+            if found.dtype != few.dtype or found.shape != few.shape or not torch.equal(found, again):
+                raise InputError(
+                    f"view {name!r} must give the same uint8 images {tuple(few.shape)} whenever it is asked"
+                )
+        problem = replace(self, views={**self.views, **views})
+        object.__setattr__(problem, "origin", self.origin)
+        return problem
+
+    @cached_property
+    def judges(self) -> dict[str, ImageDataset]:
+        """What models are judged on: validation, test, and both in each view, as "test/square"; never trained on."""
+        splits = {"validation": self.target_validation, "test": self.target_test}
+        changed = {
+            f"{split}/{name}": replace(dataset, images=change(dataset.images))
+            for name, change in self.views.items()
+            for split, dataset in splits.items()
+        }
+        return splits | changed
+
     @property
     def fingerprints(self) -> dict[str, str]:
         return {part: dataset.fingerprint for part, dataset in self.parts.items()}
 
+    @property
+    def copies(self) -> dict[tuple[str, str], int]:
+        """How many images of a part are, pixel for pixel, in one before it, for each two that share any.
 
-_LOADERS: dict[str, Callable[..., TransferProblem]] = {}
+        Parts that are not in memory, such as those of FFCV files, are left out.
 
+        >>> dtl.load("testbed").copies
+        {}
+        """
+        held = [part for part, dataset in self.parts.items() if "images" in vars(dataset)]
+        found = {
+            pair: int(np.isin(self.parts[pair[1]].digests, self.parts[pair[0]].digests).sum())
+            for pair in combinations(held, 2)
+        }
+        return {pair: n for pair, n in found.items() if n}
 
-def loader(name: str) -> Callable[[Callable[..., TransferProblem]], Callable[..., TransferProblem]]:
-    """Register a function as what `load(name)` calls."""
+    def accuracy(self, correct: ArrayLike, labels: ArrayLike) -> np.ndarray:
+        """Accuracy of each model as it is reported for this problem, (models,), in 0..1.
 
-    def register(function: Callable[..., TransferProblem]) -> Callable[..., TransferProblem]:
-        _LOADERS[name] = remembered(function, lambda options: {"load": name, "options": options})
-        return _LOADERS[name]
+        Parameters
+        ----------
+        correct : (models, n) bool, whether a model is right on an example
+        labels : (n,) int, classes of the examples; those of which there are none do not count
 
-    return register
-
-
-P = ParamSpec("P")
-
-
-def remembered(
-    function: Callable[P, TransferProblem], call: Callable[[dict[str, Any]], dict[str, Any]]
-) -> Callable[P, TransferProblem]:
-    """The function, whose problems have their `origin`: arguments declared as paths absolute, None if not all plain."""
-    signature = inspect.signature(function)
-
-    @wraps(function)
-    def remembering(*args: P.args, **options: P.kwargs) -> TransferProblem:
-        problem, given = function(*args, **options), dict(signature.bind(*args, **options).arguments)
-        for key, value in given.items():
-            if value is not None and "Path" in str(signature.parameters[key].annotation):
-                given[key] = os.path.abspath(value)
-        try:
-            json.dumps(given)
-        except TypeError:
-            return problem
-        object.__setattr__(problem, "origin", call(given))
-        return problem
-
-    return remembering
+        >>> dtl.load("testbed").accuracy([[True, True, False]], [0, 0, 1])
+        array([0.66666667])
+        """
+        _, groups, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+        weights = 1 / counts[groups] if self.per_class_accuracy else None
+        return np.average(np.asarray(correct), axis=1, weights=weights)
 
 
-def reopen(origin: dict[str, Any]) -> TransferProblem:
-    """The problem that an `origin` describes.
+PLAIN = "plain"  # the view that changes nothing
 
-    >>> reopen(dtl.load("testbed", seed=1).origin).name
-    'testbed-1'
+LOADERS = {  # name of a problem: the function that loads it, imported when it is asked for
+    "testbed": "dtl.testbed:make",
+    "testbed-examples": "dtl.testbed:make_examples",
+    "folders": "dtl.datasets.folders:make",
+    "file": "dtl.datasets.saved:make",
+    "imagenet200-cifar10": "dtl.datasets.imagenet200:make",
+    "imagenet-<target>": "dtl.datasets.targets:make",
+}
+
+
+def options_of(name: str) -> Callable[..., TransferProblem]:
+    """The function that loads the problem of a name: its arguments are the problem's options.
+
+    >>> list(inspect.signature(options_of("file")).parameters)
+    ['path']
     """
-    if "from_folders" in origin:
-        from dtl.datasets.folders import from_folders
-
-        return from_folders(**origin["from_folders"])
-    return load(origin["load"], **origin["options"])
+    family = "imagenet-<target>" if str(name).startswith("imagenet-") else name
+    if family not in LOADERS:
+        raise InputError(
+            f"unknown problem {name!r}: known are {', '.join(LOADERS)}; for your own images use "
+            "dtl.from_folders(source_dir, target_dir)"
+        )
+    return pkgutil.resolve_name(LOADERS[family])
 
 
 def load(name: str, root: str | Path | None = None, **options: object) -> TransferProblem:
@@ -229,25 +354,63 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
 
     Parameters
     ----------
-    name : "testbed" (procedural images with planted truth, option `seed`), "imagenet200-cifar10" (see
-        `dtl.datasets.imagenet200`) or "imagenet-<target>" (see `dtl.datasets.targets`)
+    name : "testbed" or "testbed-examples" (procedural images with planted truth, option `seed`), "folders" (your own
+        images, see `dtl.datasets.folders.make`), "file" (a problem in a file, see `dtl.datasets.saved`),
+        "imagenet200-cifar10" (see `dtl.datasets.imagenet200`) or "imagenet-<target>" (see `dtl.datasets.targets`)
     root : folder of the data, for problems that are read from disk; default is $DTL_DATA
-    options : passed to the problem's own loader
+    options : passed to the problem's own loader; folders may begin with `~`
 
-    >>> problem = dtl.load("testbed", seed=0)
-    >>> problem.truth.role[:3]
+    Raises
+    ------
+    InputError : an unknown name, or an option that the problem does not take
+
+    >>> dtl.load("testbed", seed=0).truth.role[:3].tolist()
+    ['helpful', 'helpful', 'helpful']
     """
-    for module in ("dtl.testbed", "dtl.datasets.imagenet200", "dtl.datasets.targets"):
-        importlib.import_module(module)  # registers what it holds
+    function = options_of(name)
+    signature, given = inspect.signature(function), options if root is None else {"root": root, **options}
+    if "target" in signature.parameters:
+        given = {"target": name.removeprefix("imagenet-"), **given}
+    try:
+        signature.bind(**given)
+    except TypeError as error:
+        known = ", ".join(key for key in signature.parameters if key != "target")
+        raise InputError(f"problem {name!r}: {error}; its options are {known}") from None
+    hints = get_type_hints(function)
+    for key, value in given.items():
+        kinds = get_args(hints[key])
+        if Path in kinds and not (value is None and type(None) in kinds):
+            if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+                raise InputError(f"{key} must name a folder or file, not {value!r}")
+            given[key] = os.path.abspath(os.path.expanduser(value))
+    problem = function(**given)
+    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items() if k != "target"}
+    try:
+        json.dumps(plain)
+    except TypeError:  # such as a source that was handed over
+        return problem
+    object.__setattr__(problem, "origin", {"load": name, "options": plain})
+    return problem
 
-    if name not in _LOADERS:
-        raise InputError(
-            f"unknown problem {name!r}: known are {', '.join(sorted(_LOADERS))}; for your own images use "
-            "dtl.from_folders(source_dir, target_dir)"
-        )
-    given = options if root is None else {"root": Path(root), **options}
-    unknown = set(given) - set(inspect.signature(_LOADERS[name]).parameters)
-    if unknown:
-        known = ", ".join(inspect.signature(_LOADERS[name]).parameters)
-        raise InputError(f"problem {name!r} takes no {', '.join(sorted(unknown))}: its options are {known}")
-    return _LOADERS[name](**given)
+
+def reopen(
+    origin: dict[str, Any],
+    fingerprints: dict[str, str] | None = None,
+    views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
+) -> TransferProblem:
+    """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given.
+
+    Raises
+    ------
+    InputError, FileNotFoundError : the data are not there, or are not the same
+
+    >>> reopen(dtl.load("testbed", seed=1).origin).name
+    'testbed-1'
+    """
+    if "from_folders" in origin:  # as stores of version 0.1 say it
+        origin = {"load": "folders", "options": origin["from_folders"]}
+    problem = load(origin["load"], **origin.get("options", {}))
+    other = [part for part, digest in problem.fingerprints.items() if fingerprints and digest != fingerprints[part]]
+    if other:
+        raise InputError(f"the data of {problem.name} have changed: {origin} now gives another {', '.join(other)}")
+    return problem.with_views(views) if views else problem

@@ -1,10 +1,12 @@
 """Source labels projected on the target: whom a source class helps, and the groups of target examples that this shows.
 
 Nobody labelled the subpopulations of a target class, but source classes tell them apart: ostriches are the birds that
-the source class *ostrich* helps (Jain et al. 2022, section 4.1).
+the source class *ostrich* helps (Jain et al. 2022, section 4.1). The other way round, one wrong prediction leads to the
+source classes that push it there (section 4.2).
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +17,9 @@ from sklearn.preprocessing import normalize
 from dtl._checks import InputError, check_number
 from dtl.design import block_length
 from dtl.influence import Influence, estimate_influence, group_means
+
+if TYPE_CHECKING:
+    from dtl.study import Study
 
 SIDES = {"helpful": 1.0, "harmful": -1.0}
 _CLEAR = 3.0  # standard errors from zero at which a class counts as helpful or harmful for the examples as a whole
@@ -34,7 +39,8 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
     ------
     ValueError : an unknown class or side, or k is not in 1..n
 
-    >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=8)
+    >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=3).shape
+    (3,)
     """
     n_classes, n = influence.values.shape
     check_number(source_class, 0, n_classes - 1, "source_class, one of the classes of the influence,")
@@ -81,8 +87,11 @@ def subpopulations(
     ------
     ValueError : too few models to halve, fewer examples than groups, or fewer than two classes of that side
 
-    >>> chess = problem.target_validation.labels.numpy() == 1
-    >>> dtl.subpopulations(study.masks, study.outputs()[:, chess]).group
+    >>> masks = dtl.subset_masks(20, 76)                # classes 0 and 1 help five examples, 2 and 3 the others
+    >>> outputs = np.repeat(masks[:, :4] @ [[3.0, 0], [3, 0], [0, 3], [0, 3]], 5, axis=1)
+    >>> outputs += np.random.default_rng(0).normal(size=outputs.shape)
+    >>> dtl.subpopulations(masks, outputs, n_groups=2).group.tolist()
+    [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
     """
     included, outputs = np.asarray(masks, dtype=bool), np.asarray(outputs, dtype=np.float64)
     if side not in SIDES:
@@ -123,3 +132,39 @@ def _half(masks: np.ndarray) -> int:
     if half < 2:
         raise InputError(f"{len(masks)} models are too few to halve: train at least 4, better two balanced blocks")
     return half
+
+
+def wrong(study: "Study", split: str = "validation") -> np.ndarray:
+    """Examples that most models of a study predict wrong, the most often wrong first, int indices into the split.
+
+    >>> len(dtl.projection.wrong(study)) < len(problem.target_validation)
+    True
+    """
+    right = study.outputs("correct", split=split).mean(0)
+    order = np.argsort(right, kind="stable")
+    return order[right[order] < 0.5]
+
+
+def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0) -> np.ndarray:
+    """The source classes with the most negative influence on one example, the worst first, int (at most k,).
+
+    Parameters
+    ----------
+    least : standard errors by which the influence must lie below zero; classes that do not are no suspects, so there
+        can be fewer than k, or none
+
+    Raises
+    ------
+    InputError : an unknown example, or k is not in 1..K
+
+    >>> values = np.array([[0.5], [-0.2], [-0.9]])
+    >>> found = dtl.Influence(values, np.full((3, 1), 0.1), np.ones(1), "difference", "paired", 100)
+    >>> dtl.suspects(found, example=0).tolist(), dtl.suspects(found, example=0, least=3).tolist()
+    ([2, 1], [2])
+    """
+    n_classes, n = influence.values.shape
+    check_number(example, 0, n - 1, "example, one of those of the influence,")
+    check_number(k, 1, n_classes, "k, of the source classes,")
+    worst = np.argsort(influence.values[:, example], kind="stable")[:k]
+    values, stderr = influence.values[worst, example], influence.stderr[worst, example]
+    return worst[(values < 0) & (values <= -least * stderr)]

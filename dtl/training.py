@@ -40,6 +40,8 @@ class Recipe:
         Penalty of the fixed-feature probe, on standardised features, per example
     finetune_epochs, finetune_lr
         Full-network transfer, and the head of `fixed+bn`
+    finetune_weight_decay : float, optional
+        Of full-network transfer and `fixed+bn`; default that of source training
     steps : int, optional
         Optimiser steps of source training, whatever the size of the subset; default is that of `epochs`
 
@@ -65,6 +67,7 @@ class Recipe:
     probe_l2: PositiveFloat = 1e-2
     finetune_epochs: PositiveInt = 15
     finetune_lr: PositiveFloat = 0.05
+    finetune_weight_decay: NonNegativeFloat | None = None
     steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:

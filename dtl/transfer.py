@@ -1,6 +1,7 @@
-"""Transfer of source models to the target: fixed features, fixed with BatchNorm adapting, or the full network."""
+"""Transfer of source models to the target: fixed features, fixed with BatchNorm adapting, the full network, or none."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +13,10 @@ from dtl._checks import InputError
 from dtl._step import enough_memory
 from dtl._streams import stream
 from dtl.data import TransferProblem
-from dtl.models import Nets
-from dtl.training import Recipe, draw_plan, fit
+from dtl.models import Nets, initialise
+from dtl.training import Recipe, draw_plan, fit, schedule
 
-REGIMES = ("fixed", "fixed+bn", "full")
+REGIMES = ("fixed", "fixed+bn", "full", "scratch")
 
 
 class Outputs(NamedTuple):
@@ -80,18 +81,27 @@ def embed(
 def transfer(
     nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, regime: str
 ) -> dict[str, Outputs]:
-    """Transfer every net and evaluate it on the validation and test splits.
+    """Transfer every net and evaluate it on the validation and test splits, and on the views of the problem.
 
     Parameters
     ----------
     nets : source models side by side, on any device; changed by "full" and "fixed+bn"
     regime : "fixed" (features of the frozen net, linear probes solved to convergence), "fixed+bn" (weights frozen but
-        BatchNorm adapting while an SGD head trains, as the code of Jain et al. 2022 does) or "full" (all fine-tuned)
+        BatchNorm adapting while an SGD head trains, as the code of Jain et al. 2022 does), "full" (all fine-tuned) or
+        "scratch" (new nets, trained on the target alone as sources are)
 
     >>> nets = dtl.baselines.full_source_nets(problem, dtl.Recipe(epochs=1), seeds=(0, 1), device="cpu")
     >>> outputs = dtl.transfer.transfer(nets, problem, [0, 1], dtl.Recipe(), "fixed")
     >>> accuracy = outputs["test"].correct.float().mean(1)
     """
+    said = target_logits(nets, problem, seeds, recipe, regime)
+    return {name: outputs(logits, problem.judges[name].labels.to(logits.device)) for name, logits in said.items()}
+
+
+def target_logits(
+    nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, regime: str
+) -> dict[str, torch.Tensor]:
+    """Logits of the transferred nets on each of `problem.judges`, (models, n, classes); see `transfer`."""
     if regime not in REGIMES:
         raise InputError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
     device, train = nets.weight.device, problem.target_train
@@ -99,22 +109,42 @@ def transfer(
         x = features(nets, train.batches(problem.source, device), recipe)
         weight, bias = solve_probes(x, train.labels.to(device), train.n_classes, recipe.probe_l2)
     else:
-        nets.new_head(train.n_classes, seeds)
-        fine_tune(nets, problem, seeds, recipe, only_head=regime == "fixed+bn")
+        if regime == "scratch":
+            nets = initialise(recipe.model, train.n_classes, seeds, recipe.widths)
+            nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            alone = replace(recipe, steps=None)
+            fit_target(nets, problem, seeds, alone, schedule(len(train), alone), recipe.lr, "training")
+        else:
+            nets.new_head(train.n_classes, seeds)
+            fine_tune(nets, problem, seeds, recipe, only_head=regime == "fixed+bn")
         weight, bias = nets.weight.detach(), nets.bias.detach()
-    splits = {"validation": problem.target_validation, "test": problem.target_test}
-    batches = {name: split.batches(problem.source, device) for name, split in splits.items()}
-    return {name: outputs(features(nets, b, recipe) @ weight + bias, b.labels) for name, b in batches.items()}
+    judges = {name: judge.batches(problem.source, device) for name, judge in problem.judges.items()}
+    return {name: features(nets, batches, recipe) @ weight + bias for name, batches in judges.items()}
 
 
 def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, only_head: bool) -> None:
     """SGD on the target's training images, in place, each model in its own order."""
-    target = problem.target_train
-    batch = min(recipe.batch_size, len(target))
-    size = recipe.finetune_epochs * (len(target) // batch), batch
-    batches = target.batches(problem.source, nets.weight.device, recipe.augment)
-    examples, rng = [np.arange(len(target))] * len(seeds), [stream("transfer", seed) for seed in seeds]
-    plan = draw_plan(examples, size, rng, batches, recipe.finetune_lr, recipe.warmup)
+    batch = min(recipe.batch_size, len(problem.target_train))
+    size = recipe.finetune_epochs * (len(problem.target_train) // batch), batch
+    if recipe.finetune_weight_decay is not None:
+        recipe = replace(recipe, weight_decay=recipe.finetune_weight_decay)
+    fit_target(nets, problem, seeds, recipe, size, recipe.finetune_lr, "transfer", only_head)
+
+
+def fit_target(
+    nets: Nets,
+    problem: TransferProblem,
+    seeds: Sequence[int],
+    recipe: Recipe,
+    size: tuple[int, int],
+    lr: float,
+    purpose: str,
+    only_head: bool = False,
+) -> None:
+    """(steps, batch) = `size` of SGD on the target's training images, with the random stream of a purpose."""
+    batches = problem.target_train.batches(problem.source, nets.weight.device, recipe.augment)
+    examples = [np.arange(len(problem.target_train))] * len(seeds)
+    plan = draw_plan(examples, size, [stream(purpose, seed) for seed in seeds], batches, lr, recipe.warmup)
     fit(nets, batches, plan, recipe, only_head=only_head)
 
 

@@ -1,7 +1,13 @@
 """Datasets, problems, and folders of images in whatever format."""
 
+import dataclasses
 import logging
+import os
+import pickle
+import shutil
 import threading
+import typing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +16,10 @@ import torch
 from PIL import Image, features
 
 import dtl
+from dtl._files import save_tensors
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets import folders as data
+from dtl.datasets.saved import save
 
 FORMATS = ["png", "jpg", "gif", "bmp", "webp", "tiff", "avif"]
 COLOURS = [(200, 30, 40), (20, 180, 60), (30, 60, 210)]
@@ -119,6 +127,84 @@ def test_a_problem_refuses_parts_that_do_not_fit(change, message):
 def test_load_names_what_it_knows():
     with pytest.raises(ValueError, match="unknown problem 'testbeds': known are .*testbed.*from_folders"):
         dtl.load("testbeds")
+
+
+# Problems by name
+
+
+def same(one, other):
+    return one.name == other.name and one.fingerprints == other.fingerprints
+
+
+def test_a_problem_by_name_is_pickled_as_its_name(tmp_path, folders):
+    problem = dtl.load("testbed", seed=np.int64(3), per_class=20)
+    assert problem.origin == {"load": "testbed", "options": {"seed": 3, "per_class": 20}}
+    text = pickle.dumps(problem)
+    assert len(text) < 1000 and same(pickle.loads(text), problem)
+    tree(tmp_path / "t")
+    text = pickle.dumps(folders(tmp_path / "t", tmp_path / "t"))
+    picture((1, 2, 3)).save(tmp_path / "t" / "ant" / "00.png")
+    with pytest.raises(ValueError, match="data of t-t have changed: .* now gives another source, target_"):
+        pickle.loads(text)
+    shutil.rmtree(tmp_path / "t")
+    with pytest.raises(FileNotFoundError, match="t is not a folder"):
+        pickle.loads(text)
+
+
+def test_a_problem_made_by_hand_is_pickled_as_its_tensors():
+    named = dtl.load("testbed-examples", per_class=2)
+    by_hand = dataclasses.replace(named, name="mine", per_class_accuracy=True)
+    again = pickle.loads(pickle.dumps(by_hand))
+    assert by_hand.origin is None and same(again, by_hand) and again.per_class_accuracy
+    assert again.truth.copy_of.tolist() == np.asarray(vars(named.truth)["copy_of"]).tolist()
+
+
+@pytest.mark.parametrize("name", ["testbed", "testbed-examples"])
+def test_a_saved_problem_is_the_same_with_all_that_was_planted(tmp_path, name):
+    problem = dataclasses.replace(dtl.load(name), name="kept", per_class_accuracy=name == "testbed")
+    again = dtl.load("file", path=save(problem, tmp_path / "new" / "p.safetensors"))
+    assert same(again, problem) and again.per_class_accuracy == problem.per_class_accuracy
+    assert again.origin == {"load": "file", "options": {"path": str(tmp_path / "new" / "p.safetensors")}}
+    for key, value in vars(problem.truth).items():
+        np.testing.assert_equal(getattr(again.truth, key), value)
+    held = bytearray((tmp_path / "new" / "p.safetensors").read_bytes())
+    held[-1] ^= 1
+    (tmp_path / "new" / "p.safetensors").write_bytes(held)
+    with pytest.raises(ValueError, match="p.safetensors is damaged"):
+        dtl.data.reopen(again.origin or {})
+    with pytest.raises(FileNotFoundError, match="nothing is no file: give one that dtl.datasets.saved.save wrote"):
+        dtl.load("file", path=tmp_path / "nothing")
+
+
+def test_both_notations_of_older_stores_are_understood(tmp_path, folders):
+    tree(tmp_path / "t")
+    options = {"source_dir": str(tmp_path / "t"), "target_dir": str(tmp_path / "t"), "size": 8,
+               "cache": str(tmp_path / "cache"), "show_progress": False}  # fmt: skip
+    problem = dtl.data.reopen({"from_folders": options})
+    assert problem.origin == {"load": "folders", "options": options}
+    assert same(problem, folders(tmp_path / "t", tmp_path / "t"))
+    assert dtl.data.reopen({"load": "testbed", "options": {"seed": 1}}).name == "testbed-1"
+
+
+@pytest.mark.parametrize("name", [n for n in dtl.data.LOADERS if "<" not in n] + ["imagenet-pets"])
+def test_every_name_has_a_loader_whose_options_have_types(name):
+    options = typing.get_type_hints(dtl.data.options_of(name))
+    assert options.pop("return") is TransferProblem and options
+
+
+def test_accuracy_is_the_mean_over_classes_where_the_problem_says_so():
+    correct = np.array([[True, True, True, False], [False, False, False, True]])
+    labels = torch.tensor([2, 2, 2, 5])  # others have no examples
+    problem = dtl.load("testbed", per_class=20)
+    np.testing.assert_allclose(problem.accuracy(correct, labels), [0.75, 0.25])
+    problem = dataclasses.replace(problem, name="any", per_class_accuracy=True)
+    np.testing.assert_allclose(problem.accuracy(correct, labels), [0.5, 0.5])
+
+
+def test_problems_and_datasets_are_shown_in_few_words():
+    problem = dtl.load("testbed")
+    assert repr(problem).count("\n") == 1 and len(repr(problem)) < 250
+    assert len(repr(problem.source)) < 120 and "3 classes: a, b, c)" in repr(dataset(classes=("a", "b", "c")))
 
 
 # Folders
@@ -257,20 +343,24 @@ def test_limit_draws_images_of_each_class_with_the_seed(tmp_path, folders):
     assert folders(tmp_path / "t", tmp_path / "t", limit=99).source.counts.tolist() == [10, 10]
 
 
-def test_the_cache_knows_images_by_content(tmp_path, folders, monkeypatch):
+def test_the_cache_knows_images_by_path_size_and_time(tmp_path, folders, monkeypatch):
     tree(tmp_path / "t")
     decoded = []
     original = data._decode
     monkeypatch.setattr(data, "_decode", lambda path, size: decoded.append(path) or original(path, size))
     first = folders(tmp_path / "t", tmp_path / "t")
     assert len(decoded) == 12  # once, though the tree is read as source and as target
-    (tmp_path / "t").rename(tmp_path / "moved")
-    again = folders(tmp_path / "moved", tmp_path / "moved")
-    assert len(decoded) == 12 and again.fingerprints == first.fingerprints
-    picture((99, 0, 0)).save(tmp_path / "moved" / "ant" / "03.png")
-    changed = folders(tmp_path / "moved", tmp_path / "moved")
+    monkeypatch.setattr(Path, "read_bytes", None)  # no file is read to find what was kept
+    monkeypatch.setattr(Image, "open", None)
+    assert folders(tmp_path / "t", tmp_path / "t").fingerprints == first.fingerprints
+    monkeypatch.undo()
+    monkeypatch.setattr(data, "_decode", lambda path, size: decoded.append(path) or original(path, size))
+    before = (tmp_path / "t" / "ant" / "03.png").stat()
+    picture((99, 100, 200)).save(tmp_path / "t" / "ant" / "03.png")  # as many bytes as before
+    os.utime(tmp_path / "t" / "ant" / "03.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed = folders(tmp_path / "t", tmp_path / "t")
     assert len(decoded) == 24 and reds(changed.source)[3] == 99
-    folders(tmp_path / "moved", tmp_path / "moved", size=4)
+    folders(tmp_path / "t", tmp_path / "t", size=4)
     assert len(decoded) == 36
 
 
@@ -415,17 +505,27 @@ def test_a_link_that_leads_back_is_refused(tmp_path, folders):
         folders(looped, tree(tmp_path / "good"))
 
 
-def test_a_damaged_cache_is_decoded_again(tmp_path, folders, caplog):
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other shape", "no safetensors", "no images"])
+def test_a_damaged_cache_is_decoded_again(tmp_path, folders, caplog, damage):
     source, target = tree(tmp_path / "a"), tree(tmp_path / "b", n=9)
     first = folders(source, target)
     for file in (tmp_path / "cache").iterdir():
-        file.write_bytes(file.read_bytes()[:100])
+        held = file.read_bytes()
+        if damage in ("cut", "flipped"):
+            file.write_bytes(held[:100] if damage == "cut" else held[:-9] + bytes([held[-9] ^ 1]) + held[-8:])
+        elif damage == "no safetensors":
+            file.write_bytes(b"\0")
+        else:
+            name, shape = ("images", (12, 3, 8, 9)) if damage == "other shape" else ("pixels", (12, 3, 8, 8))
+            save_tensors(file, {name: torch.zeros(shape, dtype=torch.uint8)}, {})
     assert folders(source, target).fingerprints == first.fingerprints
-    assert "is damaged" in caplog.text and "decoded again" in caplog.text
+    assert "decoded again" in caplog.text and str(tmp_path / "cache") in caplog.text
+    caplog.clear()
+    assert folders(source, target).fingerprints == first.fingerprints and not caplog.text  # and was kept again
 
 
 def test_options_that_a_problem_does_not_take():
-    with pytest.raises(ValueError, match="problem 'testbed' takes no root: its options are seed, size"):
+    with pytest.raises(ValueError, match="problem 'testbed': .*keyword argument 'root'; its options are seed, size"):
         dtl.load("testbed", root="somewhere")
 
 

@@ -37,7 +37,7 @@ def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 there.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(packed, there)
         command = [sys.executable, script, name, folder, "--limit", "100"]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True)
     return folder
 
 

@@ -9,10 +9,9 @@ import platformdirs
 from torchvision import datasets
 
 from dtl._checks import InputError
-from dtl.data import ImageDataset, TransferProblem, loader
+from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets.folders import Listing, at_most, check_reading, hold_out, list_tree, read_files
 from dtl.datasets.targets import TARGETS, data_folders, resized
-from dtl.training import Recipe
 
 SOURCES = ("imagenet200", "tiny-imagenet-200")  # folders that may hold the source
 _TABLE: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text())
@@ -21,18 +20,9 @@ CATEGORIES = {name: category for name, category in _TABLE.values() if category}
 """The hand-picked classes: hyponyms, in WordNet 3.0, of the nearest of seven synsets that holds a CIFAR-10 class: craft
 (airplane, ship), motor vehicle (automobile, truck), bird, feline (cat), ungulate (deer, horse), dog and frog."""
 
-RECIPES = {
-    "cpu": Recipe(widths=(16, 32, 64, 64), epochs=12, augment=2, finetune_epochs=6),
-    "gpu": Recipe(
-        "resnet9", (32, 64, 128, 256), epochs=8, batch_size=512, lr=0.4, augment=2, models_at_once=1,
-        precision="bfloat16", finetune_epochs=3,
-    ),
-}  # fmt: skip
 
-
-@loader("imagenet200-cifar10")
 def make(
-    root: Path | None = None,
+    root: str | Path | None = None,
     size: int = 32,
     *,
     classes: Sequence[str] | None = None,
@@ -63,8 +53,7 @@ def make(
     FileNotFoundError : files are missing; says what is expected and how to get it
     ValueError : an unknown class, or a bad setting
 
-    >>> problem = dtl.load("imagenet200-cifar10", root="/data", classes=["bullfrog", "sports car"])
-    >>> problem.target_validation.counts
+    >>> dtl.load("imagenet200-cifar10", root="/data", classes=["bullfrog", "sports car"])  # doctest: +SKIP
     """
     check_reading(size, holdout, limit)
     check_reading(size, holdout, target_limit)

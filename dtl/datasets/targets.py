@@ -11,14 +11,12 @@ from typing import Any
 import numpy as np
 import platformdirs
 import torch
-from numpy.typing import ArrayLike
 from PIL import Image
 from torchvision import datasets
 
-from dtl._checks import InputError
-from dtl.data import ImageDataset, TransferProblem, loader
+from dtl._checks import InputError, choice
+from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets.folders import Listing, check_reading, hold_out, list_tree, read_files, split_folders, square
-from dtl.influence import group_means
 
 logger = logging.getLogger(__name__)
 
@@ -33,20 +31,19 @@ class Target:
     ----------
     title, n_classes : what it is
     per_class : whether the paper's accuracy is the mean over classes
-    epochs, lr, schedule : "up-down" is linear to `lr` at epoch 5 and back to 0; "step" divides it by 10 every 5 epochs
-    crop : of training images: "random" (resized), "centre", or "none" (32 pixels, enlarged); flips always
+    epochs, lr, batch_size : of its fine-tuning
     folder : where the files lie, under the root
     read : the splits found there; "all" if there are none
     get : how to get the files
     n_train, n_test : images of each class that are drawn where there are no splits (Kornblith et al. 2019); None for
         all others
-    batch_size, momentum, weight_decay : the same for all targets
 
     Source: configuration released with Jain et al. 2022; which splits they used is not on record. It left most targets
-    without normalisation; `dtl` normalises every target as its source.
+    without normalisation, and cropped and scheduled some of them in their own ways; `dtl` treats every target alike.
 
     >>> pets = dtl.datasets.targets.TARGETS["pets"]
-    >>> dtl.Recipe(finetune_epochs=pets.epochs, finetune_lr=pets.lr, batch_size=pets.batch_size)
+    >>> dtl.Recipe(finetune_epochs=pets.epochs, finetune_lr=pets.lr, batch_size=pets.batch_size).finetune_epochs
+    24
     """
 
     title: str
@@ -54,25 +51,12 @@ class Target:
     per_class: bool
     epochs: int
     lr: float
-    crop: str
     folder: str
     read: Callable[[Path], Mapping[str, Listing | ImageDataset]]
     get: str = ""
-    schedule: str = "up-down"
     n_train: int = 0
     n_test: int | None = None
     batch_size: int = 1024
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-
-    def accuracy(self, correct: ArrayLike, labels: ArrayLike) -> np.ndarray:
-        """Accuracy of each model as the paper reports it, (models,), from `correct` (models, n) and labels (n,).
-
-        Classes of which there are no examples do not count.
-        """
-        correct = np.asarray(correct, dtype=float)
-        _, groups = np.unique(np.asarray(labels), return_inverse=True)
-        return group_means(correct, groups).mean(1) if self.per_class else correct.mean(1)
 
 
 def _listing(dataset: Any) -> Listing:
@@ -131,61 +115,62 @@ THREE = {"train": "train", "validation": "val", "test": "test"}
 TWO = {"train": "train", "test": "test"}
 TARGETS = {
     "aircraft": Target(
-        "FGVC Aircraft", 100, True, 24, 0.3, "centre", "fgvc-aircraft-2013b",
+        "FGVC Aircraft", 100, True, 24, 0.3, "fgvc-aircraft-2013b",
         partial(_splits, datasets.FGVCAircraft, **THREE), _download("FGVCAircraft"),
     ),
     "birdsnap": Target(
-        "Birdsnap", 500, False, 15, 0.3, "random", "birdsnap", _birdsnap,
+        "Birdsnap", 500, False, 15, 0.3, "birdsnap", _birdsnap,
         "put its images there as train/<class>/ and test/<class>/ (its authors publish a list of addresses)",
     ),
     "caltech101": Target(
-        "Caltech-101", 101, True, 24, 0.2, "centre", "caltech101", partial(_caltech, datasets.Caltech101),
+        "Caltech-101", 101, True, 24, 0.2, "caltech101", partial(_caltech, datasets.Caltech101),
         _download("Caltech101"), n_train=30,
     ),
     "caltech256": Target(
-        "Caltech-256", 257, True, 14, 0.2, "centre", "caltech256", partial(_caltech, datasets.Caltech256),
+        "Caltech-256", 257, True, 14, 0.2, "caltech256", partial(_caltech, datasets.Caltech256),
         _download("Caltech256"), n_train=60,
     ),
     "cars": Target(
-        "Stanford Cars", 196, False, 50, 0.3, "random", "stanford_cars", partial(_splits, datasets.StanfordCars, **TWO),
+        "Stanford Cars", 196, False, 50, 0.3, "stanford_cars", partial(_splits, datasets.StanfordCars, **TWO),
         "put cars_train, cars_test, devkit and cars_test_annos_withlabels.mat there (torchvision cannot download it)",
     ),
     "cifar10": Target(
-        "CIFAR-10", 10, False, 15, 0.1, "none", "cifar-10-batches-py", partial(_cifar, datasets.CIFAR10),
+        "CIFAR-10", 10, False, 15, 0.1, "cifar-10-batches-py", partial(_cifar, datasets.CIFAR10),
         _download("CIFAR10"),
     ),
     "cifar100": Target(
-        "CIFAR-100", 100, False, 15, 0.1, "none", "cifar-100-python", partial(_cifar, datasets.CIFAR100),
+        "CIFAR-100", 100, False, 15, 0.1, "cifar-100-python", partial(_cifar, datasets.CIFAR100),
         _download("CIFAR100"),
     ),
     "flowers": Target(
-        "Oxford 102 Flowers", 102, True, 50, 0.15, "centre", "flowers-102",
+        "Oxford 102 Flowers", 102, True, 50, 0.15, "flowers-102",
         partial(_splits, datasets.Flowers102, **THREE), _download("Flowers102"),
     ),
     "food": Target(
-        "Food-101", 101, False, 15, 0.1, "centre", "food-101", partial(_splits, datasets.Food101, **TWO),
-        _download("Food101"), schedule="step",
+        "Food-101", 101, False, 15, 0.1, "food-101", partial(_splits, datasets.Food101, **TWO),
+        _download("Food101"),
     ),
     "pets": Target(
-        "Oxford-IIIT Pets", 37, True, 24, 0.1, "random", "oxford-iiit-pet", _pets, _download("OxfordIIITPet"),
+        "Oxford-IIIT Pets", 37, True, 24, 0.1, "oxford-iiit-pet", _pets, _download("OxfordIIITPet"),
     ),
     "sun397": Target(
-        "SUN397", 397, False, 24, 0.2, "random", "SUN397", _sun, _download("SUN397"), n_train=50, n_test=50,
+        "SUN397", 397, False, 24, 0.2, "SUN397", _sun, _download("SUN397"), n_train=50, n_test=50,
     ),
 }  # fmt: skip
 
 
-def data_folders(root: Path | None, what: str) -> list[Path]:
+def data_folders(root: str | Path | None, what: str) -> list[Path]:
     """Where data sets lie: `root`, or the folders of $DTL_DATA."""
-    roots = [root] if root else [Path(folder) for folder in os.environ.get("DTL_DATA", "").split(os.pathsep) if folder]
+    named = [root] if root else os.environ.get("DTL_DATA", "").split(os.pathsep)
+    roots = [Path(folder).expanduser() for folder in named if folder]
     if not roots:
         raise InputError(f"where is {what}? give root=, or set DTL_DATA to the folder of your data sets")
     return roots
 
 
 def make(
-    name: str,
-    root: Path | None = None,
+    target: str,
+    root: str | Path | None = None,
     size: int = 32,
     *,
     source: ImageDataset | None = None,
@@ -202,7 +187,7 @@ def make(
 
     Parameters
     ----------
-    name : one of `TARGETS`
+    target : one of `TARGETS`
     root : folder that holds `imagenet` (an ImageFolder tree, or one in its `train`) and the target as torchvision lays
         it out (Birdsnap: ImageFolder trees); default is the folder of $DTL_DATA that holds them
     source : used in place of the `imagenet` folder
@@ -215,25 +200,24 @@ def make(
     ------
     FileNotFoundError : files are missing; says which folder is expected and how to get it, before anything is decoded
 
-    >>> problem = dtl.load("imagenet-pets", root="/data", size=64, limit=100)
+    >>> dtl.load("imagenet-pets", root="/data", size=64, limit=100)  # doctest: +SKIP
     """
     check_reading(size, holdout, limit)
-    target = TARGETS[name]
-    roots = data_folders(root, target.title)
-    place = next((folder for folder in roots if (folder / target.folder).is_dir()), roots[0])
-    if not (place / target.folder).is_dir():
-        raise FileNotFoundError(f"{target.title} is missing: {place / target.folder} is no folder; {target.get}")
+    choice(target, TARGETS, "target")
+    what = TARGETS[target]
+    roots = data_folders(root, what.title)
+    place = next((folder for folder in roots if (folder / what.folder).is_dir()), roots[0])
+    if not (place / what.folder).is_dir():
+        raise FileNotFoundError(f"{what.title} is missing: {place / what.folder} is no folder; {what.get}")
     try:
-        found = dict(target.read(place))
+        found = dict(what.read(place))
     except (OSError, RuntimeError, LookupError) as error:
-        raise FileNotFoundError(
-            f"{target.title} in {place / target.folder} is incomplete ({error}); {target.get}"
-        ) from error
+        raise FileNotFoundError(f"{what.title} in {place / what.folder} is incomplete ({error}); {what.get}") from error
     n_classes = len(next(iter(found.values())).classes)
-    if n_classes != target.n_classes:
-        logger.warning("%s has %d classes in %s, not %d", target.title, n_classes, place, target.n_classes)
+    if n_classes != what.n_classes:
+        logger.warning("%s has %d classes in %s, not %d", what.title, n_classes, place, what.n_classes)
     if isinstance(files := found.get("all"), Listing):
-        found = dict(_draw(files, target, seed))
+        found = dict(_draw(files, what, seed))
     cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
     if source is None:
         tree = next((folder / SOURCE for folder in roots if (folder / SOURCE).is_dir()), roots[0] / SOURCE)
@@ -245,12 +229,15 @@ def make(
         source = read_files(files, tree, size, cache, show_progress)
     parts = {
         split: resized(part, size) if isinstance(part, ImageDataset)
-        else read_files(part, place / target.folder, size, cache, show_progress)
+        else read_files(part, place / what.folder, size, cache, show_progress)
         for split, part in found.items()
     }  # fmt: skip
     if "validation" not in parts:
         parts |= hold_out(parts["train"], ["validation"], holdout, seed)
-    return TransferProblem(f"imagenet-{name}", source, parts["train"], parts["validation"], parts["test"])
+    return TransferProblem(
+        f"imagenet-{target}", source, parts["train"], parts["validation"], parts["test"],
+        per_class_accuracy=what.per_class,
+    )  # fmt: skip
 
 
 def _draw(files: Listing, target: Target, seed: int) -> dict[str, Listing]:
@@ -274,7 +261,3 @@ def resized(dataset: ImageDataset, size: int) -> ImageDataset:
     pixels = dataset.images.permute(0, 2, 3, 1).numpy()
     images = torch.stack([square(Image.fromarray(image), size) for image in pixels])
     return ImageDataset(images, dataset.labels, dataset.classes)
-
-
-for _name in TARGETS:
-    loader(f"imagenet-{_name}")(partial(make, _name))

@@ -3,24 +3,27 @@
 import hashlib
 import json
 import logging
-import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from dtl._checks import InputError
+from dtl._files import load_tensors, save_tensors
 from dtl.data import ImageDataset
 from dtl.models import Nets, stack, states_of
-from dtl.training import Recipe, images_of, train_sources
+from dtl.training import Recipe, images_of, resolve_device, schedule, train_sources
+
+if TYPE_CHECKING:
+    from dtl.study import Study
 
 logger = logging.getLogger(__name__)
 
-OTHER_SETTINGS = ("probe_l2", "finetune_epochs", "finetune_lr", "models_at_once")  # of a recipe: not of its sources
+OTHER_SETTINGS = (  # of a recipe: not of its sources
+    "probe_l2", "finetune_epochs", "finetune_lr", "finetune_weight_decay", "models_at_once",
+)  # fmt: skip
 
 
 def source_nets(
@@ -62,6 +65,28 @@ def source_nets(
     return nets
 
 
+def kept_nets(study: "Study", models: Sequence[int], device: str = "auto") -> Iterator[tuple[np.ndarray, Nets]]:
+    """Source models of a study by number, some side by side at a time: (numbers, nets), from its folder `weights`.
+
+    InputError without such a folder: nets trained again elsewhere agree with the outputs only in distribution.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(4, progress=False)
+    ...     [(numbers.tolist(), nets.n_models) for numbers, nets in kept.nets([0, 3])]
+    [([0, 3], 2)]
+    """
+    if study.weights is None:
+        raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
+    wanted, most, recipe, source = np.asarray(models), max(models) + 1, study.recipe, study.problem.source
+    masks, seeds, size = study._subsets(most), study.seeds(most), recipe.models_at_once
+    steps = np.array([schedule(int(n), recipe) for n in images_of(masks, source, study.unit).sum(1)])
+    for plan in np.unique(steps[wanted], axis=0):
+        alike = wanted[(steps[wanted] == plan).all(1)]
+        for rows in np.split(alike, range(size, len(alike), size)):
+            own, where = seeds[rows].tolist(), resolve_device(device)
+            yield rows, source_nets(source, masks[rows], own, recipe, where, study.unit, study.weights)
+
+
 def finite(nets: Nets) -> np.ndarray:
     """Which nets have finite weights and statistics only, bool (models,)."""
     states = (v.detach().unflatten(0, (nets.n_models, -1)) for v in nets.state_dict().values() if v.ndim)
@@ -74,33 +99,3 @@ def zero_diverged(nets: Nets, which: np.ndarray) -> None:
     for value in nets.state_dict().values() if which.any() else ():
         if value.ndim:
             value.unflatten(0, (nets.n_models, -1))[torch.from_numpy(which)] = 0
-
-
-def save_tensors(file: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
-    """A safetensors file with a digest of its contents, complete or not at all."""
-    partial = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-    try:
-        save_file(tensors, partial, {**facts, "sha256": _digest(tensors)})
-        partial.replace(file)
-    except SafetensorError as error:
-        raise OSError(f"cannot write {file} ({error}): free space, or give a folder that you may write to") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        with safe_open(file, "pt") as opened:
-            tensors, facts = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError(f"{file} is damaged ({error})") from error
-    if _digest(tensors) != facts["sha256"]:
-        raise InputError(f"{file} is damaged (its checksum does not match)")
-    return tensors, facts
-
-
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].cpu().contiguous().numpy().data)
-    return digest.hexdigest()

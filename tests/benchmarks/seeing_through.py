@@ -56,7 +56,7 @@ def groups(problem: dtl.TransferProblem, study: dtl.Study) -> dict[str, float]:
 
 
 def flips(study: dtl.Study, influence: dtl.Influence, seeds: int, store: Path | None) -> dict[str, float]:
-    wrong, names = dtl.mistakes.wrong(study), np.array(study.problem.source.classes)
+    wrong, names = dtl.projection.wrong(study), np.array(study.problem.source.classes)
     first = np.array([dtl.suspects(influence, example, 1)[0] for example in wrong])
     lot = np.random.default_rng(0).choice(len(names), 3, replace=False)
     rates = dtl.flip_rate(study, wrong.tolist(), np.union1d(first, lot).tolist(), seeds, store=store)

@@ -180,7 +180,7 @@ def test_a_problem_is_opened_once_and_checked(problem, fresh, monkeypatch, tmp_p
     opened = open_problem(publish(problem, None), problem.fingerprints)
     assert opened is not problem and opened.fingerprints == problem.fingerprints
     assert open_problem({"load": "nothing any more"}, problem.fingerprints) is opened
-    other = dtl.testbed.make(1, per_class=20, train=5, validation=5, test=5)
+    other = dtl.load("testbed", seed=1, per_class=20, train=5, validation=5, test=5)
     with pytest.raises(ValueError, match="finds another source, target_train, .* in .*: give it the data of the study"):
         open_problem(publish(other, None), problem.fingerprints | {"source": "?"})
     with pytest.raises(ValueError, match="cannot open .* \\(unknown problem 'x'.*\\): the data must be there as it is"):
@@ -196,7 +196,7 @@ def test_folders_of_images_are_opened_by_their_absolute_path(fresh, tmp_path, mo
             Image.fromarray(pixels).save(tmp_path / name / f"{i + k}.png")
     monkeypatch.chdir(tmp_path)
     problem = dtl.from_folders("a", "b", size=8, cache="cache", show_progress=False)
-    assert problem.origin == {"from_folders": {"source_dir": str(tmp_path / "a"), "target_dir": str(tmp_path / "b"), "size": 8, "cache": str(tmp_path / "cache"), "show_progress": False}}  # fmt: skip  # noqa: E501
+    assert problem.origin == {"load": "folders", "options": {"source_dir": str(tmp_path / "a"), "target_dir": str(tmp_path / "b"), "size": 8, "cache": str(tmp_path / "cache"), "show_progress": False}}  # fmt: skip  # noqa: E501
     monkeypatch.chdir("/")
     assert open_problem(publish(problem, None), problem.fingerprints).name == "a-b"
     shutil.rmtree(tmp_path / "a")
@@ -212,19 +212,15 @@ def test_a_changed_problem_forgets_how_it_was_made(problem):
 def test_a_copy_of_the_images(by_hand, fresh, tmp_path):
     (tmp_path / "s").mkdir()
     origin = publish(by_hand, tmp_path / "s")
-    assert publish(by_hand, tmp_path / "s") == origin and str(tmp_path / "s" / "data") in origin["file"]
+    assert publish(by_hand, tmp_path / "s") == origin and str(tmp_path / "s" / "data") in origin["options"]["path"]
     opened = open_problem(origin, by_hand.fingerprints)
     assert opened.name == "by hand" and opened.fingerprints == by_hand.fingerprints
-    with open(origin["file"], "r+b") as file:
+    with open(origin["options"]["path"], "r+b") as file:
         file.seek(-9, os.SEEK_END)
         file.write(b"!")
     workers._OPEN.clear()
     with pytest.raises(ValueError, match="cannot open .* is damaged"):
         open_problem(origin, by_hand.fingerprints)
-
-
-def test_arguments_that_are_no_plain_data_leave_no_origin():
-    assert dtl.testbed.make(np.int64(0), per_class=20, train=5, validation=5, test=5).origin is None
 
 
 def test_what_a_run_says_is_small(problem, batch):
