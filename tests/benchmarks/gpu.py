@@ -253,7 +253,7 @@ def main(
         ratio, middle = np.array(rate[name]) / rate["eager"], np.median(rate[name])
         print(
             f"| {name} | {middle:,.0f} ({min(rate[name]):,.0f} to {max(rate[name]):,.0f}) | {np.median(ratio):.2f} "
-            f"({ratio.min():.2f} to {ratio.max():.2f}) | {middle * flop / top:.1%} | {note} |"
+            f"({ratio.min():.2f} to {ratio.max():.2f}) | {'-' if toy else f'{middle * flop / top:.1%}'} | {note} |"
         )
     print(f"\nPeak of bfloat16 matrix products: {top / 1e12:.1f} TFLOP/s. {AIRBENCH}.\n", flush=True)
 
