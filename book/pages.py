@@ -10,6 +10,7 @@ import ast
 import asyncio
 import hashlib
 import os
+import re
 import resource
 import sys
 import time
@@ -100,7 +101,7 @@ def run(page: Path, replace: tuple[str, str] = ("", "")) -> str:
     if not problem:
         modules = notebook.cells[-1].outputs[0]["text"].split()
         said = "".join(value for cell in notebook.cells for value in values(cell))
-        problem = f"{said.count(NOT_SO)} claims are not so in this run" if NOT_SO in said else ""
+        problem = f"claims that are not so in this run: {said.count(NOT_SO)}" if NOT_SO in said else ""
     notebook.metadata["dtl"] = {
         "key": page_key(page, modules) if package_files() == package_before else "edited while it ran",
         "modules": modules,
@@ -134,7 +135,7 @@ async def watched(client: NotebookClient, **options: Any) -> str:
     try:
         await task
     except CellExecutionError as error:
-        return str(error)
+        return re.sub(r"\x1b\[[\d;]*m", "", str(error))  # no colours
     except DeadKernelError:
         cell = next((cell for cell in client.nb.cells if cell.get("execution_count") is None), client.nb.cells[-1])
         return f"{why or 'the kernel died'} in the cell\n\n{cell.source}"
@@ -271,7 +272,7 @@ def assemble(page: Path) -> Notebook:
         if found := places(cell):
             say = todo.pop(0) if todo and todo[0].source == f"dtl.book.say({SEPARATOR.join(found)!r})" else None
             put(cell, iter((values(say) if say else []) or ["…"] * len(found)))
-    if note := stands(ran):
+    if note := stands(page, ran):
         at = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), 0)
         notebook.cells.insert(at, new_markdown_cell(note))
     notebook.metadata.pop("jupytext", None)
@@ -295,10 +296,10 @@ def put(cell: Notebook, values: Any) -> None:
             options[part][name] = filled(options[part][name])
 
 
-def stands(ran: Notebook | None) -> str:
-    """What a reader must know of a page that has no complete run."""
+def stands(page: Path, ran: Notebook | None) -> str:
+    """What a reader must know of a page that has no complete run of what it is now."""
     if ran is None:
         return ":::{warning}\nThis page has not been executed yet.\n:::"
     if problem := ran.metadata["dtl"]["problem"]:
-        return f"::::{{error}}\nThis page did not run to its end.\n```text\n{problem}\n```\n::::"
-    return ""
+        return f"::::{{error}}\nThis page did not run well.\n`````text\n{problem}\n`````\n::::"
+    return "" if finished(page) else ":::{warning}\nThese outputs are of an earlier version of the page.\n:::"

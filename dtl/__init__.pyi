@@ -2,6 +2,7 @@
 from . import baselines as baselines
 from . import bias as bias
 from . import book as book
+from . import bound as bound
 from . import data as data
 from . import datasets as datasets
 from . import design as design
@@ -14,6 +15,7 @@ from . import plots as plots
 from . import projection as projection
 from . import removal as removal
 from . import results as results
+from . import scores as scores
 from . import study as study
 from . import testbed as testbed
 from . import training as training

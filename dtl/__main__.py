@@ -1,4 +1,4 @@
-"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove"""
+"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove|audit"""
 
 import contextlib
 import json
@@ -20,8 +20,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from dtl import doctor as health
+from dtl._audit import audit as find_bias
 from dtl._checks import Diverged, InputError, choice, whole
 from dtl.data import TransferProblem, reopen
+from dtl.datasets.overlays import NAMED
 from dtl.design import DESIGNS
 from dtl.engine.files import check_file, write
 from dtl.engine.store import array_of, local_folder, marks_of, open_store
@@ -198,7 +200,8 @@ def influence(
     """
     choice(by, ("all", "class"), "groups")
     whole("--top", top, 1)
-    file = check_file(Path(out), ".csv") if out else None
+    if out:
+        check_file(Path(out), ".csv")
     found = open_results(store).influence(method, output, transfer, split, by)
     table = found.to_frame()
     print(f"{found.n_models} models, {found.method} of the {output} on {split} examples")
@@ -210,8 +213,8 @@ def influence(
         for word, rows in (("helps", helpful), ("hurts", harmful)):
             for name, value, error in zip(rows["source"], rows["influence"], rows["stderr"], strict=True):
                 print(f"  {word}  {name!s:<{width}}  {value:+8.3f} +- {error:.3f}")
-    if file:
-        save(file, table)
+    if out:
+        save(out, table)
 
 
 def export(store: str, out: str) -> None:
@@ -224,9 +227,9 @@ def export(store: str, out: str) -> None:
         store: folder of the study
         out: FILE
     """
-    file = check_file(Path(out), ".nc", ".zarr.zip", ".csv")
+    check_file(Path(out), ".nc", ".zarr.zip", ".csv")
     results = open_results(store)
-    save(file, results.to_frame() if file.suffix == ".csv" else results.data)
+    save(out, results.to_frame() if out.endswith(".csv") else results.data)
 
 
 def remove(
@@ -262,7 +265,8 @@ def remove(
     names, numbers = orders.split(","), counts.split(",")
     if not all(number.strip().isdecimal() for number in numbers):
         raise InputError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}")
-    file = check_file(Path(out), ".csv") if out else None
+    if out:
+        check_file(Path(out), ".csv")
     where = device if scheduler else str(resolve_device(device))
     ours = study_in(study, None, None, **data)
     found = ours.influence(method, output, by="all")
@@ -284,8 +288,41 @@ def remove(
     for order in names:
         best = select(curve, order)
         print(f"{order:<8} {best.count:>4}  {best.gain:+.3f} +- {best.stderr:.3f}")
-    if file:
-        save(file, curve.to_dataframe().reset_index())
+    if out:
+        save(out, curve.to_dataframe().reset_index())
+
+
+def audit(
+    study: str,
+    views: str = ",".join(NAMED),
+    seeds: int = 8,
+    weights: str | None = None,
+    out: str | None = None,
+    device: str = "auto",
+    **data: Any,
+) -> None:
+    """Say which changes of the images move the study's models more than models from scratch, whence, and what to do.
+
+    Args:
+        study: folder of the study, to which what its models say of the changed images is added
+        views: changes to look at, with commas
+        seeds: models of the whole source, and from scratch, that are compared
+        weights: folder of the study's source weights; without them its models are trained again
+        out: write the report to this file.md, too
+        device: as in run
+    """
+    if out:
+        check_file(Path(out), ".md")
+    ours, names = study_in(study, None, weights, **data), views.split(",")
+    for name in names:
+        choice(name, NAMED, "view")
+    problem = ours.problem.with_views({name: NAMED[name]() for name in names})
+    settings = (ours.recipe, ours.design or "balanced", ours.transfer, study, ours.seed, ours.fraction, ours.unit)
+    viewed = Study(problem, *settings, weights).run(ours.results.sizes["model"], device)
+    report = str(find_bias(viewed, seeds, device=device))
+    print(report)
+    if out:
+        Path(out).write_text(report, "utf8")
 
 
 def train(
@@ -400,9 +437,8 @@ def client_of(scheduler: str | None) -> "Iterator[Client | None]":
         yield client
 
 
-def save(out: Path, data: Any) -> None:
-    write(out, data)
-    print(f"wrote {out}, {format_bytes(out.stat().st_size)}")
+def save(out: str, data: Any) -> None:
+    print(f"wrote {out}, {format_bytes(write(Path(out), data).stat().st_size)}")
 
 
 def folder_size(folder: Path) -> int:
@@ -474,7 +510,7 @@ class Parser(ArgumentParser):
         raise InputError(message) from ex
 
 
-COMMANDS = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove)}
+COMMANDS: Any = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove, audit)}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,11 +1,13 @@
 """What a wrong argument says: one sentence that names the argument, what it may be, and what it was."""
 
 import operator
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from numbers import Integral
 from typing import Any, TypeVar
+from unicodedata import normalize
 
 import numpy as np
 
@@ -37,18 +39,22 @@ def whole(name: str, value: object, least: int) -> int:
     return number
 
 
-def choice(value: object, known: Iterable[str], what: str) -> None:
+def choice(value: object, known: Iterable[object], what: str) -> None:
     """InputError unless `value` is one of the known names."""
     known = list(known)
     if value not in known:
-        raise InputError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        raise InputError(f"unknown {what} {value!r}: choose one of {', '.join(map(str, known))}")
+
+
+def some(names: Sequence[object], most: int = 5) -> str:
+    """The first names, as words."""
+    text = ", ".join(map(str, names[:most]))
+    return text if len(names) <= most else f"{text}, ... ({len(names)} in all)"
 
 
 def listed(flags: np.ndarray, most: int = 5) -> str:
     """The first numbers at which flags are true, as words."""
-    found = np.flatnonzero(flags)
-    text = ", ".join(map(str, found[:most]))
-    return text if len(found) <= most else f"{text}, ... ({len(found)} in all)"
+    return some(np.flatnonzero(flags).tolist(), most)
 
 
 def in_plain_words(what: str) -> Callable[[type[T]], type[T]]:
@@ -80,3 +86,19 @@ def _sentence(errors: Any, what: str, known: list[str]) -> str:
         near = get_close_matches(name, known, 1)
         return f"unknown {what} {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}")
     return f"{what} {name} cannot be {error['input']!r}: {error['msg'].replace('Input should', 'it should')}"
+
+
+def class_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Names as text that can be written and shown: in one Unicode form, bytes that are no UTF-8 escaped.
+
+    >>> class_names([7, "tom", np.str_("rex")])
+    ('7', 'tom', 'rex')
+    """
+    try:
+        found = tuple(normalize("NFC", str(name)).encode("utf-8", "backslashreplace").decode() for name in names)
+    except TypeError:
+        raise InputError(f"classes must be a sequence of names, not {names!r}") from None
+    twice = [name for name, n in Counter(found).items() if n > 1]
+    if twice:
+        raise InputError(f"more than one class is called {some(twice)}: give each a name of its own")
+    return found

@@ -145,9 +145,21 @@ def check(yours: object, expected: object, hint: str, tolerance: float = 1e-2) -
         print("Not answered yet: replace the three dots.")
         return
     mine, theirs = np.asarray(yours), np.asarray(expected)
-    if mine.dtype.kind in "biuf" and theirs.dtype.kind in "biuf":
-        exact = theirs.dtype.kind in "biu"
-        right = mine.shape == theirs.shape and np.allclose(mine, theirs, rtol=0 if exact else tolerance, atol=1e-9)
-    else:
+    if mine.dtype.kind not in "biuf" or theirs.dtype.kind not in "biuf":
         right = np.array_equal(mine, theirs)
+    elif mine.shape != theirs.shape:
+        right, hint = False, f"Give {_shape(theirs)}, not {_shape(mine)}. {hint}"
+    else:
+        near = {"rtol": 0 if theirs.dtype.kind in "biu" else tolerance, "atol": 1e-9}
+        right = np.allclose(mine, theirs, **near)
+        if not right and np.allclose(mine, 100 * theirs, **near):
+            hint = "This is in percent: give a share between 0 and 1."
+        elif not right and np.allclose(mine, -theirs, **near):
+            hint = f"The sign is wrong. {hint}"
+        elif not right and np.allclose(mine, theirs, rtol=5 * tolerance):
+            hint = f"Close: give one more digit, or look again. {hint}"
     print("Right." if right else f"Not yet. {hint}")
+
+
+def _shape(values: np.ndarray) -> str:
+    return " x ".join(map(str, values.shape)) + " numbers" if values.ndim else "one number"

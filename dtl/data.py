@@ -3,21 +3,26 @@
 import hashlib
 import inspect
 import json
+import logging
 import os
 import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from hashlib import blake2b
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from dtl._batches import Batches, Images, in_memory
-from dtl._checks import InputError
+from dtl._checks import InputError, class_names, some
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,22 +33,30 @@ class ImageDataset:
     ----------
     images : torch.Tensor, uint8, (n, 3, height, width)
     labels : torch.Tensor, int64, (n,), values in 0..K-1
-    classes : tuple of str, length K
+    classes : tuple of str, length K, all different
+    paths : files that the images came from, one each, or None
     normalisation : mean and standard deviation of each channel, (3,) each, that training normalises by; default is that
         of these images. Images that were changed keep those of the images they were made from
     still : whether shifts and flips would destroy what was planted, so that recipes that augment are refused
 
+    Arrays become tensors, and names of any kind strings.
+
     >>> dtl.load("testbed").source
-    ImageDataset(1440 images of 16 x 16 pixels, 24 classes: star, cloud, rook, knight, ...)
+    ImageDataset(1440 images of 16 x 16 pixels, classes star, cloud, rook, knight, ... (24 in all))
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     classes: tuple[str, ...]
+    paths: tuple[str, ...] | None = None
     normalisation: tuple[torch.Tensor, torch.Tensor] | None = None
     still: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "images", _tensor(self.images, "images"))
+        object.__setattr__(self, "labels", _tensor(self.labels, "labels"))
+        object.__setattr__(self, "classes", class_names(self.classes))
+        object.__setattr__(self, "paths", None if self.paths is None else tuple(self.paths))
         shape = tuple(self.images.shape)
         if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
             raise InputError(f"images must be uint8 of shape (n, 3, height, width), not {self.images.dtype} {shape}")
@@ -59,13 +72,15 @@ class ImageDataset:
                 f"label {int(self.labels[where])} of image {where} is out of range: there are "
                 f"{len(self.classes)} classes, so labels are 0..{len(self.classes) - 1}"
             )
+        if self.paths is not None and len(self.paths) != len(self.labels):
+            raise InputError(f"paths must be one for each of the {len(self.labels)} images, not {len(self.paths)}")
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
         height, width = self.size
-        return f"ImageDataset({len(self)} images of {height} x {width} pixels, {_listed(self.classes)})"
+        return f"ImageDataset({len(self)} images of {height} x {width} pixels, classes {some(self.classes, 4)})"
 
     @property
     def n_classes(self) -> int:
@@ -89,7 +104,8 @@ class ImageDataset:
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "ImageDataset":
         """The images at `index` (integers or a boolean mask), with the same classes."""
         index = torch.as_tensor(np.asarray(index, dtype=None if len(index) else np.int64))
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        paths = None if self.paths is None else tuple(np.array(self.paths, dtype=object)[index.numpy()])
+        return replace(self, images=self.images[index], labels=self.labels[index], paths=paths)
 
     def batches(self, like: Images, device: torch.device, augment: int = 0) -> Batches:
         """What a training step sees of these images; augmented by shifts of up to `augment` pixels and flips."""
@@ -109,6 +125,23 @@ class ImageDataset:
         for numbers in self.normalisation or ():
             digest.update(numbers.contiguous().numpy().data)
         return digest.hexdigest()
+
+    @cached_property
+    def digests(self) -> np.ndarray:
+        """A digest of the pixels of each image, (n,) int64: equal where images are."""
+        rows = self.images.contiguous().numpy()
+        return np.frombuffer(b"".join(blake2b(row.data, digest_size=8).digest() for row in rows), dtype=np.int64)
+
+
+def _tensor(values: Any, what: str) -> torch.Tensor:
+    """Values as a tensor; whole numbers of any kind as int64, unless they are uint8."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"{what} must not be masked: fill or leave out what is missing")
+    try:
+        tensor = values if isinstance(values, torch.Tensor) else torch.tensor(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must be an array of numbers ({error})") from None
+    return tensor.long() if tensor.dtype in (torch.int8, torch.int16, torch.int32) else tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +178,7 @@ class TransferProblem:
 
     Influences are estimated on `target_validation`; gains are reported on `target_test`. `origin` is the call of `load`
     that made the problem, as plain data; None for a problem made by hand. A problem with an origin is pickled as that
-    call and the fingerprints of what it gave, any other one as its tensors.
+    call and the fingerprints of what it gave, any other one as its tensors. Images that are in two parts are logged.
 
     Parameters
     ----------
@@ -153,8 +186,8 @@ class TransferProblem:
     views : name -> change of images, uint8 (n, 3, h, w) to the same; see `with_views`
 
     >>> dtl.load("testbed")
-    testbed-0: 1440 source images of 16 x 16 pixels, 24 classes: star, cloud, rook, knight, ...
-    120 + 400 + 800 target images (train, validation, test), 4 classes: sky, chess, cards, travel
+    testbed-0: 1440 source images of 16 x 16 pixels, classes star, cloud, rook, knight, ... (24 in all)
+    120 + 400 + 800 target images (train, validation, test), classes sky, chess, cards, travel
     """
 
     name: str
@@ -177,18 +210,25 @@ class TransferProblem:
             if len(dataset) == 0:
                 raise InputError(f"{part} has no images")
             if part.startswith("target") and dataset.classes != self.target_train.classes:
-                raise InputError(f"{part} has other classes than target_train: {dataset.classes}")
-        for part in self.parts:
-            empty = [c for c, n in zip(self.parts[part].classes, self.parts[part].counts, strict=True) if n == 0]
+                here, there = dict.fromkeys(dataset.classes), dict.fromkeys(self.target_train.classes)
+                lacks, more = [c for c in there if c not in here], [c for c in here if c not in there]
+                how = [f"lacks {some(lacks)}" if lacks else "", f"also has {some(more)}" if more else ""]
+                how = " and ".join(filter(None, how)) or "has them in another order"
+                raise InputError(f"all splits of the target must have the classes of target_train, but {part} {how}")
+        for part, dataset in self.parts.items():
+            empty = [c for c, n in zip(dataset.classes, dataset.counts, strict=True) if n == 0]
             if empty:
-                raise InputError(f"{part} has classes without images: {', '.join(empty[:5])}; add images or drop them")
+                raise InputError(f"{part} has classes without images: {some(empty)}; add images or drop them")
+        for (one, other), n in self.copies.items():
+            whole = len(self.parts[other])
+            logger.warning("%s: %d of %d images of %s are also in %s", self.name, n, whole, other, one)
 
     def __repr__(self) -> str:
         (height, width), (n, *targets) = self.source.size, map(len, self.parts.values())
         return (
-            f"{self.name}: {n} source images of {height} x {width} pixels, {_listed(self.source.classes)}\n"
-            f"{' + '.join(map(str, targets))} target images (train, validation, test), "
-            f"{_listed(self.target_train.classes)}"
+            f"{self.name}: {n} source images of {height} x {width} pixels, classes "
+            f"{some(self.source.classes, 4)}\n{' + '.join(map(str, targets))} target images (train, validation, test), "
+            f"classes {some(self.target_train.classes, 4)}"
         )
 
     def __reduce__(self) -> tuple[Callable[..., "TransferProblem"], tuple[Any, ...]]:
@@ -250,6 +290,22 @@ class TransferProblem:
     def fingerprints(self) -> dict[str, str]:
         return {part: dataset.fingerprint for part, dataset in self.parts.items()}
 
+    @property
+    def copies(self) -> dict[tuple[str, str], int]:
+        """How many images of a part are, pixel for pixel, in one before it, for each two that share any.
+
+        Parts that are not in memory, such as those of FFCV files, are left out.
+
+        >>> dtl.load("testbed").copies
+        {}
+        """
+        held = [part for part, dataset in self.parts.items() if "images" in vars(dataset)]
+        found = {
+            pair: int(np.isin(self.parts[pair[1]].digests, self.parts[pair[0]].digests).sum())
+            for pair in combinations(held, 2)
+        }
+        return {pair: n for pair, n in found.items() if n}
+
     def accuracy(self, correct: ArrayLike, labels: ArrayLike) -> np.ndarray:
         """Accuracy of each model as it is reported for this problem, (models,), in 0..1.
 
@@ -267,11 +323,6 @@ class TransferProblem:
 
 
 PLAIN = "plain"  # the view that changes nothing
-
-
-def _listed(classes: Sequence[str], most: int = 4) -> str:
-    return f"{len(classes)} classes: {', '.join([*classes[:most], *['...'][: len(classes) > most]])}"
-
 
 LOADERS = {  # name of a problem: the function that loads it, imported when it is asked for
     "testbed": "dtl.testbed:make",
@@ -304,7 +355,7 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     Parameters
     ----------
     name : "testbed" or "testbed-examples" (procedural images with planted truth, option `seed`), "folders" (your own
-        images, see `dtl.datasets.folders.make`), "file" (see `dtl.datasets.saved.save`, option `path`),
+        images, see `dtl.datasets.folders.make`), "file" (a problem in a file, see `dtl.datasets.saved`),
         "imagenet200-cifar10" (see `dtl.datasets.imagenet200`) or "imagenet-<target>" (see `dtl.datasets.targets`)
     root : folder of the data, for problems that are read from disk; default is $DTL_DATA
     options : passed to the problem's own loader; folders may begin with `~`
@@ -325,8 +376,10 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     except TypeError as error:
         known = ", ".join(key for key in signature.parameters if key != "target")
         raise InputError(f"problem {name!r}: {error}; its options are {known}") from None
+    hints = get_type_hints(function)
     for key, value in given.items():
-        if value is not None and "Path" in str(signature.parameters[key].annotation):
+        kinds = get_args(hints[key])
+        if Path in kinds and not (value is None and type(None) in kinds):
             if not isinstance(value, str | os.PathLike) or not os.fspath(value):
                 raise InputError(f"{key} must name a folder or file, not {value!r}")
             given[key] = os.path.abspath(os.path.expanduser(value))

@@ -134,7 +134,7 @@ def _minutes() -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one model of a study costs: seconds to train and transfer it, at least and at most, and bytes to store."""
+    """What one model of a study costs: seconds, at least and at most, to train and transfer it, and bytes to store."""
 
     least: float
     most: float
@@ -144,8 +144,8 @@ class Cost:
 def measure(study: Study, n_models: int, device: str = "auto", enough: float = 1.0) -> Cost:
     """The cost of a model, from trial studies in memory; the study and its store stay as they are.
 
-    At most one batch for each worker is trained, twice each for 1, 2, 4, ... epochs, until trials take `enough`
-    seconds and more epochs take longer: all but the epochs costs the same whatever their number, so two trials tell
+    At most one batch for each worker is trained, twice each for 1, 2, 4, ... epochs (or steps), until trials take
+    `enough` seconds and more epochs take longer: all else costs the same whatever their number, so two trials tell
     what all epochs will cost, and two pairs of them how far that can be trusted.
 
     >>> 0 < dtl.doctor.measure(study, 8, "cpu").least
@@ -154,10 +154,11 @@ def measure(study: Study, n_models: int, device: str = "auto", enough: float = 1
     workers = 1 if resolve_device(device).type == "cuda" else joblib.cpu_count()
     n_models = max(2, min(n_models, study.recipe.models_at_once * workers))
     design: Any = study.design if study.given is None else study.given
-    goal = study.recipe.epochs
+    length = "epochs" if study.recipe.steps is None else "steps"
+    goal: int = getattr(study.recipe, length)
 
     def trial(epochs: int, n: int) -> tuple[float, Study]:
-        short = replace(study.recipe, epochs=epochs)
+        short = replace(study.recipe, **{length: epochs})
         new = Study(study.problem, short, design, study.transfer, None, study.seed, study.fraction, study.unit)
         start = time.perf_counter()
         new.run(n, device, progress=False)

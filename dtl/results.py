@@ -226,7 +226,7 @@ def open(where: str | Path, folder: str | Path | None = None) -> Results:
         return Results(xr.Dataset(), *shipped(place / where))
     if folder is None and (local_folder(where).exists() or str(where) != Path(where).name):
         root = open_store(where)
-        data = results_of(root) if "done" in root else xr.Dataset()
+        data = results_of(root) if root.attrs["runs"] else xr.Dataset()
         if not data.sizes.get("model"):
             raise InputError(f"{where} has no finished model: run or resume the study first")
         return Results(data)

@@ -23,6 +23,7 @@ from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
 from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
 from dtl.engine.views import done_in, save_missing, stores_of, with_views
+from dtl.engine.weights import kept_nets
 from dtl.engine.workers import Run, train
 from dtl.influence import Influence
 from dtl.models import PARALLEL
@@ -305,6 +306,8 @@ class Study:
     def masks(self) -> np.ndarray:
         """The source classes (or images) of each finished model, bool (models, units)."""
         return Results(self.results).masks
+
+    nets = kept_nets
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""

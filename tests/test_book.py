@@ -84,4 +84,15 @@ def test_names_and_counts_as_words():
 )  # fmt: skip
 def test_answers_may_be_rounded_but_counts_are_exact(yours, expected, right, capsys):
     dtl.book.check(yours, expected, hint="count again")
-    assert capsys.readouterr().out == ("Right.\n" if right else "Not yet. count again\n")
+    assert capsys.readouterr().out.startswith("Right.\n" if right else "Not yet. ")
+
+
+@pytest.mark.parametrize(
+    ("yours", "expected", "says"),
+    [([1.0, 2.0], 0.5, "Give one number, not 2 numbers."), (97.0, 0.97, "in percent"), (-0.5, 0.5, "sign"),
+     (2.3, 2.22, "one more digit"), (2.0, 0.5, "Not yet. count")],
+)  # fmt: skip
+def test_a_wrong_answer_is_told_what_is_wrong_with_it(yours, expected, says, capsys):
+    dtl.book.check(yours, expected, hint="count")
+    out = capsys.readouterr().out
+    assert out.startswith("Not yet. ") and says in out

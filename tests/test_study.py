@@ -51,11 +51,8 @@ def reference(problem, recipe):
 
 
 @pytest.fixture
-def no_training(monkeypatch):
-    def train_batch(*args):
-        raise AssertionError("training started")
-
-    monkeypatch.setattr(workers, "train_batch", train_batch)
+def no_training(training):
+    training.forbid()
 
 
 # Results
@@ -154,18 +151,15 @@ def test_a_finished_study_trains_nothing(problem, recipe, tmp_path, request):
     assert [r["models"] for r in runs] == [8] and {"date", "device", "torch", "dtl"} <= set(runs[0])
 
 
-def test_only_models_that_are_done_are_shown(problem, recipe, tmp_path):
+def test_only_models_that_are_done_are_shown(problem, recipe, training, tmp_path):
     run(problem, recipe, store=tmp_path / "s")
     zarr.open_array(tmp_path / "s", path="done")[4:8] = False
     study = dtl.Study(problem, recipe, store=tmp_path / "s")
     assert study.results.model.values.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
     np.testing.assert_array_equal(study.masks, dtl.subset_masks(24, N)[[0, 1, 2, 3, 8, 9, 10, 11]])
-    trained = []
-    original = workers.train_batch
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "train_batch", lambda p, masks, *a: trained.append(len(masks)) or original(p, masks, *a))  # fmt: skip  # noqa: E501
-        study.run(N, progress=False)
-    assert trained == [4] and study.results.sizes["model"] == N
+    training.sizes.clear()
+    study.run(N, progress=False)
+    assert training.sizes == [4] and study.results.sizes["model"] == N
 
 
 class Dying(LocalStore):
@@ -273,50 +267,61 @@ def test_a_second_writer_says_that_it_waits(problem, recipe, tmp_path, caplog):
         with dtl.Study(problem, recipe, store=tmp_path / "s").store.lock():
             waiting = threading.Thread(target=lambda: study.run(4, progress=False))
             waiting.start()
-            waiting.join(0.5)
+            while "waiting for it to end" not in caplog.text:
+                time.sleep(0.01)
             assert waiting.is_alive() and not study.store.exists
         waiting.join()
     assert f"another process is writing {tmp_path / 's'}: waiting" in caplog.text
     assert study.results.sizes["model"] == 4
 
 
-def test_an_error_in_a_worker_keeps_what_was_saved(problem, recipe, reference, monkeypatch, tmp_path):
-    original, seeds = workers.train_batch, reference.seeds(N)
+def test_an_error_in_a_worker_keeps_what_was_saved(problem, recipe, reference, training, monkeypatch, tmp_path):
+    seeds, others = reference.seeds(N), threading.Semaphore(0)
+    save = Store.save
 
     def train_batch(problem, masks, own, *args):
         if seeds[4] in own:
-            time.sleep(0.5)  # after the other batches
+            others.acquire()  # until both other batches have been saved
+            others.acquire()
             raise RuntimeError("no memory left")
-        return original(problem, masks, own, *args)
+        return training.original(problem, masks, own, *args)
 
+    training.replace(train_batch)
+    monkeypatch.setattr(Store, "save", lambda *args: save(*args) or others.release())
+    monkeypatch.setattr(workers.joblib, "cpu_count", lambda: 3)
     study = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / "s")
-    with monkeypatch.context() as patch:
-        patch.setattr(workers, "train_batch", train_batch)
-        patch.setattr(workers.joblib, "cpu_count", lambda: 3)
-        with pytest.raises(RuntimeError, match="no memory left"):
-            study.run(N, progress=False)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        study.run(N, progress=False)
     assert study.results.model.values.tolist() == [0, 1, 2, 3, 8, 9, 10, 11]
+    training.replace(training.original)
     same(study.run(N, progress=False), reference)
 
 
-def test_an_interrupt_stops_training_and_can_be_resumed(problem, recipe, monkeypatch):
-    started = []
-    original, save = workers.train_batch, Store.save
+def test_an_interrupt_stops_training_and_can_be_resumed(problem, recipe, training, monkeypatch):
+    """The first batch that is saved interrupts; those in flight would never end, and are stopped all the same."""
+    first = threading.Lock()
+
+    def train_batch(*args):
+        while not first.acquire(blocking=False):
+            time.sleep(0.001)
+        return training.original(*args)
 
     def interrupted(self, root, rows, outputs):
         raise KeyboardInterrupt
 
     study = dtl.Study(problem, dataclasses.replace(recipe, models_at_once=2))
+    training.replace(train_batch)
+    monkeypatch.setattr(workers.joblib, "cpu_count", lambda: 3)
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "train_batch", lambda *args: started.append(1) or original(*args))
         patch.setattr(Store, "save", interrupted)
         threads, torch_threads = threading.active_count(), torch.get_num_threads()
         with pytest.raises(KeyboardInterrupt) as stopped:
             study.run(40, progress=False)
         # the traceback is alive, as it is in a notebook: workers have stopped all the same
-        assert stopped.tb is not None and len(started) < 10
+        assert stopped.tb is not None and len(training.sizes) <= 4
         assert threading.active_count() == threads and torch.get_num_threads() == torch_threads
-    assert Store.save is save and study.results.sizes["model"] == 0
+    training.replace(training.original)
+    assert study.results.sizes["model"] == 0
     assert study.run(4, progress=False).results.sizes["model"] == 4
 
 
@@ -411,18 +416,18 @@ def test_a_store_of_another_study_is_refused(problem, recipe, tmp_path, change, 
         dtl.Study(**own)
 
 
-def test_a_store_of_which_no_model_was_saved_claims_nothing(problem, recipe, tmp_path, monkeypatch):
+def test_a_store_of_which_no_model_was_saved_claims_nothing(problem, recipe, training, tmp_path):
     """Neither a run that fails in its first batch nor one of which all models diverge."""
     wild = dataclasses.replace(recipe, lr=1e12)
-    with monkeypatch.context() as patched:
 
-        def fail(*args):
-            raise MemoryError("no memory left")
+    def fail(*args):
+        raise MemoryError("no memory left")
 
-        patched.setattr(workers, "train_batch", fail)
-        for seed in (1, 2):
-            with pytest.raises(MemoryError):
-                run(problem, recipe, 8, store=tmp_path / "s", seed=seed)
+    training.replace(fail)
+    for seed in (1, 2):
+        with pytest.raises(MemoryError):
+            run(problem, recipe, 8, store=tmp_path / "s", seed=seed)
+    training.replace(training.original)
     with pytest.raises(RuntimeError, match="models 0, 1, 2, 3 diverged"):
         run(problem, wild, 4, store=tmp_path / "s")
     with pytest.raises(ValueError, match="has no finished model"):
@@ -648,6 +653,8 @@ MASK = np.ones((3, 24), dtype=bool)
         ({}, 0, "n_models must be at least 2, got 0"),
         ({}, None, "run needs the number of models"),
         ({"seed": -1}, 4, "seed must be at least 0"),
+        ({"seed": 1.5}, 4, "seed must be an integer, got 1.5"),
+        ({"seed": "1"}, 4, "seed must be an integer, got '1'"),
         ({"transfer": ()}, 4, "unknown transfer"),
         ({"transfer": "linear"}, 4, "unknown transfer .*linear.*: use one or more of fixed, fixed\\+bn, full"),
         ({"transfer": ("fixed", "fixed")}, 4, "names a regime twice"),

@@ -1,4 +1,4 @@
-"""Problems in one file each, for those that no loader can make again."""
+"""Problems in one file each: pixels, labels, names, and what was planted."""
 
 import json
 import os
@@ -16,15 +16,14 @@ from dtl.data import ImageDataset, TransferProblem, Truth
 def save(problem: TransferProblem, path: str | Path) -> Path:
     """Write a problem, planted truth included, to one file (safetensors) that `load("file", path=path)` reads.
 
-    >>> import tempfile
-    >>> file = dtl.datasets.saved.save(problem, tempfile.mkdtemp() + "/problem.safetensors")
-    >>> dtl.load("file", path=file).name
+    >>> dtl.load("file", path=dtl.datasets.saved.save(problem, "problem.safetensors")).name
     'testbed-0'
     """
     path = Path(os.path.expanduser(path))
     facts = {
         "name": problem.name,
         "classes": json.dumps({part: dataset.classes for part, dataset in problem.parts.items()}),
+        "paths": json.dumps({part: dataset.paths for part, dataset in problem.parts.items()}),
         "truth": json.dumps(problem.truth and asdict(problem.truth), default=np.ndarray.tolist),
         "per_class_accuracy": json.dumps(problem.per_class_accuracy),
         "still": json.dumps([part for part, dataset in problem.parts.items() if dataset.still]),
@@ -44,10 +43,17 @@ def make(path: str | Path) -> TransferProblem:
         raise FileNotFoundError(f"{path} is no file: give one that dtl.datasets.saved.save wrote")
     tensors, facts = load_tensors(Path(path))
     made: dict[str, Any] = {}
+    files: dict[str, Any] = json.loads(facts.get("paths", "{}"))
     for part, classes in json.loads(facts["classes"]).items():
         numbers = tensors.get(f"{part}.normalisation")
-        kept, still = None if numbers is None else tuple(numbers), part in json.loads(facts.get("still", "[]"))
-        made[part] = ImageDataset(tensors[f"{part}.images"], tensors[f"{part}.labels"], tuple(classes), kept, still)
+        made[part] = ImageDataset(
+            tensors[f"{part}.images"],
+            tensors[f"{part}.labels"],
+            classes,
+            files.get(part),
+            None if numbers is None else tuple(numbers),
+            part in json.loads(facts.get("still", "[]")),
+        )
     truth: dict[str, Any] | None = json.loads(facts.get("truth", "null"))
     if truth is not None:
         for key, value in truth.items():

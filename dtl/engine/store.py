@@ -80,7 +80,8 @@ class Store:
     @property
     def folder(self) -> Path | None:
         """Where other processes find the store; None for one in memory or of another kind."""
-        return self.zarr.root.absolute() if type(self.zarr) in (LocalStore, Durable) else None
+        known = isinstance(self.zarr, LocalStore) and type(self.zarr) in (LocalStore, Durable)
+        return self.zarr.root.absolute() if known else None  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def exists(self) -> bool:
@@ -326,7 +327,8 @@ def marks_of(root: zarr.Group, search: bool = True) -> Marks:
     done, digests, lost, folder = np.asarray(read(root, "done")), {}, [], _folder(root)
     if "digest" in root:  # stores of dtl 0.1 have none
         digests = dict(zip(_columns(root), np.asarray(read(root, "digest")).T, strict=True))
-    saved = done | np.resize(digests.get("seed", 0), done.shape).astype(bool)  # or killed before they were marked
+    saved = done.copy()  # or killed before they were marked
+    saved[: len(digests.get("seed", ()))] |= digests.get("seed", saved[:0]) > 0
     known: Any = root.attrs.get("arrays", ("done", *ARRAYS[2:]))
     for name in (name for name in known if "model" in _dims(array_of(root, name))):
         array = array_of(root, name)
@@ -473,7 +475,8 @@ def _room(
 ) -> zarr.Array:
     """The array `name` with at least as many models as `like`."""
     if name not in root:
-        chunks = tuple({"model": batch, "transfer": 1}.get(d, n) for d, n in zip(dims, like.shape, strict=True))
+        own = {"model": batch, "transfer": 1}
+        chunks = tuple(own.get(dim) or size for dim, size in zip(dims, like.shape, strict=True))
         root.create_array(
             name, shape=like.shape, chunks=chunks, dtype=like.dtype, dimension_names=dims, compressors=CODECS,
             fill_value=FILL[like.dtype.kind], attributes={"columns": columns} if name == "digest" else None,

@@ -3,16 +3,21 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from dtl._checks import InputError
 from dtl._files import load_tensors, save_tensors
 from dtl.data import ImageDataset
 from dtl.models import Nets, stack, states_of
-from dtl.training import Recipe, images_of, train_sources
+from dtl.training import Recipe, images_of, resolve_device, schedule, train_sources
+
+if TYPE_CHECKING:
+    from dtl.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +51,13 @@ def source_nets(
         files.append(folder / f"{own.hexdigest()[:32]}.safetensors")
     states = []
     try:
-        states = [load_tensors(file)[0] for file in files] if all(file.exists() for file in files) else []
+        for file in files if all(file.exists() for file in files) else ():
+            state, facts = load_tensors(file)
+            if facts.get("model", file.stem) != file.stem:  # of dtl 0.1: only its name says whose it is
+                raise InputError(f"{file} holds the weights of another model, {facts['model']}")
+            states.append(state)
     except ValueError as error:
+        states = []
         logger.warning("%s: its models are trained again", error)
     if states:
         nets = stack(states, recipe.model, source.n_classes, recipe.widths)
@@ -56,8 +66,30 @@ def source_nets(
     folder.mkdir(parents=True, exist_ok=True)
     for file, state, good in zip(files, states_of(nets), finite(nets), strict=True):
         if good:
-            save_tensors(file, {k: v.contiguous() for k, v in state.items()}, {})
+            save_tensors(file, {k: v.contiguous() for k, v in state.items()}, {"model": file.stem})
     return nets
+
+
+def kept_nets(study: "Study", models: Sequence[int], device: str = "auto") -> Iterator[tuple[np.ndarray, Nets]]:
+    """Source models of a study by number, some side by side at a time: (numbers, nets), from its folder `weights`.
+
+    InputError without such a folder: nets trained again elsewhere agree with the outputs only in distribution.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(4, progress=False)
+    ...     [(numbers.tolist(), nets.n_models) for numbers, nets in kept.nets([0, 3])]
+    [([0, 3], 2)]
+    """
+    if study.weights is None:
+        raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
+    wanted, most, recipe, source = np.asarray(models), max(models) + 1, study.recipe, study.problem.source
+    masks, seeds, size = study._subsets(most), study.seeds(most), recipe.models_at_once
+    steps = np.array([schedule(int(n), recipe) for n in images_of(masks, source, study.unit).sum(1)])
+    for plan in np.unique(steps[wanted], axis=0):
+        alike = wanted[(steps[wanted] == plan).all(1)]
+        for rows in np.split(alike, range(size, len(alike), size)):
+            own, where = seeds[rows].tolist(), resolve_device(device)
+            yield rows, source_nets(source, masks[rows], own, recipe, where, study.unit, study.weights)
 
 
 def finite(nets: Nets) -> np.ndarray:

@@ -82,7 +82,9 @@ def train(
     stores : that of the study under "", and those of views (`dtl.engine.views`)
     workers : processes of this machine that share its GPUs, or its cores; None for a thread a core, or one for a GPU
     """
-    jobs, here, store = {}, (), stores[""]
+    jobs: dict[Future, np.ndarray] = {}
+    here: Any = ()
+    store = stores[""]
     with _pool(run.device, client, workers) as pool, TemporaryDirectory() as shared:
         if isinstance(pool, _Threads):
             here = (problem, stores)
@@ -113,12 +115,15 @@ class _Threads(ThreadPoolExecutor):
     def __init__(self, n: int) -> None:
         super().__init__(n)
         self.busy: set[int] = set()
+        self.stopped = False
 
-    def submit(self, fn: Any, /, *args: Any) -> Future:
+    def submit(self, fn: Any, /, *args: Any, **options: Any) -> Future:
         def tracked() -> Any:
             self.busy.add(threading.get_ident())
             try:
-                return fn(*args)
+                if self.stopped:  # one that is not busy yet when it is stopped
+                    raise KeyboardInterrupt
+                return fn(*args, **options)
             finally:
                 self.busy.discard(threading.get_ident())
 
@@ -126,6 +131,7 @@ class _Threads(ThreadPoolExecutor):
 
     def stop(self) -> None:
         """Raise in each what Ctrl+C raises in the main thread alone, at its next step of Python."""
+        self.stopped = True
         for thread in [*self.busy]:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(KeyboardInterrupt))
 
@@ -158,8 +164,8 @@ _DEVICE: str | None = None  # of this process, where several share the GPUs
 def _pool(device: str, client: "Client | None", workers: int | None) -> Iterator[Executor]:
     """What runs the batches."""
     if client is not None:
-        limits = client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_").values()
-        if any(limit and int(limit) < KEEP_FREED["MALLOC_TRIM_THRESHOLD_"] for limit in limits):
+        limits: Any = client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_")
+        if any(limit and int(limit) < KEEP_FREED["MALLOC_TRIM_THRESHOLD_"] for limit in limits.values()):
             logger.warning(
                 "Dask's workers give freed memory back at each step, which takes 1.7 times the processor time for "
                 'small nets: dask.config.set({"distributed.nanny.pre-spawn-environ": %s}) before the cluster starts',
