@@ -7,8 +7,8 @@ A  nothing planted: influence on the gap between pictures whose texture agrees w
    classes that bring it; retraining without them, beside a control
 B  a fixed pattern on two source classes: pull to the class they go with, attribution, removal
 C  natural bias: texture follows the kind in 95% of the source pictures; target correlated at .25 and .9
-real  D and E, on photographs: squares planted on half of the images of four dogs and of three vehicles; a tint that goes
-   with animal or machine in 95% or 50% of the source; read from the results that ship
+real  D and E, on photographs: squares on half of the images of four dogs and of three vehicles of the source; a tint
+   that goes with animal or machine in 95% or 50% of it; read from the results that ship
 
 ± are standard errors over n retrainings, seed by seed.
 """
