@@ -14,7 +14,8 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -262,16 +263,14 @@ def assemble(page: Path) -> Notebook:
     """The page as it stands now, with the outputs and values of its last run; "…" where there are none."""
     notebook = read(page)
     ran = nbformat.read(kept(page), as_version=4) if kept(page).is_file() else None
-    todo = list(ran.cells) if ran else []
+    done = matched(to_run(notebook), ran)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = []
-            if todo and todo[0].source == cell.source:
-                done = todo.pop(0)
-                cell.outputs, cell.execution_count = done.outputs, done.execution_count
+            one = next(done)
+            cell.outputs, cell.execution_count = (one.outputs, one.execution_count) if one else ([], None)
         if found := places(cell):
-            say = todo.pop(0) if todo and todo[0].source == f"dtl.book.say({SEPARATOR.join(found)!r})" else None
-            put(cell, iter((values(say) if say else []) or ["…"] * len(found)))
+            one = next(done)
+            put(cell, iter((values(one) if one else []) or ["…"] * len(found)))
     if note := stands(page, ran):
         at = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), 0)
         notebook.cells.insert(at, new_markdown_cell(note))
@@ -279,6 +278,15 @@ def assemble(page: Path) -> Notebook:
     if ran and "widgets" in ran.metadata:
         notebook.metadata["widgets"] = ran.metadata["widgets"]
     return notebook
+
+
+def matched(sources: list[str], ran: Notebook | None) -> Iterator[Notebook | None]:
+    """For each of `sources` the cell that ran it, None where the last run had another one there."""
+    found, cells = {}, ran.cells if ran else []
+    same = SequenceMatcher(None, [cell.source for cell in cells], sources, autojunk=False)
+    for a, b, n in same.get_matching_blocks():
+        found |= {b + i: cells[a + i] for i in range(n)}
+    return (found.get(i) for i in range(len(sources)))
 
 
 def put(cell: Notebook, values: Any) -> None:

@@ -34,7 +34,7 @@ def vector_problem():
 
 def test_soft_terms_are_the_published_vectors():
     source, target, rows, classes = vector_problem()
-    found = bound._terms(source, target, classes[:, None] * rows, 1.0, np.zeros(4), lambda x: x)
+    found = bound._terms(source, target, classes[:, None] * rows, 1.0, np.zeros(4), lambda x: x, 5)
     terms = found.source_loss, found.label_mismatch, found.feature_mismatch, found.rhs, found.measured
     np.testing.assert_allclose(terms, VECTORS["soft"], atol=1e-6)
     assert not found.linear
@@ -46,7 +46,7 @@ def test_hard_terms_are_the_published_vectors():
     rows = np.isin(source.labels, [0, 2])
     near = Side(source.logits[rows][:, [0, 2]], source.labels[rows] // 2)
     there = Side(target.logits[:, [0, 2]], target.labels)
-    found = bound._terms(near, there, joint, 1.0, np.zeros(2), lambda x: x)
+    found = bound._terms(near, there, joint, 1.0, np.zeros(2), lambda x: x, 5)
     np.testing.assert_allclose((found.label_mismatch, found.measured), VECTORS["hard"][:2], atol=1e-6)
     # the published cost looks both ways, and its source loss is that of the whole head: neither is ever less than ours
     whole, two_ways = log_softmax(source.logits, 1), 0.0
@@ -77,7 +77,7 @@ SIZES = {"fewer": (3, 5), "as many": (4, 4), "more": (6, 3)}
 @pytest.mark.parametrize("learn", bound.LEARN)
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_no_bound_is_ever_violated(sizes, learn):
-    """Hard and soft, train and held-out: 384 bounds; the 96 hard ones of training images never exceed entropy."""
+    """Hard and soft, train and held-out: 384 bounds in all, of which 96 must never exceed the class entropy."""
     rng = np.random.default_rng(sum(sizes))
     for seed in range(20 if learn == "none" else 6):
         z, y_s, head, x, y = gaussians(seed, *sizes)
@@ -175,13 +175,19 @@ def test_released_lipschitz_constant_is_of_the_wrong_space():
     np.testing.assert_allclose((released.rhs, released.measured, released.lipschitz), VECTORS["released"], atol=1e-6)
     assert released.rhs < released.measured
     ours = bound._terms(
-        Side((z @ w).numpy(), labels), Side((10 * x @ w).numpy(), labels), np.eye(2) / 2, 1.0, np.zeros(2), lambda x: x
+        Side((z @ w).numpy(), labels),
+        Side((10 * x @ w).numpy(), labels),
+        np.eye(2) / 2,
+        1.0,
+        np.zeros(2),
+        lambda x: x,
+        2,
     )
     assert (ours.rhs, ours.measured) == pytest.approx(VECTORS["correct"], abs=1e-6)
 
 
 def test_a_large_weight_of_labels_lets_the_seed_choose_the_assignment():
-    """Source and target have the same classes: with weight 1 every seed finds that, with 1e6 none needs to."""
+    """Source and target have the same classes: with weight 1 every seed finds that, with the published 1e6 not."""
     rng = np.random.default_rng(0)
     y = np.repeat(np.arange(4), 20)
     z, x = (3 * np.eye(4)[y] + rng.normal(scale=0.5, size=(80, 4)) for _ in range(2))
@@ -224,3 +230,5 @@ def test_bad_held_out_labels():
     found = task_transfer_bound([[0.0], [1.0]], [0, 1], ([[-1.0, 1.0]], [0.0, 0.0]), [[0.0], [1.0]], [0, 1])
     with pytest.raises(InputError, match="2 target classes"):
         found.on([[0.0], [1.0], [2.0]], [0, 1, 2])
+    with pytest.raises(InputError, match="not for labels up to 1 and 2 features"):
+        found.on([[0.0, 1.0], [1.0, 1.0]], [0, 1])

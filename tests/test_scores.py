@@ -232,7 +232,7 @@ def test_choose_finds_the_trained_net_and_prices_the_choice(problem, recipe):
     assert found.accuracy.dims == ("candidate", "seed") and found.value.sizes["candidate"] == 4
     assert found.accuracy.mean("seed").idxmax() == "trained"
     right = found.chosen == "trained"
-    assert right.sel(predictor="probe on validation") and (found.regret.where(right, 0) <= 1e-9).all()
+    assert right.sel(predictor="LogME") and (found.regret.where(right, 0) <= 1e-9).all()
     wrong = found.regret.where(~right, drop=True)
     best = found.accuracy.sel(candidate="trained").mean()
     for name in wrong.predictor.values:

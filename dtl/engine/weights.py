@@ -51,8 +51,13 @@ def source_nets(
         files.append(folder / f"{own.hexdigest()[:32]}.safetensors")
     states = []
     try:
-        states = [load_tensors(file)[0] for file in files] if all(file.exists() for file in files) else []
+        for file in files if all(file.exists() for file in files) else ():
+            state, facts = load_tensors(file)
+            if facts.get("model", file.stem) != file.stem:  # of dtl 0.1: only its name says whose it is
+                raise InputError(f"{file} holds the weights of another model, {facts['model']}")
+            states.append(state)
     except ValueError as error:
+        states = []
         logger.warning("%s: its models are trained again", error)
     if states:
         nets = stack(states, recipe.model, source.n_classes, recipe.widths)
@@ -61,7 +66,7 @@ def source_nets(
     folder.mkdir(parents=True, exist_ok=True)
     for file, state, good in zip(files, states_of(nets), finite(nets), strict=True):
         if good:
-            save_tensors(file, {k: v.contiguous() for k, v in state.items()}, {})
+            save_tensors(file, {k: v.contiguous() for k, v in state.items()}, {"model": file.stem})
     return nets
 
 

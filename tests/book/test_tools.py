@@ -213,6 +213,16 @@ def test_values_and_outputs_are_put_into_the_page(book: Path) -> None:
     assert text.source == "It is 7.0, **badly**." and pages.finished(page)
 
 
+def test_outputs_of_unchanged_cells_are_still_shown_when_another_has_changed(book: Path) -> None:
+    page = book / "chapters/01-first.md"
+    page.write_text(page.read_text().replace("Before: {{1 + 1}}.", "```{code-cell}\na = 1\n```"))
+    assert pages.run(page, ("a = 1", "a = 2")) == ""
+    page.write_text(page.read_text().replace("a = 1", "a = 3"))
+    shown = pages.assemble(page)
+    assert "earlier version" in shown.cells[0].source + shown.cells[1].source
+    assert shown.cells[-2].outputs[0].text == "7\n" and shown.cells[-1].source == "It is 7.0, **boldly**."
+
+
 @pytest.mark.parametrize(
     ("change", "error", "shows"),
     [

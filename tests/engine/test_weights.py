@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -111,6 +112,16 @@ def test_damaged_weights_are_named_and_trained_again(problem, recipe, tmp_path, 
     assert f"{file} is damaged" in caplog.text and "trained again" in caplog.text
     assert torch.equal(nets.weight, again.weight)
     load_tensors(file)
+
+
+def test_weights_of_another_model_are_not_taken_for_its_own(problem, recipe, tmp_path, caplog):
+    masks = dtl.subset_masks(24, 2)
+    nets = source_nets(problem.source, masks, [0, 1], recipe, CPU, "class", tmp_path)
+    one, other = sorted(tmp_path.iterdir())
+    shutil.copy(other, one)
+    again = source_nets(problem.source, masks, [0, 1], recipe, CPU, "class", tmp_path)
+    assert f"{one} holds the weights of another model, {other.stem}: its models are trained again" in caplog.text
+    assert torch.equal(nets.weight, again.weight)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
@@ -35,9 +36,10 @@ def reference(problem, recipe):
 
 @pytest.fixture(scope="module")
 def client():
-    """Two worker processes; a busy machine may take its time to stop them."""
-    cluster = distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0")
-    client = distributed.Client(cluster)
+    """Two worker processes; a busy machine may take its time to start and to stop them."""
+    with dask.config.set({"distributed.comm.timeouts.connect": "600s", "distributed.comm.timeouts.tcp": "600s"}):
+        cluster = distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=":0")
+        client = distributed.Client(cluster, timeout="600s")
     yield client
     client.close()
     with contextlib.suppress(TimeoutError):
@@ -62,7 +64,7 @@ class Marking(distributed.WorkerPlugin):
         def train_batch(*args):
             (self.folder / f"{os.getpid()}-{time.time_ns()}").touch()
             if self.hang and len([*self.folder.iterdir()]) == 1:
-                time.sleep(60)
+                threading.Event().wait()
             return self.original(*args)
 
         workers.train_batch = train_batch
@@ -124,6 +126,36 @@ def test_problems_made_by_hand_and_stores_in_memory(by_hand, problem, recipe, re
         dtl.Study(by_hand, recipe).run(4, client=client, progress=False)
 
 
+def test_processes_of_this_machine_share_the_work(by_hand, problem, recipe, reference, training, tmp_path, monkeypatch):
+    """Equal arrays, trained and saved elsewhere; no images in a message, and the store's folder may be missing."""
+    training.forbid()  # here
+    study = dtl.Study(problem, recipe, transfer=("fixed", "full"), store=tmp_path / "s")
+    with monkeypatch.context() as patch:
+        patch.setattr(study.store, "save", None)
+        study.run(8, device="cpu", workers=2, progress=False)
+    identical(study, dtl.Study(problem, recipe, transfer=("fixed", "full")).merge(study.store.folder))
+    np.testing.assert_array_equal(study.results.margin, reference.results.margin[:, :8])
+    in_memory = dtl.Study(by_hand, recipe, transfer=("fixed", "full")).run(8, "cpu", workers=1, progress=False)
+    np.testing.assert_array_equal(in_memory.results.margin, reference.results.margin[:, :8])
+    with pytest.raises(RuntimeError, match="models 0, 1, 2, 3 diverged"):
+        dtl.Study(problem, dataclasses.replace(recipe, lr=1e30)).run(4, "cpu", workers=1, progress=False)
+
+
+@pytest.mark.gpu
+def test_processes_share_a_gpu(problem, recipe):
+    one, two = (dtl.Study(problem, recipe).run(8, "cuda", workers=n, progress=False) for n in (1, 2))
+    np.testing.assert_allclose(one.results.margin, two.results.margin, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"), [(0, "workers must be at least 1"), ("2", "workers must be an integer")]
+)
+def test_numbers_of_processes_that_are_none(problem, recipe, training, workers, message):
+    training.forbid()
+    with pytest.raises(ValueError, match=message):
+        dtl.Study(problem, recipe).run(4, workers=workers, progress=False)
+
+
 def test_errors_elsewhere_arrive(problem, recipe, client, tmp_path):
     study = dtl.Study(problem, recipe, store=tmp_path / "s")
     with pytest.raises(ValueError, match="device 'cuda:99' was asked for but torch sees"):
@@ -146,11 +178,11 @@ def batch(problem, recipe, tmp_path):
     return study, run, (rows, np.packbits(masks[rows], axis=1), study.seeds(8)[rows])
 
 
-def test_a_batch_may_be_repeated(problem, recipe, batch, monkeypatch):
+def test_a_batch_may_be_repeated(problem, recipe, batch, training):
     study, run, arguments = batch
     assert work(run, *arguments).outputs is None
     identical(study, dtl.Study(problem, recipe).run(8, progress=False))
-    monkeypatch.setattr(workers, "train_batch", None)  # not trained again
+    training.forbid()
     assert work(run, *arguments).rows.tolist() == [4, 5, 6, 7]
 
 
@@ -181,7 +213,7 @@ def test_a_problem_is_opened_once_and_checked(problem, fresh, monkeypatch, tmp_p
     assert opened is not problem and opened.fingerprints == problem.fingerprints
     assert open_problem({"load": "nothing any more"}, problem.fingerprints) is opened
     other = dtl.load("testbed", seed=1, per_class=20, train=5, validation=5, test=5)
-    with pytest.raises(ValueError, match="finds another source, target_train, .* in .*: give it the data of the study"):
+    with pytest.raises(ValueError, match="the data of .* have changed: .* now gives another source, target_train, "):
         open_problem(publish(other, None), problem.fingerprints | {"source": "?"})
     with pytest.raises(ValueError, match="cannot open .* \\(unknown problem 'x'.*\\): the data must be there as it is"):
         open_problem({"load": "x", "options": {}}, {})
@@ -221,6 +253,18 @@ def test_a_copy_of_the_images(by_hand, fresh, tmp_path):
     workers._OPEN.clear()
     with pytest.raises(ValueError, match="cannot open .* is damaged"):
         open_problem(origin, by_hand.fingerprints)
+
+
+def test_workers_that_give_memory_back_are_named_with_a_remedy(caplog):
+    class Client:
+        def run(self, function, name):
+            return {"tcp://there": "65536"}
+
+        def get_executor(self, **options):
+            return contextlib.nullcontext("pool")
+
+    with workers._pool("cpu", Client(), None) as pool:
+        assert pool == "pool" and "distributed.nanny.pre-spawn-environ" in caplog.text
 
 
 def test_what_a_run_says_is_small(problem, batch):
