@@ -10,10 +10,12 @@ import ast
 import asyncio
 import hashlib
 import os
+import re
 import resource
 import sys
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Iterator, Set
+from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,7 +102,7 @@ def run(page: Path, replace: tuple[str, str] = ("", "")) -> str:
     if not problem:
         modules = notebook.cells[-1].outputs[0]["text"].split()
         said = "".join(value for cell in notebook.cells for value in values(cell))
-        problem = f"{said.count(NOT_SO)} claims are not so in this run" if NOT_SO in said else ""
+        problem = f"claims that are not so in this run: {said.count(NOT_SO)}" if NOT_SO in said else ""
     notebook.metadata["dtl"] = {
         "key": page_key(page, modules) if package_files() == package_before else "edited while it ran",
         "modules": modules,
@@ -134,7 +136,7 @@ async def watched(client: NotebookClient, **options: Any) -> str:
     try:
         await task
     except CellExecutionError as error:
-        return str(error)
+        return re.sub(r"\x1b\[[\d;]*m", "", str(error))  # no colours
     except DeadKernelError:
         cell = next((cell for cell in client.nb.cells if cell.get("execution_count") is None), client.nb.cells[-1])
         return f"{why or 'the kernel died'} in the cell\n\n{cell.source}"
@@ -261,23 +263,30 @@ def assemble(page: Path) -> Notebook:
     """The page as it stands now, with the outputs and values of its last run; "…" where there are none."""
     notebook = read(page)
     ran = nbformat.read(kept(page), as_version=4) if kept(page).is_file() else None
-    todo = list(ran.cells) if ran else []
+    done = matched(to_run(notebook), ran)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = []
-            if todo and todo[0].source == cell.source:
-                done = todo.pop(0)
-                cell.outputs, cell.execution_count = done.outputs, done.execution_count
+            one = next(done)
+            cell.outputs, cell.execution_count = (one.outputs, one.execution_count) if one else ([], None)
         if found := places(cell):
-            say = todo.pop(0) if todo and todo[0].source == f"dtl.book.say({SEPARATOR.join(found)!r})" else None
-            put(cell, iter((values(say) if say else []) or ["…"] * len(found)))
-    if note := stands(ran):
+            one = next(done)
+            put(cell, iter((values(one) if one else []) or ["…"] * len(found)))
+    if note := stands(page, ran):
         at = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"), 0)
         notebook.cells.insert(at, new_markdown_cell(note))
     notebook.metadata.pop("jupytext", None)
     if ran and "widgets" in ran.metadata:
         notebook.metadata["widgets"] = ran.metadata["widgets"]
     return notebook
+
+
+def matched(sources: list[str], ran: Notebook | None) -> Iterator[Notebook | None]:
+    """For each of `sources` the cell that ran it, None where the last run had another one there."""
+    found, cells = {}, ran.cells if ran else []
+    same = SequenceMatcher(None, [cell.source for cell in cells], sources, autojunk=False)
+    for a, b, n in same.get_matching_blocks():
+        found |= {b + i: cells[a + i] for i in range(n)}
+    return (found.get(i) for i in range(len(sources)))
 
 
 def put(cell: Notebook, values: Any) -> None:
@@ -295,10 +304,10 @@ def put(cell: Notebook, values: Any) -> None:
             options[part][name] = filled(options[part][name])
 
 
-def stands(ran: Notebook | None) -> str:
-    """What a reader must know of a page that has no complete run."""
+def stands(page: Path, ran: Notebook | None) -> str:
+    """What a reader must know of a page that has no complete run of what it is now."""
     if ran is None:
         return ":::{warning}\nThis page has not been executed yet.\n:::"
     if problem := ran.metadata["dtl"]["problem"]:
-        return f"::::{{error}}\nThis page did not run to its end.\n```text\n{problem}\n```\n::::"
-    return ""
+        return f"::::{{error}}\nThis page did not run well.\n`````text\n{problem}\n`````\n::::"
+    return "" if finished(page) else ":::{warning}\nThese outputs are of an earlier version of the page.\n:::"

@@ -21,6 +21,8 @@ from . import testbed as testbed
 from . import training as training
 from . import transfer as transfer
 from . import widgets as widgets
+from ._advise import Advice as Advice
+from ._advise import advise as advise
 from ._audit import audit as audit
 from ._evaluate import evaluate as evaluate
 from ._evaluate import linear_datamodeling_score as linear_datamodeling_score

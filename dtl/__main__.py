@@ -1,4 +1,4 @@
-"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove"""
+"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove|audit"""
 
 import contextlib
 import json
@@ -20,8 +20,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from dtl import doctor as health
+from dtl._audit import audit as find_bias
 from dtl._checks import Diverged, InputError, choice, whole
 from dtl.data import TransferProblem, reopen
+from dtl.datasets.overlays import NAMED
 from dtl.design import DESIGNS
 from dtl.engine.files import check_file, write
 from dtl.engine.store import array_of, local_folder, marks_of, open_store
@@ -290,6 +292,39 @@ def remove(
         save(out, curve.to_dataframe().reset_index())
 
 
+def audit(
+    study: str,
+    views: str = ",".join(NAMED),
+    seeds: int = 8,
+    weights: str | None = None,
+    out: str | None = None,
+    device: str = "auto",
+    **data: Any,
+) -> None:
+    """Say which changes of the images move the study's models more than models from scratch, whence, and what to do.
+
+    Args:
+        study: folder of the study, to which what its models say of the changed images is added
+        views: changes to look at, with commas
+        seeds: models of the whole source, and from scratch, that are compared
+        weights: folder of the study's source weights; without them its models are trained again
+        out: write the report to this file.md, too
+        device: as in run
+    """
+    if out:
+        check_file(Path(out), ".md")
+    ours, names = study_in(study, None, weights, **data), views.split(",")
+    for name in names:
+        choice(name, NAMED, "view")
+    problem = ours.problem.with_views({name: NAMED[name]() for name in names})
+    settings = (ours.recipe, ours.design or "balanced", ours.transfer, study, ours.seed, ours.fraction, ours.unit)
+    viewed = Study(problem, *settings, weights).run(ours.results.sizes["model"], device)
+    report = str(find_bias(viewed, seeds, device=device))
+    print(report)
+    if out:
+        Path(out).write_text(report, "utf8")
+
+
 def train(
     study: Study,
     models: int,
@@ -475,7 +510,7 @@ class Parser(ArgumentParser):
         raise InputError(message) from ex
 
 
-COMMANDS: Any = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove)}
+COMMANDS: Any = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove, audit)}
 
 
 def main(arguments: list[str] | None = None) -> int:

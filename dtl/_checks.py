@@ -39,11 +39,11 @@ def whole(name: str, value: object, least: int) -> int:
     return number
 
 
-def choice(value: object, known: Iterable[str], what: str) -> None:
+def choice(value: object, known: Iterable[object], what: str) -> None:
     """InputError unless `value` is one of the known names."""
     known = list(known)
     if value not in known:
-        raise InputError(f"unknown {what} {value!r}: choose one of {', '.join(known)}")
+        raise InputError(f"unknown {what} {value!r}: choose one of {', '.join(map(str, known))}")
 
 
 def some(names: Sequence[object], most: int = 5) -> str:

@@ -15,6 +15,7 @@ import seaborn as sns
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from dtl._checks import InputError, check_number
 
@@ -132,8 +133,12 @@ def new_axes(ax: Axes | None, height: float = 3.2, width: float = WIDTH) -> Axes
 
 
 def inches(ax: Axes) -> np.ndarray:
-    """Width and height of the axes."""
-    return np.array([ax.bbox.width, ax.bbox.height]) / ax.figure.dpi
+    """Width and height of the axes, once everything around them has its place."""
+    figure = cast(Figure, ax.get_figure(root=True))
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.execute(figure)
+    return np.array([ax.bbox.width, ax.bbox.height]) / figure.dpi
 
 
 def finish_rows(ax: Axes) -> None:

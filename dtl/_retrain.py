@@ -98,7 +98,9 @@ def retrain(
         if arm.steps is not None:
             steps = schedule(len(problem.source), recipe)[0] if arm.steps == "full" else arm.steps
             recipe = replace(recipe, steps=steps)
-        n_units = problem.source.n_classes if study.unit == "class" else len(problem.source)
+        n_units = study.n_units
+        if not study.groups:
+            n_units = problem.source.n_classes if study.unit == "class" else len(problem.source)
         masks = np.ones(n_units, dtype=bool) if arm.masks is None else np.asarray(arm.masks)
         if masks.dtype != bool or masks.shape not in ((n_units,), (seeds, n_units)):
             raise InputError(
@@ -110,7 +112,9 @@ def retrain(
     for number, ((problem, recipe), members) in enumerate(groups.items()):
         folder = store if store is None or len(groups) == 1 else local_folder(store) / str(number)
         masks = np.concatenate(list(members.values()))
-        again.append(Study(problem, recipe, masks, regimes, folder, seed, unit=study.unit, weights=weights))
+        again.append(
+            Study(problem, recipe, masks, regimes, folder, seed, unit=study.groups or study.unit, weights=weights)
+        )
     found = [
         _by_arm(part.run(device=device, client=client, progress=progress).results, list(members), seeds)
         for part, members in zip(again, groups.values(), strict=True)

@@ -41,15 +41,20 @@ def checked(x: ArrayLike, labels: ArrayLike, what: str = "features") -> tuple[np
     return x, y
 
 
+def _probabilities(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    p, y = checked(probabilities, labels, "probabilities")
+    if (p < 0).any() or (np.abs(p.sum(1) - 1) > 1e-4).any():
+        raise InputError("probabilities must not be negative and must sum to one in each row: take the softmax first")
+    return p, y
+
+
 def leep(probabilities: ArrayLike, labels: ArrayLike) -> float:
     """Log expected empirical prediction (Nguyen et al. 2020): log likelihood of target labels given source classes.
 
     >>> round(dtl.scores.leep([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8]], [0, 1, 1]), 3)
     -0.291
     """
-    p, y = checked(probabilities, labels, "probabilities")
-    if (p < 0).any() or (np.abs(p.sum(1) - 1) > 1e-4).any():
-        raise InputError("probabilities must not be negative and must sum to one in each row: take the softmax first")
+    p, y = _probabilities(probabilities, labels)
     p = p[:, p.any(0)]
     joint = p.T @ np.eye(y.max() + 1)[y]  # (source classes, target classes)
     return float(np.log((p @ (joint / joint.sum(1, keepdims=True)))[np.arange(len(y)), y]).mean())
@@ -61,7 +66,7 @@ def nce(probabilities: ArrayLike, labels: ArrayLike) -> float:
     >>> dtl.scores.nce([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], [0, 1, 1])
     0.0
     """
-    p, _ = checked(probabilities, labels, "probabilities")
+    p, _ = _probabilities(probabilities, labels)
     return leep(np.eye(p.shape[1])[p.argmax(1)], labels)
 
 

@@ -131,8 +131,8 @@ def trak(
     ModuleNotFoundError : the extra `trak` is not installed
     InputError : unknown split, a dimension out of range, or nets of another source
 
-    >>> scores = dtl.baselines.trak(problem, dimension=8)                           # doctest: +SKIP
-    >>> by_class = dtl.baselines.class_sums(scores, problem.source)                 # doctest: +SKIP
+    >>> scores = dtl.baselines.trak(problem, dimension=8)
+    >>> by_class = dtl.baselines.class_sums(scores, problem.source)
     """
     try:
         from trak import TRAKer

@@ -63,6 +63,7 @@ class Bound:
     offsets: np.ndarray
     source: Side
     to_logits: Callable[[np.ndarray], np.ndarray]
+    n_features: int
 
     @property
     def rhs(self) -> float:
@@ -88,17 +89,19 @@ class Bound:
 
         Nothing is fitted; only class frequencies and optimal transport are those of the new images.
         """
-        x, y = _target(features, labels, len(self.joint))
-        return _terms(
-            self.source, Side(self.to_logits(x), y), self.joint, self.temperature, self.offsets, self.to_logits
-        )
+        x, y = _target(features, labels, len(self.joint), self.n_features)
+        fixed = self.joint, self.temperature, self.offsets, self.to_logits
+        return _terms(self.source, Side(self.to_logits(x), y), *fixed, self.n_features)
 
 
-def _target(features: ArrayLike, labels: ArrayLike, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def _target(features: ArrayLike, labels: ArrayLike, n_classes: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     x, _ = checked(features, labels, "target")
     y = np.asarray(labels)
-    if y.max() >= n_classes:
-        raise InputError(f"label {y.max()} is out of range: the bound is for {n_classes} target classes")
+    if y.max() >= n_classes or x.shape[1] != width:
+        raise InputError(
+            f"the bound is for {n_classes} target classes and {width} features, not for labels up to {y.max()} and "
+            f"{x.shape[1]} features"
+        )
     return x, y
 
 
@@ -128,24 +131,32 @@ def _plans(source: Side, target: Side, share: np.ndarray) -> tuple[np.ndarray, .
 
 
 def _terms(
-    source: Side, target: Side, joint: np.ndarray, temperature: float, offsets: np.ndarray, to_logits: Callable
+    source: Side,
+    target: Side,
+    joint: np.ndarray,
+    temperature: float,
+    offsets: np.ndarray,
+    to_logits: Callable,
+    width: int,
 ) -> Bound:
     small = joint[:, joint.any(0)]
     prior, share = small / small.sum(0), small / small.sum(1, keepdims=True)
     classes = np.bincount(target.labels, minlength=len(joint)) / len(target.labels)
     needed = classes @ share  # how often each source class is needed
     loss = -log_softmax(temperature * source.logits + offsets, 1)[np.arange(len(source.labels)), source.labels]
+    log_prior = np.log(np.where(share > 0, prior, 1))
     n, t, mass, far = _plans(source, target, share)
     p = log_softmax(temperature * target.logits + offsets, 1)
     with np.errstate(divide="ignore"):
         measured = -logsumexp(p + np.log(prior[target.labels]), 1).mean()
     return Bound(
         source_loss=float((needed / np.bincount(source.labels))[source.labels] @ loss),
-        label_mismatch=float(-(classes @ np.where(share > 0, share * np.log(np.where(share > 0, prior, 1)), 0)).sum()),
+        label_mismatch=float(0 - (classes @ (share * log_prior)).sum()),
         feature_mismatch=float(temperature * (mass @ far)),
         measured=float(measured),
         entropy=float(-xlogy(classes, classes).sum()),
         joint=joint, temperature=float(temperature), offsets=offsets, source=source, to_logits=to_logits,
+        n_features=width,
     )  # fmt: skip
 
 
@@ -216,7 +227,8 @@ def task_transfer_bound(
             f"the head takes {len(weight)} features and knows {len(bias)} classes, but the source has {z.shape[1]} "
             f"features and labels up to {of_source.max()}"
         )
-    x, y = _target(target, labels, len(np.asarray(labels)))
+    x, _ = checked(target, labels, "target")
+    y = np.asarray(labels)
     counts = np.bincount(y)
     if not counts.all():
         raise InputError(f"target class {int(np.argmin(counts))} has no image: number classes without gaps")
@@ -248,8 +260,8 @@ def task_transfer_bound(
             unseen[left] = _learn(near, x[seen], y[seen], share, steps)(x[left])
     *_, mass, far = _plans(near, Side(unseen, y), share)
     there = Side(to_logits(x), y)
-    found = _terms(near, there, joint, *_temper(near, prior, float(mass @ far)), to_logits)
-    nothing = _terms(near, there, joint, 0.0, np.log(prior), to_logits)
+    found = _terms(near, there, joint, *_temper(near, prior, float(mass @ far)), to_logits, x.shape[1])
+    nothing = _terms(near, there, joint, 0.0, np.log(prior), to_logits, x.shape[1])
     return found if found.rhs <= nothing.rhs else nothing
 
 

@@ -14,6 +14,7 @@ Row j depends on ``(n_units, design, fraction, seed, j)`` only, so a study can b
 """
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -132,6 +133,35 @@ def is_balanced(included: Any) -> bool:
 def _are_complements(included: Any) -> bool:
     last = len(included) // 2 * 2
     return bool((included[0:last:2] != included[1:last:2]).all())
+
+
+def groups_of(classes: Sequence[str], groups: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
+    """The group of each class, from a list or from a mapping of class names; a class without one stands alone.
+
+    >>> groups_of(("cat", "dog", "car"), {"cat": "animal", "dog": "animal"})
+    ('animal', 'animal', 'car')
+    """
+    if isinstance(groups, Mapping):
+        unknown = [name for name in groups if name not in classes]
+        if unknown:
+            raise InputError(f"groups are given for {', '.join(map(str, unknown[:5]))}, which are no source classes")
+        groups = [groups.get(name, name) for name in classes]
+    if len(groups) != len(classes) or len(set(groups)) < 2:
+        raise InputError(f"give a group for each of the {len(classes)} classes, two groups or more, not {list(groups)}")
+    return tuple(map(str, groups))
+
+
+def open_groups(classes: Sequence[str], groups: Sequence[str], chosen: Iterable[str]) -> tuple[str, ...]:
+    """The groups with the chosen ones opened: each of their classes a unit of its own, coarse to fine.
+
+    >>> open_groups(("cat", "dog", "car", "bus"), ("animal", "animal", "vehicle", "vehicle"), ["animal"])
+    ('cat', 'dog', 'vehicle', 'vehicle')
+    """
+    chosen = list(chosen)
+    unknown = set(chosen) - set(groups)
+    if unknown:
+        raise InputError(f"{', '.join(sorted(unknown))} is none of the groups {', '.join(dict.fromkeys(groups))}")
+    return tuple(name if group in chosen else group for name, group in zip(classes, groups, strict=True))
 
 
 def _balanced_halves(n_units: int, first: int, last: int, seed: int) -> np.ndarray:

@@ -164,13 +164,15 @@ def measure(study: Study, n_models: int, device: str = "auto", enough: float = 1
         new.run(n, device, progress=False)
         return time.perf_counter() - start, new
 
-    _, done = trial(1, 2)  # the first run of a process is slower
-    first = last = [trial(1, n_models)[0] for _ in range(2)]
+    trial(1, 2)  # the first run of a process is slower
+    shortest = [trial(1, n_models) for _ in range(2)]
+    first = last = [seconds for seconds, _ in shortest]
     epochs, slope = 1, [0.0]
     while epochs < goal and (min(last) < enough or min(slope) <= 0):  # noise can hide what an epoch costs
         epochs = min(2 * epochs, goal)
         last = [trial(epochs, n_models)[0] for _ in range(2)]
         slope = [(long - short) / (epochs - 1) for long in last for short in first]
+    done = shortest[0][1]
     stored = done.store.open()
     per_model = [array_of(stored, str(name)) for name, v in done.results.data_vars.items() if "model" in v.dims]
     totals = [long + each * (goal - epochs) for long in last for each in slope]

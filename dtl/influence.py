@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-import scipy.stats
 from numpy.typing import ArrayLike
 
 from dtl._checks import InputError, choice
@@ -36,6 +34,8 @@ from dtl._images import PARTS, contrasts, group_means, image_variances
 from dtl.design import block_length, checked_design
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from dtl.data import TransferProblem
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,9 @@ class Influence:
         """
         far = {"two-sided": np.abs(self.z), "greater": self.z, "less": -self.z}
         choice(alternative, far, "alternative")
-        return scipy.stats.t.sf(far[alternative], self.dof) * (2 if alternative == "two-sided" else 1)
+        from scipy.stats import t as student  # here, because it takes longer to import than all the rest
+
+        return student.sf(far[alternative], self.dof) * (2 if alternative == "two-sided" else 1)
 
     def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of Student's intervals, (K, n) each.
@@ -125,7 +127,9 @@ class Influence:
         """
         if not 0 < level < 1:
             raise InputError(f"level must lie strictly between 0 and 1, got {level}")
-        half = scipy.stats.t.isf((1 - level) / 2, self.dof) * self.stderr
+        from scipy.stats import t as student
+
+        half = student.isf((1 - level) / 2, self.dof) * self.stderr
         return self.values - half, self.values + half
 
     @property
@@ -150,12 +154,14 @@ class Influence:
             f"{models}, twice the images by about {pictures}."
         )
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """A row for each target and source: target, source, influence, stderr, reliability.
 
         >>> influence.to_frame().query("target == 'sky'").nlargest(3, "influence").shape
         (3, 5)
         """
+        import pandas as pd
+
         k, n = self.values.shape
         sources, targets = self.sources or tuple(map(str, range(k))), self.targets or tuple(map(str, range(n)))
         columns = {
@@ -185,8 +191,10 @@ class Influence:
                 f"the influences are of problem {name}, whose {', '.join(differ)} differ from those of {problem.name}: "
                 "estimate them from a study of this problem"
             )
-        units, kind = (problem.source.n_classes, "classes") if self.unit == "class" else (len(problem.source), "images")
-        if len(self.values) != units:
+        units, kind = (
+            (len(problem.source), "images") if self.unit == "example" else (problem.source.n_classes, "classes")
+        )
+        if len(self.values) != units and self.unit != "group":
             raise InputError(f"influence is of {len(self.values)} {kind} but the source of {problem.name} has {units}")
         images = problem.parts[f"target_{self.split or 'validation'}"]
         n = {"image": len(images), "class": images.n_classes}.get(by or "", self.values.shape[1])

@@ -137,7 +137,7 @@ def influence_bars(
     helpful = (table.value > 0).to_numpy()
     y = np.arange(len(table)) + 0.6 * (~helpful if helpful.any() else 0)  # a gap between the two sides
     rows = min(2 * k, len(names))  # the same height for every target, also where one side has fewer classes
-    ax = draw.new_axes(ax, height=1.2 + (0.28 if images is None else 0.36) * (rows + 0.6))
+    ax = draw.new_axes(ax, height=1.4 + (0.28 if images is None else 0.36) * (rows + 0.6))
     colours = table.verdict.map({"helps": HELPS, "hurts": HURTS, "unclear": MUTED})
     ax.barh(y, table.value, height=0.7, color=colours, linewidth=0, zorder=2)
     told = np.isfinite(table.high).to_numpy()  # too few models give no interval
@@ -147,14 +147,14 @@ def influence_bars(
     ax.set_ylim(rows + 0.1, -0.6)
     ax.set_yticks(y, [verbatim(names[i]) for i in table.source])
     draw.finish_rows(ax)
-    if images is not None:
-        strips(ax, y, table.source, images, n_images)
     grey = f"\n{_GREY if told.all() else 'too few models for 95% intervals'}"
     ax.set_xlabel(label + (grey if (table.verdict == "unclear").any() else ""))
     for text, x, side, colour in (("◂ hurts", 0, "left", HURTS), ("helps ▸", 1, "right", HELPS)):
         ax.text(x, 1.01, text, transform=ax.transAxes, color=colour, ha=side, va="bottom")
     if title is not None:
         ax.set_title(verbatim(title), pad=20)
+    if images is not None:
+        strips(ax, y, table.source, images, n_images)
     return ax
 
 

@@ -209,7 +209,7 @@ def flip_rate(
     >>> flips["count"].sum("label").values.tolist()
     [[2, 2]]
     """
-    if study.unit != "class":
+    if study.unit != "class" or study.groups:
         raise InputError("flip_rate leaves out source classes: give a study of unit 'class'")
     examples, classes = (np.atleast_1d(np.asarray(index)).tolist() for index in (example, without))
     names = study.problem.source.classes

@@ -4,7 +4,6 @@ A set of shipped results is a folder of `results.nc`, a tree of xarray datasets,
 command, commit, date, hardware, versions and seconds; recipe, settings and seeds; SHA-256 of the data and of the file.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ import zarr
 
 from dtl._checks import InputError, choice
 from dtl.design import DESIGNS, is_balanced
-from dtl.engine.files import rounded, save, shipped, unpacked, write
+from dtl.engine.files import decoded, rounded, save, shipped, unpacked, write
 from dtl.engine.store import ARRAYS, OUTPUTS, SPLITS, local_folder, marks_of, open_store, read
 from dtl.influence import Influence, estimate_influence
 
@@ -152,7 +151,7 @@ class Results:
             split=split,
             output=output,
             transfer=str(chosen["transfer"].values),
-            unit=settings["unit"],
+            unit="group" if "groups" in settings else settings["unit"],
             problem=facts.get("problem", ""),
             data=settings["data"],
         )
@@ -220,7 +219,7 @@ def open(where: str | Path, folder: str | Path | None = None) -> Results:
     """
     if folder is None and str(where).endswith(".nc"):
         data = xr.load_dataset(where, engine="h5netcdf")
-        return Results(data.assign_attrs({k: json.loads(v) for k, v in data.attrs.items() if k != "problem"}))
+        return Results(data.assign_attrs({k: decoded(v) for k, v in data.attrs.items() if k != "problem"}))
     place = FOLDER if folder is None else Path(folder)
     names = sorted(entry.parent.name for entry in place.glob("*/manifest.json"))
     if str(where) in names:
@@ -246,6 +245,9 @@ def results_of(root: zarr.Group) -> xr.Dataset:
     if settings["unit"] == "example":
         sources = np.arange(facts["n_units"])
         data["mask"] = xr.Variable(("model", "source"), unpacked(data["mask"].data, len(sources)))
+    if "groups" in settings:  # the store holds the subsets of classes that were trained
+        sources, first = np.unique(settings["groups"], return_index=True)
+        data["mask"] = data["mask"].isel(source=first)
     return xr.Dataset(data, attrs=facts).assign_coords(
         model=done,
         source=sources,

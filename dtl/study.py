@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,19 +16,19 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import Diverged, InputError, whole
+from dtl._checks import Diverged, InputError, choice, whole
 from dtl.data import TransferProblem
-from dtl.design import subset_masks
+from dtl.design import groups_of, subset_masks
 from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
 from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
 from dtl.engine.views import done_in, save_missing, stores_of, with_views
-from dtl.engine.weights import source_nets
+from dtl.engine.weights import kept_nets
 from dtl.engine.workers import Run, train
 from dtl.influence import Influence
-from dtl.models import PARALLEL, Nets
+from dtl.models import PARALLEL
 from dtl.results import Results, results_of
-from dtl.training import Recipe, check_size, images_of, resolve_device, schedule
+from dtl.training import Recipe, check_size, resolve_device
 from dtl.transfer import REGIMES
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Study:
         store of another one is refused, unless that has saved no model
     seed : subsets, initial weights and order of examples are functions of it and of a model's number
     fraction : share of the units in a subset, for design "random"
-    unit : "class" or "example": what a subset holds or leaves out, and so what influences are influences of
+    unit : what a subset holds or leaves out, and so what influences are influences of: "class", "example", or groups of
+        classes, as the group of each class in a list or by the name of the class in a mapping
     weights : folder where source weights are kept (safetensors, a file a model); source models that are there, from
         this study or from one with another target, are not trained again
 
@@ -70,16 +71,12 @@ class Study:
         store: str | Path | ZarrStore | None = None,
         seed: int = 0,
         fraction: float = 0.5,
-        unit: str = "class",
+        unit: str | Sequence[str] | Mapping[str, str] = "class",
         weights: str | Path | None = None,
     ) -> None:
         self.weights = None if weights is None else local_folder(weights).absolute()
-        self.problem, self.recipe, self.seed, self.fraction = (
-            problem,
-            recipe or Recipe(),
-            whole("seed", seed, 0),
-            fraction,
-        )
+        self.problem, self.recipe, self.fraction = problem, recipe or Recipe(), fraction
+        self.seed = whole("seed", seed, 0)
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):
             raise InputError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
@@ -87,9 +84,11 @@ class Study:
             raise InputError(f"transfer names a regime twice: {self.transfer}")
         if self.recipe.model not in PARALLEL and self.recipe.models_at_once > 1:
             raise InputError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
-        if unit not in UNITS:
-            raise InputError(f"unknown unit {unit!r}: use one of {', '.join(UNITS)}")
-        self.unit, self.n_units = unit, problem.source.n_classes if unit == "class" else len(problem.source)
+        self.groups = None if isinstance(unit, str) else groups_of(problem.source.classes, unit)  # of each class
+        self.unit = unit if isinstance(unit, str) else "class"
+        choice(self.unit, UNITS, "unit")
+        n_units = problem.source.n_classes if self.unit == "class" else len(problem.source)
+        self.n_units = len(set(self.groups or range(n_units)))
         check_size(self.recipe, *problem.source.size)
         if isinstance(design, str):
             self.design, self.given = design, None
@@ -126,7 +125,7 @@ class Study:
             "unit": self.unit,
             "transfer": list(self.transfer),
             "seed": self.seed,
-        }
+        } | ({"groups": list(self.groups)} if self.groups else {})
 
     def run(
         self,
@@ -224,10 +223,13 @@ class Study:
         if self.given is not None:
             if n_models is not None and not 2 <= n_models <= len(self.given):
                 raise InputError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
-            return self.given[:n_models]
+            return self._checked(self._classes(self.given[:n_models]))
         if not isinstance(n_models, Integral) or self.design is None:
             raise InputError(f"run needs the number of models, not {n_models!r}")
-        return self._checked(subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed))
+        return self._checked(self._classes(subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed)))
+
+    def _classes(self, masks: np.ndarray) -> np.ndarray:
+        return masks if self.groups is None else masks[:, np.unique(self.groups, return_inverse=True)[1]]
 
     def seeds(self, n_models: int) -> np.ndarray:
         """One seed per model, int64 (n_models,), each a function of (study seed, model number)."""
@@ -237,12 +239,13 @@ class Study:
     def _given(self, masks: np.ndarray) -> np.ndarray:
         masks = np.array(masks, order="C")  # a copy: who changes the array later must not change the study
         if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != self.n_units or len(masks) < 2:
-            units = {"class": "classes", "example": "examples"}[self.unit]
+            units = "groups" if self.groups else {"class": "classes", "example": "examples"}[self.unit]
             raise InputError(
                 f"given subsets must be bool, two or more models x {self.n_units} {units}, not {masks.dtype} "
                 f"{masks.shape}"
             )
-        return self._checked(masks)
+        self._checked(self._classes(masks))
+        return masks
 
     def _checked(self, masks: np.ndarray) -> np.ndarray:
         labels, n_classes = self.problem.source.labels.numpy(), self.problem.source.n_classes
@@ -304,26 +307,7 @@ class Study:
         """The source classes (or images) of each finished model, bool (models, units)."""
         return Results(self.results).masks
 
-    def nets(self, models: Sequence[int], device: str = "auto") -> Iterator[tuple[np.ndarray, Nets]]:
-        """The source models of these numbers, some side by side at a time, (numbers, nets), from the folder `weights`.
-
-        InputError without such a folder: nets trained again elsewhere agree with the outputs only in distribution.
-
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(4, progress=False)
-        ...     [(numbers.tolist(), nets.n_models) for numbers, nets in kept.nets([0, 3])]
-        [([0, 3], 2)]
-        """
-        if self.weights is None:
-            raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
-        wanted, most = np.asarray(models), max(models) + 1
-        masks, seeds, source = self._subsets(most), self.seeds(most), self.problem.source
-        steps = np.array([schedule(int(n), self.recipe) for n in images_of(masks, source, self.unit).sum(1)])
-        for plan in np.unique(steps[wanted], axis=0):
-            alike = wanted[(steps[wanted] == plan).all(1)]
-            for rows in np.split(alike, range(self.recipe.models_at_once, len(alike), self.recipe.models_at_once)):
-                where, own = resolve_device(device), seeds[rows].tolist()
-                yield rows, source_nets(source, masks[rows], own, self.recipe, where, self.unit, self.weights)
+    nets = kept_nets
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
@@ -363,6 +347,7 @@ class Study:
         (5,)
         """
         outputs = Results(self.results).comparable(output, transfer, split)
-        masks: Any = read(self.store.open(), "mask").isel(model=outputs["model"].values).data
+        masks: Any = self.results["mask"] if self.groups else read(self.store.open(), "mask")
+        models = np.isin(self.results["model"], outputs["model"]) if self.groups else outputs["model"].values
         n_units = None if self.unit == "class" else self.n_units
-        return influence_to_zarr(masks, outputs.data, store, self.design, n_units, tile)
+        return influence_to_zarr(masks.isel(model=models).data, outputs.data, store, self.design, n_units, tile)

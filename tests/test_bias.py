@@ -355,6 +355,20 @@ def test_an_audit_needs_views(problem, recipe):
         dtl.audit(dtl.Study(problem, recipe))
 
 
+def test_the_command_line_audits_a_store(recipe, tmp_path, capsys):
+    from dtl.__main__ import main
+
+    here = dtl.load("testbed", seed=0, per_class=20, train=5, validation=5, test=5)
+    store, weights = str(tmp_path / "s"), str(tmp_path / "w")
+    before = dtl.Study(here, recipe, store=store, weights=weights).run(4, "cpu", progress=False).outputs()
+    command = ["audit", store, "--views=square,tint", "--seeds=2", f"--weights={weights}", "--device=cpu"]
+    assert main([*command, f"--out={tmp_path / 'report.md'}"]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert "12 cells were looked at, 2 models each" in said and (tmp_path / "report.md").read_text() in said
+    np.testing.assert_array_equal(dtl.Study(here, recipe, store=store).outputs(), before)
+    assert main([*command[:2], "--views=moon"]) == 2 and "unknown view 'moon'" in capsys.readouterr().err
+
+
 # Attribute files
 
 

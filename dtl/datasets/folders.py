@@ -96,7 +96,10 @@ def make(
     check_reading(size, holdout, limit)
     source_dir, target_dir = Path(source_dir), Path(target_dir)
     cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
-    source_tree = split_folders(source_dir).get("train", source_dir)
+    beside = split_folders(source_dir)
+    source_tree = beside.pop("train", source_dir)
+    if beside:
+        logger.info("%s: a source is its train folder alone, without its %s", source_dir, " and ".join(beside))
     trees = split_folders(target_dir) or {"train": target_dir}
     for tree in trees.values():
         one, other = source_tree.resolve(), tree.resolve()
@@ -175,9 +178,10 @@ def split_folders(folder: Path) -> dict[str, Path]:
                 f"is {found['train'][0]} a split or a class? Beside it {other.name} holds images too: give the folder "
                 "of the training images alone, or rename one of the two"
             )
-    if others:
-        names = some([path.name for path in others])
-        logger.warning("%s: passed over beside its train folder: %s (validation and test are read)", folder, names)
+    rest = sorted(class_names(path.name for path in folder.iterdir() if path not in named))
+    if rest:
+        level = logging.WARNING if others or any(readable(name) and not hidden(name) for name in rest) else logging.INFO
+        logger.log(level, "%s: passed over beside its train folder: %s", folder, some(rest, 20))
     return {split: paths[0] for split, paths in found.items() if paths}
 
 

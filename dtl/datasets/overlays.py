@@ -202,6 +202,9 @@ class Picture(Overlay):
         return x + self.weight * rgba[3:] / 255 * (rgba[:3] - x)
 
 
+NAMED = {of.__name__.lower(): of for of in (Square, Pattern, Tint, Blur, Stripes, Fence, Water, Circle, Hat)}
+
+
 def check_images(images: torch.Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise InputError(f"a change is made to uint8 images (n, 3, h, w), not {images.dtype} {tuple(images.shape)}")

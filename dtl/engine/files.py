@@ -50,6 +50,14 @@ def write(out: Path, data: pd.DataFrame | xr.Dataset) -> Path:
     return out
 
 
+def decoded(value: Any) -> Any:
+    """An attribute of NetCDF, which knows no settings, as what `write` was given."""
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError):
+        return value
+
+
 def influence_to_zarr(
     masks: Any, outputs: Any, store: Any, design: str | None = None, n_units: int | None = None,
     tile: tuple[int, int] = (4096, 1024),

@@ -13,7 +13,7 @@ from zarr.storage import MemoryStore
 
 from dtl._checks import InputError
 from dtl.data import PLAIN, TransferProblem
-from dtl.engine.store import SPLITS, Store, array_of, marks_of, read
+from dtl.engine.store import SPLITS, Store, marks_of, read
 
 
 def stores_of(store: Store, problem: TransferProblem) -> dict[str, Store]:
@@ -44,11 +44,11 @@ def splits_of(view: str) -> list[str]:
     return [split if view == PLAIN else f"{split}/{view}" for split in SPLITS]
 
 
-def done_in(stores: Mapping[str, Store], n_models: int, search: bool = True) -> np.ndarray:
-    """Which of the first `n_models` models are done in all stores, bool (n_models,);  search : as in `marks_of`."""
+def done_in(stores: Mapping[str, Store], n_models: int) -> np.ndarray:
+    """Which of the first `n_models` models are done in all stores, bool (n_models,)."""
     done = np.ones(n_models, dtype=bool)
     for store in stores.values():
-        own = marks_of(store.open(), search).done[:n_models] if store.ready else np.zeros(0, dtype=bool)
+        own = marks_of(store.open()).done[:n_models] if store.ready else np.zeros(0, dtype=bool)
         done &= np.pad(own, (0, n_models - len(own)))
     return done
 
@@ -64,7 +64,7 @@ def save_missing(stores: Mapping[str, Store], run: str, rows: np.ndarray, output
         if root is None:
             return False
         own = {"logits": outputs[f"logits/{view}"]} if view else {k: v for k, v in outputs.items() if "/" not in k}
-        new = ~np.asarray(array_of(root, "done"))[rows]
+        new = ~marks_of(root).done[rows]
         store.save(root, rows[new], {name: values[:, new] for name, values in own.items()})
     return True
 

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,7 +14,10 @@ from dtl._checks import InputError
 from dtl._files import load_tensors, save_tensors
 from dtl.data import ImageDataset
 from dtl.models import Nets, stack, states_of
-from dtl.training import Recipe, images_of, train_sources
+from dtl.training import Recipe, images_of, resolve_device, schedule, train_sources
+
+if TYPE_CHECKING:
+    from dtl.study import Study
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +68,28 @@ def source_nets(
         if good:
             save_tensors(file, {k: v.contiguous() for k, v in state.items()}, {"model": file.stem})
     return nets
+
+
+def kept_nets(study: "Study", models: Sequence[int], device: str = "auto") -> Iterator[tuple[np.ndarray, Nets]]:
+    """Source models of a study by number, some side by side at a time: (numbers, nets), from its folder `weights`.
+
+    InputError without such a folder: nets trained again elsewhere agree with the outputs only in distribution.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(4, progress=False)
+    ...     [(numbers.tolist(), nets.n_models) for numbers, nets in kept.nets([0, 3])]
+    [([0, 3], 2)]
+    """
+    if study.weights is None:
+        raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
+    wanted, most, recipe, source = np.asarray(models), max(models) + 1, study.recipe, study.problem.source
+    masks, seeds, size = study._subsets(most), study.seeds(most), recipe.models_at_once
+    steps = np.array([schedule(int(n), recipe) for n in images_of(masks, source, study.unit).sum(1)])
+    for plan in np.unique(steps[wanted], axis=0):
+        alike = wanted[(steps[wanted] == plan).all(1)]
+        for rows in np.split(alike, range(size, len(alike), size)):
+            own, where = seeds[rows].tolist(), resolve_device(device)
+            yield rows, source_nets(source, masks[rows], own, recipe, where, study.unit, study.weights)
 
 
 def finite(nets: Nets) -> np.ndarray:

@@ -201,7 +201,7 @@ def work(
         stores = {"": store, **stores_of(store, problem)}
     settings, device = run.settings, resolve_device(_DEVICE or run.device)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    if stores[""].open_during(run.id) is not None and done_in(stores, int(rows[-1]) + 1, search=False)[rows].all():
+    if stores[""].open_during(run.id) is not None and done_in(stores, int(rows[-1]) + 1)[rows].all():
         return Batch(rows, None, rows[:0], where)
     units = problem.source.n_classes if settings["unit"] == "class" else len(problem.source)
     masks = np.unpackbits(packed, axis=1, count=units).astype(bool)

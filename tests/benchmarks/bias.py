@@ -7,9 +7,8 @@ A  nothing planted: influence on the gap between pictures whose texture agrees w
    classes that bring it; retraining without them, beside a control
 B  a fixed pattern on two source classes: pull to the class they go with, attribution, removal
 C  natural bias: texture follows the kind in 95% of the source pictures; target correlated at .25 and .9
-D  real images: squares planted on half of the images of four and three classes (needs --root, as `dtl.load` of
-   "imagenet200-cifar10")
-E  real images: a tint that goes with animal or vehicle in 95% or 50% of the source
+real  D and E, on photographs: squares planted on half of the images of four dogs and of three vehicles; a tint that
+   goes with animal or machine in 95% or 50% of the source; read from the results that ship
 
 ± are standard errors over n retrainings, seed by seed.
 """
@@ -23,13 +22,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import roc_auc_score
 
 import dtl
 from dtl import bias
 from dtl.datasets import overlays
 
 QUIET = {"device": "cpu", "progress": False}
-ANIMALS = [2, 3, 4, 5, 6, 7]  # of CIFAR-10's classes
+DOGS = ("golden retriever", "Labrador retriever", "German shepherd", "standard poodle")
+VEHICLES = ("sports car", "moving van", "trolleybus")
 
 
 def pm(found, name, **cell):
@@ -47,7 +48,7 @@ def top(study, outcome, k):
     return found, set(order[:k].tolist())
 
 
-def experiment_a(seed, n, _):
+def experiment_a(seed, n):
     problem = dtl.load("testbed", seed=seed)
     study = dtl.Study(problem).run(46, **QUIET)
     outcome = gap_of(study.results.isel(transfer=0), problem.truth.cue_agrees["validation"], "validation")
@@ -73,7 +74,7 @@ def planted_problem(seed, rate=1.0):
     return clean, replace(clean, source=dtl.plant(clean.source, pattern, ["star", "cloud"], rate, seed)[0])
 
 
-def experiment_b(seed, n, _):
+def experiment_b(seed, n):
     clean, planted = planted_problem(seed)
     study = dtl.Study(planted).run(46, **QUIET)
     outcome = bias.shift(study.results, "pattern", "probability", "sky", "validation").isel(transfer=0)
@@ -96,7 +97,7 @@ def experiment_b(seed, n, _):
     return line
 
 
-def experiment_c(seed, n, _):
+def experiment_c(seed, n):
     line = {}
     for share in (0.25, 0.9):
         problems = {lean: dtl.load("testbed", seed=seed, lean=lean, cue=share) for lean in (0.25, 0.95)}
@@ -121,14 +122,27 @@ def experiment_c(seed, n, _):
     return line
 
 
-def real(root):
-    """20 ImageNet classes x 100 images at 32 pixels to CIFAR-10, and the recipe of the shipped results at that size."""
-    import run  # book/results
+def experiment_real(_, __):
+    """D and E, from the results that ship with the book (`book/results/bias.py`)."""
+    results = dtl.results.open("bias20-cifar10")
+    squares, quarters, tint = results["squares"], results["quarters"], results["tint"]
+    groups = {"yellow": ("dogs", DOGS), "cyan": ("vehicles", VEHICLES)}
+    line = {"n": squares.sizes["seed"]}
+    for colour, (left_out, classes) in groups.items():
+        drop, carrier = squares[f"{colour} drop"], np.isin(quarters.source.values, classes)
+        more = bias.compare(drop.sel(arm="planted"), drop.sel(arm="clean"))
+        line[f"{colour}: planted minus clean"] = [round(float(more.difference), 4), round(float(more.stderr), 4)]
+        influence = dtl.estimate_influence(quarters["mask"].values, quarters[colour].values[:, None])
+        line[f"{colour}: AUROC"] = roc_auc_score(carrier, influence.values[:, 0])
+        for arm in (f"without {left_out}", "control", f"{colour} in 10% of the target"):
+            own = bias.compare(drop.sel(arm=arm))
+            line[f"{colour}: {arm}"] = [round(float(own.difference), 4), round(float(own.stderr), 4)]
+    gap = tint.bias.sel(transfer="fixed")
+    more = bias.compare(gap.sel(arm="95%"), gap.sel(arm="50%"))
+    return line | {"tint: 95% minus 50%": [round(float(more.difference), 4), round(float(more.stderr), 4)]}
 
-    return run
 
-
-EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c}
+EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "real": experiment_real}
 
 
 def main():
@@ -136,7 +150,6 @@ def main():
     parser.add_argument("which", nargs="?", choices=[*EXPERIMENTS])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n", type=int, default=8, help="retrainings of each arm")
-    parser.add_argument("--root", help="folder of the real images")
     parser.add_argument("--out", type=Path, help="append the line to a file")
     parser.add_argument("--show", type=Path)
     given = parser.parse_args()
@@ -147,7 +160,7 @@ def main():
         return
     began = time.process_time()
     line = {"experiment": given.which, "seed": given.seed, "n": given.n}
-    line |= EXPERIMENTS[given.which](given.seed, given.n, given.root)
+    line |= EXPERIMENTS[given.which](given.seed, given.n)
     line["cpu seconds"] = round(time.process_time() - began)
     print(json.dumps(line, indent=1))
     if given.out:

@@ -8,6 +8,7 @@ threshold. Precision: that share of all pairs above the threshold. Beside them t
 """
 
 import io
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,7 +100,7 @@ def main(data: list[Path] | None = None, n: int = 200, among: int = 2000, thresh
     sets = {"testbed": dtl.load("testbed").target_test}
     for folder in data or []:
         files = list_tree(folder, limit=max(1, -(-among // len(list(folder.iterdir())))))
-        sets[str(folder)] = read_files(files, folder, 32, Path("/tmp/near-duplicates"), False)
+        sets[str(folder)] = read_files(files, folder, 32, Path(tempfile.mkdtemp()), False)
     for name, pictures in sets.items():
         others = min(among, len(pictures))
         print(f"\n{name}: {min(n, others)} pictures among {others}, threshold {threshold}")
