@@ -74,8 +74,11 @@ class Store:
             location = Durable(local_folder(location))
         self.zarr: ZarrStore = MemoryStore() if location is None else location
         self.settings = settings
-        if self.exists and self.open().attrs["runs"]:
-            marks_of(self.open())  # says what has been lost
+        if self.ready:
+            try:
+                marks_of(self.open())  # says what has been lost
+            except InputError as error:  # which a run with repair=True may mend
+                logger.warning("%s", error)
 
     @property
     def folder(self) -> Path | None:
@@ -214,9 +217,10 @@ class Store:
         root, repaired = self.open("r+"), []
         done = array_of(root, "done")
         known: Any = root.attrs.get("arrays", ("done", *names))
-        for name in sorted(
+        known = sorted(
             known, key=lambda name: (name != "done", name != "digest")
-        ):  # first those that tell of others
+        )  # first those that tell of the others
+        for name in known:
             array = array_of(root, name)
             checked = _Checked(root, array, None if name in ("done", "digest") else marks_of(root, search=False))
             for chunk, region in _chunks(array):
