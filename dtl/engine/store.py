@@ -74,8 +74,11 @@ class Store:
             location = Durable(local_folder(location))
         self.zarr: ZarrStore = MemoryStore() if location is None else location
         self.settings = settings
-        if self.exists and self.open().attrs["runs"]:
-            marks_of(self.open())  # says what has been lost
+        if self.ready:
+            try:
+                marks_of(self.open())  # says what has been lost
+            except InputError as error:  # which a run with repair=True may mend
+                logger.warning("%s", error)
 
     @property
     def folder(self) -> Path | None:
@@ -165,7 +168,7 @@ class Store:
                 _seal(root, {"settings": self.settings, "runs": [], **attributes})
             root = self.open("r+")
             facts: Any = root.attrs.asdict()
-            if facts["runs"] and "digest" not in root:
+            if facts["runs"] and not _columns(root):
                 del like["digest"]  # a store of dtl 0.1 goes on without
             for name, (dims, values) in like.items():
                 array = _room(root, name, dims, values, batch, columns)
@@ -188,9 +191,9 @@ class Store:
                 array = array_of(root, name)
                 array.oindex[:, rows] = values.astype(array.dtype)
                 kept |= {f"{name}/{t}": of.astype(array.dtype) for t, of in enumerate(values)}
-            if "digest" in root:
-                table, columns = array_of(root, "digest"), _columns(root)
-                table.oindex[rows] = np.stack([_digests(name, rows, kept[name]) for name in columns], axis=1)
+            if columns := _columns(root):
+                found = np.stack([_digests(name, rows, kept[name]) for name in columns], axis=1)
+                array_of(root, "digest").oindex[rows] = found
             array_of(root, "done").oindex[rows] = True
 
     def record(self, root: zarr.Group, **facts: str) -> None:
@@ -213,9 +216,11 @@ class Store:
             return []
         root, repaired = self.open("r+"), []
         done = array_of(root, "done")
-        for name in (
-            name for name in ("done", "digest", *names) if name in root
-        ):  # first those that tell of the others
+        known: Any = root.attrs.get("arrays", ("done", *names))
+        known = sorted(
+            known, key=lambda name: (name != "done", name != "digest")
+        )  # first those that tell of the others
+        for name in known:
             array = array_of(root, name)
             checked = _Checked(root, array, None if name in ("done", "digest") else marks_of(root, search=False))
             for chunk, region in _chunks(array):
@@ -324,14 +329,15 @@ def marks_of(root: zarr.Group, search: bool = True) -> Marks:
     search : whether to look for each file, which is quick in a folder only; elsewhere the digests miss it when it is
         read
     """
-    done, digests, lost, folder = np.asarray(read(root, "done")), {}, [], _folder(root)
-    if "digest" in root:  # stores of dtl 0.1 have none
-        digests = dict(zip(_columns(root), np.asarray(read(root, "digest")).T, strict=True))
-    saved = done.copy()  # or killed before they were marked
-    saved[: len(digests.get("seed", ()))] |= digests.get("seed", saved[:0]) > 0
+    done, lost, folder = np.asarray(read(root, "done")), [], _folder(root)
+    columns = _columns(root)
+    digests = dict(zip(columns, np.asarray(read(root, "digest")).T, strict=True)) if columns else {}
+    saved = np.zeros_like(done) if not columns else digests["seed"][: len(done)] > 0
+    saved = done | np.pad(saved, (0, len(done) - len(saved)))  # or killed before they were marked
     known: Any = root.attrs.get("arrays", ("done", *ARRAYS[2:]))
-    for name in (name for name in known if "model" in _dims(array_of(root, name))):
-        array = array_of(root, name)
+    for name, array in ((name, array_of(root, name)) for name in known):
+        if "model" not in _dims(array):
+            continue
         axis, wanted = _dims(array).index("model"), saved if name == "done" else done.copy()
         if not np.flatnonzero(done).max(initial=-1) < array.shape[axis] <= len(done):
             raise _damaged(root, name, f"it speaks of {array.shape[axis]} models, done of {len(done)}")
@@ -404,7 +410,9 @@ def _digests(column: str, models: Iterable[int], rows: np.ndarray) -> np.ndarray
 
 
 def _columns(root: zarr.Group) -> list[str]:
-    columns: Any = array_of(root, "digest").attrs["columns"]
+    """Which digests a group keeps of each model; none in a store of dtl 0.1."""
+    known: Any = root.attrs.get("arrays", ())
+    columns: Any = array_of(root, "digest").attrs["columns"] if "digest" in known else []
     return columns
 
 
