@@ -82,7 +82,7 @@ def kept_nets(study: "Study", models: Sequence[int], device: str = "auto") -> It
     """
     if study.weights is None:
         raise InputError("the nets of this study were not kept: make it with weights=FOLDER, and run it")
-    wanted, most, recipe, source = np.asarray(models), max(models) + 1, study.recipe, study.problem.source
+    wanted, most, recipe, source = np.asarray(models), max(2, max(models) + 1), study.recipe, study.problem.source
     masks, seeds, size = study._subsets(most), study.seeds(most), recipe.models_at_once
     steps = np.array([schedule(int(n), recipe) for n in images_of(masks, source, study.unit).sum(1)])
     for plan in np.unique(steps[wanted], axis=0):
