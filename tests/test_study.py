@@ -495,6 +495,9 @@ def test_folders_that_hold_something_else(problem, recipe, tmp_path):
     for name in ("group", "array", "broken", "mine"):
         with pytest.raises(ValueError, match="no study.*: give another"):
             dtl.Study(problem, recipe, store=tmp_path / name)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / ".gitkeep").touch()
+    assert run(problem, recipe, 2, store=tmp_path / "kept").results.sizes["model"] == 2
     late = dtl.Study(problem, recipe, store=tmp_path / "later")
     (tmp_path / "later").mkdir()
     (tmp_path / "later" / "thesis.tex").write_text("done")
