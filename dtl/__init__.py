@@ -17,11 +17,13 @@ __all__ = [name for name in _names if importlib.util.find_spec(f"dtl.{name}") is
 _MOVED = {  # rooms of version 0.1, for one version: where their names live now
     "beton": "datasets.ffcv",
     "check": "book",
+    "export": "engine.files",
     "imagenet200": "datasets.imagenet200",
     "mistakes": "removal",
     "scale": "book",
     "substitutes": "baselines",
     "targets": "datasets.targets",
+    "tiles": "engine.files",
 }
 _RENAMED = {  # rooms whose names changed, or moved to different rooms: old name -> where it lives
     "check": {"answer": "book.check"},

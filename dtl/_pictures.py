@@ -39,7 +39,7 @@ def image_grid(
         choice(name, dataset.classes, "class")
     own = list(enumerate(dataset.classes))
     order = [c for c, _ in own] if classes is None else [c for wanted in classes for c, name in own if name == wanted]
-    names, few = shown(dataset.classes, 60), [pictures(dataset, first_of(dataset, c, per_class)) for c in order]
+    names, few = shown(dataset.classes, 50), [pictures(dataset, first_of(dataset, c, per_class)) for c in order]
     return _gallery([names[c] for c in order], few, columns or (1 if len(few) <= 3 else 2), ax)
 
 

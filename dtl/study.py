@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-UNITS = ("class", "example")
-
 
 class Study:
     """Source models on subsets of the source, each transferred to the target.
@@ -86,7 +84,7 @@ class Study:
             raise InputError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
         self.groups = None if isinstance(unit, str) else groups_of(problem.source.classes, unit)  # of each class
         self.unit = unit if isinstance(unit, str) else "class"
-        choice(self.unit, UNITS, "unit")
+        choice(self.unit, ("class", "example"), "unit")
         n_units = problem.source.n_classes if self.unit == "class" else len(problem.source)
         self.n_units = len(set(self.groups or range(n_units)))
         check_size(self.recipe, *problem.source.size)
@@ -342,9 +340,8 @@ class Study:
 
         store : new folder, or Zarr store, of the influences; tile : see `dtl.influence_to_zarr`
 
-        >>> found = study.influence_to_zarr("influence.zarr")
-        >>> found.influence[:, 7].values.argsort()[:5].shape    # the classes that hurt target example 7 most
-        (5,)
+        >>> study.influence_to_zarr("influence.zarr").sizes["source"]
+        24
         """
         outputs = Results(self.results).comparable(output, transfer, split)
         masks: Any = self.results["mask"] if self.groups else read(self.store.open(), "mask")
