@@ -88,7 +88,7 @@ def test_outputs_agree_with_each_other_and_with_results(reference):
     for bad in ({"output": "loss"}, {"transfer": "fixed+bn"}, {"split": "train"}):
         with pytest.raises(
             ValueError,
-            match=f"unknown {next(iter(bad))} '{next(iter(bad.values()))}': this study has ".replace("+", r"\+"),
+            match=f"unknown {next(iter(bad))} of this study '{next(iter(bad.values()))}': choose".replace("+", r"\+"),
         ):
             reference.outputs(**bad)
 
