@@ -17,7 +17,6 @@ __all__ = [name for name in _names if importlib.util.find_spec(f"dtl.{name}") is
 _MOVED = {  # rooms of version 0.1, for one version: where their names live now
     "beton": "datasets.ffcv",
     "check": "book",
-    "export": "engine.files",
     "imagenet200": "datasets.imagenet200",
     "mistakes": "removal",
     "scale": "book",

@@ -232,7 +232,7 @@ def main(
     """Measure and print tables."""
     logging.basicConfig(level=logging.WARNING)
     options = {"classes": TOY, "limit": 64, "target_limit": 20} if toy else {}
-    small = {"widths": (4, 8, 8, 16), "epochs": 1, "batch_size": 32, "precision": "float32"}
+    small = {"widths": (4, 8, 8, 16), "epochs": 2, "batch_size": 32, "precision": "float32"}
     recipe = replace(RECIPE, **small) if toy else RECIPE
     problem, device = dtl.load("imagenet200-cifar10", data, **options), resolve_device("auto")
     if toy:
