@@ -197,7 +197,7 @@ def work(problem, recipe, path, kill_at_write, trained, n_workers=2, begun=None)
 def processes():
     """Forks of a server that has imported dtl and nothing else has happened to."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dtl"])
+    context.set_forkserver_preload(["dtl.study", "dtl.testbed"])  # not dtl alone, which imports nothing
     return context
 
 
