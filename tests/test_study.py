@@ -88,7 +88,7 @@ def test_outputs_agree_with_each_other_and_with_results(reference):
     for bad in ({"output": "loss"}, {"transfer": "fixed+bn"}, {"split": "train"}):
         with pytest.raises(
             ValueError,
-            match=f"unknown {next(iter(bad))} of this study '{next(iter(bad.values()))}': choose ".replace("+", r"\+"),
+            match=f"unknown {next(iter(bad))} of this study '{next(iter(bad.values()))}': choose".replace("+", r"\+"),
         ):
             reference.outputs(**bad)
 
@@ -197,7 +197,7 @@ def work(problem, recipe, path, kill_at_write, trained, n_workers=2, begun=None)
 def processes():
     """Forks of a server that has imported dtl and nothing else has happened to."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dtl"])
+    context.set_forkserver_preload(["dtl.study", "dtl.testbed"])  # not dtl alone, which imports nothing
     return context
 
 
@@ -495,6 +495,9 @@ def test_folders_that_hold_something_else(problem, recipe, tmp_path):
     for name in ("group", "array", "broken", "mine"):
         with pytest.raises(ValueError, match="no study.*: give another"):
             dtl.Study(problem, recipe, store=tmp_path / name)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / ".gitkeep").touch()
+    assert run(problem, recipe, 2, store=tmp_path / "kept").results.sizes["model"] == 2
     late = dtl.Study(problem, recipe, store=tmp_path / "later")
     (tmp_path / "later").mkdir()
     (tmp_path / "later" / "thesis.tex").write_text("done")

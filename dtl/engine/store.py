@@ -217,10 +217,8 @@ class Store:
         root, repaired = self.open("r+"), []
         done = array_of(root, "done")
         known: Any = root.attrs.get("arrays", ("done", *names))
-        known = sorted(
-            known, key=lambda name: (name != "done", name != "digest")
-        )  # first those that tell of the others
-        for name in known:
+        first = ("done", "digest")  # which tell of the others
+        for name in (*(name for name in first if name in known), *(name for name in known if name not in first)):
             array = array_of(root, name)
             checked = _Checked(root, array, None if name in ("done", "digest") else marks_of(root, search=False))
             for chunk, region in _chunks(array):

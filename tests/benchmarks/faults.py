@@ -82,7 +82,7 @@ class Faults:
     def __init__(self, folder: Path) -> None:
         self.folder, self.marks = folder, folder / "marks"
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["dtl"])
+        self.context.set_forkserver_preload(["dtl.study", "dtl.testbed"])  # not dtl alone, which imports nothing
         self.whole = study(folder / "whole").run(N, progress=False)
         count(self.marks)
 

@@ -18,6 +18,7 @@ from zarr.storage import LocalStore
 import dtl
 from dtl import study as study_module
 from dtl.engine import workers
+from dtl.engine.store import Durable
 
 N = 20  # models, in five batches
 
@@ -80,6 +81,63 @@ def test_a_chunk_that_was_deleted_is_trained_again(study, reference, trained, ch
     study.run(N, progress=False, repair=True)
     assert trained == [4]
     identical(study, reference)
+
+
+@pytest.mark.parametrize("name", ["margin/c/0", "mask/c", "seed/c"])
+def test_chunks_that_were_exchanged_are_found(study, reference, trained, name):
+    """Both are sound, so that no checksum of a file finds it."""
+    one, other = (study.store.folder / name / str(batch) for batch in (1, 3))
+    one.rename(one.with_name("kept"))
+    other.rename(one)
+    one.with_name("kept").rename(other)
+    with pytest.raises(
+        ValueError, match="of models (4 to 7|12 to 15) in .* is damaged .it holds other values than were saved"
+    ):
+        study.results.load()
+    identical(study.run(N, progress=False, repair=True), reference)
+    assert sum(trained) == 8
+
+
+def test_a_store_whose_marks_are_damaged_can_be_opened_and_repaired(problem, recipe, study, reference, trained, caplog):
+    for file in ("done/c/1", "digest/c/3/0"):
+        flip(study.store.folder / file)
+    again = dtl.Study(problem, recipe, store=study.store.folder)
+    assert "done of models 4 to 7" in caplog.text and "repair=True" in caplog.text
+    identical(again.run(N, progress=False, repair=True), reference)
+    assert sum(trained) == 8
+
+
+def test_names_that_were_edited_are_found(study):
+    file = study.store.folder / "zarr.json"
+    file.write_text(file.read_text().replace('"sky"', '"sea"'))
+    with pytest.raises(ValueError, match="zarr.json in .* was edited or is damaged: restore this file from a copy"):
+        study.results  # noqa: B018
+    with pytest.raises(ValueError, match="was edited or is damaged"):
+        dtl.results.open(study.store.folder)
+
+
+def test_a_missing_chunk_is_noticed_and_trained_again_without_being_asked(
+    problem, recipe, study, reference, trained, caplog
+):
+    (study.store.folder / "margin/c/0/2/0").unlink()
+    again = dtl.Study(problem, recipe, store=study.store.folder)
+    assert "lacks margin/c/0/2/0: run again, which trains the models" in caplog.text
+    assert again.results.model.values.tolist() == [*range(8), *range(12, N)]
+    identical(again.run(N, progress=False), reference)
+    assert trained == [4]
+
+
+def test_what_is_marked_done_has_reached_the_disk(problem, recipe, tmp_path, monkeypatch):
+    """Every file of a batch, and the names of it in its folders, before the mark."""
+    flushed, descriptors, original = [], [], Durable._flush
+    monkeypatch.setattr(Durable, "_flush", lambda self, file: original(self, file) or flushed.append(file))
+    monkeypatch.setattr(os, "fsync", descriptors.append)
+    dtl.Study(problem, recipe, store=tmp_path / "s").run(4, progress=False)
+    names = [str(file.relative_to(tmp_path / "s")) for file in flushed]
+    mark = names.index("done/c/0")
+    for name in ("margin/c/0/0/0", "probability/c/0/0/0", "correct/c/0/0/0", "prediction/c/0/0/0", "digest/c/0/0"):
+        assert name in names[:mark], name
+    assert len(descriptors) > 2 * len(flushed)
 
 
 @pytest.mark.parametrize("name", ["label", "split"])
