@@ -2,7 +2,7 @@
 
     python tests/test_golden.py     # writes tests/golden again, with the dtl that is imported
 
-Trainings here are a few steps long, so that rounding on another processor stays far below the tolerances.
+Trainings here are a few steps long, so that rounding on another processor should stay below the tolerances.
 """
 
 import json
