@@ -17,18 +17,29 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# Wheels of PyTorch: "cpu", or "default", which brings gigabytes of CUDA. Chosen by whether a GPU is there.
+TORCH ?= $(shell nvidia-smi >/dev/null 2>&1 && echo default || echo cpu)
+INSTALL_CPU := uv pip install --python $(BIN)/python --torch-backend=cpu
+INSTALL_DEFAULT := uv pip install --python $(BIN)/python
+INSTALL_PIP := python -m pip install
+
 # Everything the targets need, installed again only when pyproject.toml, constraints.txt or EXTRAS change. The extra
-# ffcv is left out because it needs a compiler and system libraries (CONTRIBUTING.md).
+# ffcv is left out because it needs a compiler and system libraries (CONTRIBUTING.md). uv is several times faster than
+# pip, which knows mirrors that uv does not; the CPU wheels come from PyTorch's own index, which may be out of reach.
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer was not found; install it or run make PYTHON=/path/to/python3."; exit 1; }
 	@SECONDS=0; echo "== Installing into $(VENV) with $$($(PYTHON) --version) (a few minutes the first time)"; \
 	$(PYTHON) -m venv $(VENV); \
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'; \
-	touch $@; echo "   installed in $$SECONDS s"
+	$(BIN)/python -m pip install --quiet uv; \
+	for install in $(if $(filter cpu,$(TORCH)),"$(INSTALL_CPU)") "$(INSTALL_DEFAULT)" "$(INSTALL_PIP)"; do \
+		if $(BIN)/$$install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'; then \
+			touch $@; echo "   installed in $$SECONDS s by $$install"; exit 0; fi; \
+		echo "   $$install did not succeed; trying the next way"; \
+	done; exit 1
 
-book: $(INSTALLED) ## Execute every chapter and build the site into _build/html
+book: $(INSTALLED) ## Execute what changed and build the site into _build/html; PAGES=04-influence,05-removal for some
 	@SECONDS=0; echo "== Building the book: any warning or failed cell fails the build"; \
-	$(BIN)/python book/build.py; \
+	$(BIN)/python book/build.py $(PAGES); \
 	echo "   book built in $$SECONDS s"
 
 test: $(INSTALLED) ## Run the tests (those of the site need `make book` first)

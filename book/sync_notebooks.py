@@ -4,7 +4,8 @@
     python book/sync_notebooks.py --check    # exit 1 if anything is out of date
 
 Jupyter and Colab do not know MyST. Admonitions and exercises become quotes with a bold title, figures plain images,
-roles plain text, citations author and year, links to chapters links to notebooks. An unknown directive or role is an
+roles plain text, citations author and year, links to chapters links to notebooks. Paragraphs that quote the run become
+folded cells that say them once it is there. An unknown directive or role is an
 error, so that no raw markup reaches a reader.
 """
 
@@ -21,6 +22,8 @@ import jupytext
 import nbformat
 from pybtex.database import Entry, parse_file
 
+from dtl.book import PLACE
+
 ROOT = Path(__file__).resolve().parent.parent
 OPENING = re.compile(r"^(?P<fence>:{3,}|`{3,})\{(?P<name>[\w:-]+)\}[ \t]*(?P<title>.*)$")
 OPTION = re.compile(r"^:([\w-]+):[ \t]*(.*)$")
@@ -30,7 +33,8 @@ TARGET = re.compile(r"^(?P<text>.+?)\s*<(?P<target>[^>]+)>$")
 QUOTES = {"note", "tip", "hint", "important", "warning", "caution", "danger", "attention", "seealso", "admonition"}
 TITLED = QUOTES | {"dropdown", "margin", "topic", "sidebar", "card", "grid-item-card", "tab-item"}
 TRANSPARENT = {"grid", "tab-set", "div", "container", "glossary"}
-DROPPED = {"bibliography", "nb-exec-table", "tableofcontents", "contents", "solution-end", "exercise-end"}
+SAYS = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # folded in JupyterLab and in Colab
+DROPPED = {"bibliography", "page-timings", "tableofcontents", "contents", "solution-end", "exercise-end"}
 CODE_ROLES = {"func", "class", "meth", "mod", "attr", "data", "exc", "py:func", "py:class", "py:mod", "py:meth", "code"}
 TEXT_ROLES = {"term", "abbr", "ref", "sub", "sup", "download"}
 
@@ -64,7 +68,7 @@ def as_notebook(chapter: Path) -> str:
             figure = cell.metadata.get("mystnb", {}).get("figure", {})
             if "caption" in figure:
                 number = f"Figure {figures.index(figure['name']) + 1}" if "name" in figure else "Figure"
-                cells.append(nbformat.v4.new_markdown_cell(f"*{number}: {plain(figure['caption'], figures)}*"))
+                cells += prose(f"*{number}: {plain(figure['caption'], figures)}*")
         else:
             markers = re.findall(r"\{solution-(start|end)\}", cell.source)
             in_solution = markers[-1] == "start" if markers else in_solution
@@ -72,8 +76,7 @@ def as_notebook(chapter: Path) -> str:
                 text = "\n".join(convert(cell.source.splitlines(), figures)).strip()
             except ValueError as error:
                 raise ValueError(f"{chapter.name}: {error}") from None
-            if text:
-                cells.append(nbformat.v4.new_markdown_cell(text))
+            cells += prose(text)
     seen: dict[str, int] = {}
     for cell in cells:
         # An id from the content stays when cells are added elsewhere.
@@ -87,6 +90,31 @@ def as_notebook(chapter: Path) -> str:
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
     nbformat.validate(notebook)
     return nbformat.writes(notebook, indent=1) + "\n"
+
+
+def prose(text: str) -> list[nbformat.NotebookNode]:
+    """Markdown as cells: paragraphs that quote the run (dtl.book) as code that says them, the rest as it is."""
+    cells: list[nbformat.NotebookNode] = []
+    for block in blocks(text):
+        if PLACE.search(block):
+            cells.append(nbformat.v4.new_code_cell(f'dtl.book.say(r"""\n{block}\n""")', metadata=SAYS))
+        elif cells and cells[-1].cell_type == "markdown":
+            cells[-1].source += f"\n\n{block}"
+        else:
+            cells.append(nbformat.v4.new_markdown_cell(block))
+    return cells
+
+
+def blocks(text: str) -> Iterator[str]:
+    """Paragraphs, tables, quotes; a fenced block stays in one piece."""
+    block: list[str] = []
+    for part in re.split(r"\n\s*\n", text.strip()):
+        block.append(part)
+        joined = "\n\n".join(block)
+        if len(re.findall(r"^(?:> ?)*```", joined, re.MULTILINE)) % 2 == 0:
+            if joined:
+                yield joined
+            block = []
 
 
 def figure_names(cells: list[nbformat.NotebookNode]) -> list[str]:

@@ -1,82 +1,43 @@
-"""dtl: which part of the source data helps or hurts a transferred model, and how sure we are."""
+"""dtl: which part of the source data helps or hurts a transferred model, and how sure we are.
 
-from dtl import (
-    beton,
-    check,
-    data,
-    design,
-    imagenet200,
-    influence,
-    leakage,
-    mistakes,
-    models,
-    plots,
-    projection,
-    removal,
-    results,
-    scale,
-    study,
-    substitutes,
-    targets,
-    testbed,
-    tiles,
-    training,
-    transfer,
-    widgets,
-)
-from dtl.data import ImageDataset, TransferProblem, Truth, from_folders, load
-from dtl.design import subset_masks
-from dtl.influence import Influence, estimate_influence, linear_datamodeling_score, models_needed
-from dtl.leakage import leaked, misleading
-from dtl.mistakes import flip_rate, suspects
-from dtl.projection import Subpopulations, project, subpopulations
-from dtl.removal import removal_curve
-from dtl.study import Study
-from dtl.tiles import influence_to_zarr
-from dtl.training import Recipe
+Names are imported when they are first used, so what only reads results needs no torch; `__init__.pyi` lists them.
+"""
 
-__all__ = [
-    "ImageDataset",
-    "Influence",
-    "Recipe",
-    "Study",
-    "Subpopulations",
-    "TransferProblem",
-    "Truth",
-    "beton",
-    "check",
-    "data",
-    "design",
-    "estimate_influence",
-    "flip_rate",
-    "from_folders",
-    "imagenet200",
-    "influence",
-    "influence_to_zarr",
-    "leakage",
-    "leaked",
-    "linear_datamodeling_score",
-    "misleading",
-    "load",
-    "mistakes",
-    "models",
-    "models_needed",
-    "plots",
-    "project",
-    "projection",
-    "removal",
-    "removal_curve",
-    "results",
-    "scale",
-    "study",
-    "subpopulations",
-    "subset_masks",
-    "substitutes",
-    "suspects",
-    "targets",
-    "testbed",
-    "tiles",
-    "training",
-    "transfer",
-    "widgets",
-]
+import importlib
+import importlib.util
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import lazy_loader
+
+_lazy, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
+__all__ = [name for name in _names if importlib.util.find_spec(f"dtl.{name}") is None]
+
+_MOVED = {  # rooms of version 0.1, for one version: where their names live now
+    "beton": "datasets.ffcv",
+    "check": "book",
+    "imagenet200": "datasets.imagenet200",
+    "mistakes": "removal",
+    "scale": "book",
+    "substitutes": "baselines",
+    "targets": "datasets.targets",
+    "tiles": "engine.files",
+}
+_RENAMED = {  # rooms whose names changed, or moved to different rooms: old name -> where it lives
+    "check": {"answer": "book.check"},
+    "mistakes": {"wrong": "projection.wrong", "suspects": "projection.suspects", "flip_rate": "removal.flip_rate"}
+    | {"newcombe": "removal.newcombe"},
+    "scale": {"current": "book.scale", "SIZES": "book.SIZES", "Scale": "book.Scale"},
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MOVED:
+        return _lazy(name)
+    new = _RENAMED.get(name, {})
+    now = ", ".join(f"dtl.{path}" for path in new.values()) or f"dtl.{_MOVED[name]}"
+    warnings.warn(f"dtl.{name} is now {now}", DeprecationWarning, stacklevel=2)
+    rooms = {old: path.rpartition(".") for old, path in new.items()}
+    moved = {old: getattr(importlib.import_module(f"dtl.{room}"), to) for old, (room, _, to) in rooms.items()}
+    return SimpleNamespace(**moved) if moved else importlib.import_module(f"dtl.{_MOVED[name]}")

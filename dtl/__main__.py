@@ -1,255 +1,213 @@
-"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove"""
+"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove|audit"""
 
 import contextlib
+import json
 import logging
 import os
 import re
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import typer
-import xarray as xr
-import yaml
+import torch
 from dask.utils import format_bytes, format_time
-from typer.core import TyperGroup
+from jsonargparse import ArgumentParser, auto_cli, set_loader
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from dtl import config, doctor
-from dtl.export import check_file, influence_table, read_results, write
+from dtl import doctor as health
+from dtl._audit import audit as find_bias
+from dtl._checks import Diverged, InputError, choice, whole
+from dtl.data import TransferProblem, reopen
+from dtl.datasets.overlays import NAMED
+from dtl.design import DESIGNS
+from dtl.engine.files import check_file, write
+from dtl.engine.store import array_of, local_folder, marks_of, open_store
 from dtl.removal import ORDERS, removal_curve, select
-from dtl.results import influence_of
-from dtl.store import read
+from dtl.results import open as open_results
 from dtl.study import Study
-from dtl.training import resolve_device
+from dtl.training import Recipe, resolve_device
 
 if TYPE_CHECKING:
     from distributed import Client
 
 BAD_USE, FAILURE, INTERRUPTED = 2, 1, 130
+FOLDERS = ("store", "weights", "source", "target", "root", "source_dir", "target_dir", "cache", "path")  # in a file
 
 
-class OneLineErrors(TyperGroup):
-    """Commands whose errors are one line on standard error; tracebacks are left to what nobody foresaw."""
+def doctor(quick: bool = False) -> None:
+    """Say what this machine can do, what is missing, and how long each scale will take.
 
-    def main(self, *args: Any, **options: Any) -> Any:
-        try:
-            sys.exit(super().main(*args, **{**options, "standalone_mode": False}))
-        except typer.TyperException as error:
-            message, code = error.format_message(), BAD_USE
-        except (ValueError, FileNotFoundError) as error:
-            message, code = str(error), BAD_USE
-        except (OSError, RuntimeError) as error:  # such as a full disk, models that diverged, a GPU out of memory
-            message, code = re.sub(r"^\[Errno \d+\] ", "", str(error)), FAILURE
-        if message:  # calling without a command has printed the help
-            print(f"Error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(code)
+    Args:
+        quick: do not measure training speed
+    """
+    health.report(quick)
 
 
-app = typer.Typer(
-    cls=OneLineErrors,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-)
-
-
-@app.callback()
-def main() -> None:
-    """Data-based transfer learning: which source data helps or hurts a transferred model."""
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dtl").setLevel(logging.INFO)  # it says what it decides, such as which splits are held out
-
-
-@app.command("doctor")
-def check(quick: Annotated[bool, typer.Option("--quick", help="do not measure training speed")] = False) -> None:
-    """Say what this machine can do, what is missing, and how long each scale will take."""
-    doctor.report(quick)
-
-
-def flag(name: str, metavar: str, what: str, panel: str | None = None) -> Any:
-    return typer.Option(name, metavar=metavar, help=what, rich_help_panel=panel, show_default=False)
-
-
-DATA, STUDY, INFLUENCE = "Problem", "Study", "Influence"
-StoreOf = Annotated[Path, typer.Argument(metavar="STORE", help="folder of the study", show_default=False)]
-ProblemName = Annotated[str | None, flag("--problem", "NAME", "a problem that dtl.load knows", DATA)]
-Source = Annotated[Path | None, flag("--source", "FOLDER", "your source images, a folder for each class", DATA)]
-Target = Annotated[Path | None, flag("--target", "FOLDER", "your target images, likewise", DATA)]
-ProblemOption = Annotated[
-    list[str] | None, flag("--option", "NAME=VALUE", "an option of the problem; repeatable", DATA)
-]
-Models = Annotated[int | None, flag("--models", "N", "models that the study shall have", STUDY)]
-Weights = Annotated[
-    str | None, flag("--weights", "FOLDER", "keep source weights there, and train none that are there", STUDY)
-]
-Start = Annotated[int, typer.Option(metavar="N", help="first model, to share a study between stores")]
-Repair = Annotated[bool, typer.Option("--repair", help="read the store first; train models of damaged chunks again")]
-Device = Annotated[str | None, flag("--device", "DEVICE", "auto (the GPU if there is one), cpu, cuda or cuda:1")]
-Scheduler = Annotated[
-    str | None, flag("--scheduler", "ADDRESS", "address of a Dask scheduler whose workers shall train")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print expected time and bytes; train and write nothing")]
-Method = Annotated[
-    str | None, flag("--method", "METHOD", "difference, ols or ridge; default: what suits the design", INFLUENCE)
-]
-Output = Annotated[
-    str, typer.Option(metavar="OUTPUT", help="margin, probability or correct", rich_help_panel=INFLUENCE)
-]
-Regime = Annotated[str | None, flag("--transfer", "TRANSFER", "one that the study has; default: its first", INFLUENCE)]
-
-
-@app.command()
 def run(
-    file: Annotated[
-        Path | None,
-        typer.Argument(metavar="STUDY.yaml", exists=True, dir_okay=False, help="settings; a flag wins over the file"),
-    ] = None,
-    problem: ProblemName = None,
-    source: Source = None,
-    target: Target = None,
-    option: ProblemOption = None,
-    models: Models = None,
-    store: Annotated[str | None, flag("--store", "FOLDER", "where results are kept", STUDY)] = None,
-    recipe: Annotated[
-        list[str] | None, flag("--recipe", "NAME=VALUE", "a setting of dtl.Recipe, such as epochs=4; repeatable", STUDY)
-    ] = None,
-    design: Annotated[str | None, flag("--design", "DESIGN", "balanced (default), random or paired", STUDY)] = None,
-    transfer: Annotated[
-        str | None, flag("--transfer", "LIST", "one or more of fixed (default), fixed+bn, full, with commas", STUDY)
-    ] = None,
-    unit: Annotated[str | None, flag("--unit", "UNIT", "class (default) or example", STUDY)] = None,
-    fraction: Annotated[
-        float | None, flag("--fraction", "SHARE", "share of the units in a random subset, default 0.5", STUDY)
-    ] = None,
-    seed: Annotated[int | None, flag("--seed", "N", "default 0", STUDY)] = None,
-    weights: Weights = None,
-    start: Start = 0,
-    repair: Repair = False,
-    device: Device = None,
-    scheduler: Scheduler = None,
-    dry_run: DryRun = False,
+    problem: str | dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+    source: str | None = None,
+    target: str | None = None,
+    recipe: dict[str, Any] | None = None,
+    design: str = "balanced",
+    transfer: str | list[str] = "fixed",
+    unit: str = "class",
+    fraction: float = 0.5,
+    seed: int = 0,
+    models: int | None = None,
+    store: str | None = None,
+    weights: str | None = None,
+    **how: Any,
 ) -> None:
-    """Train the models of a study that its store lacks. It may be killed and run again.
+    """Train the models that the store of a study lacks; may be killed and run again: run [STUDY.yaml] [--flags].
 
-    Settings come from a file, from flags, or from both. In a file, folders are relative to it:
+    Settings come from a file, whose folders are relative to it, from flags, which win, or from both.
 
-    ```yaml
-    problem: {load: testbed, options: {seed: 0}}
-    # problem: {from_folders: {source_dir: animals, target_dir: pets, size: 32}}
-    recipe: {epochs: 16, lr: 0.3}
-    transfer: [fixed, full]
-    store: studies/testbed
-    models: 184
-    ```
+    Args:
+        problem: a name that dtl.load knows; in a file also {load: testbed, options: {seed: 0}}
+        options: of the problem, such as --options.seed 1
+        source: folder of your source images, with a folder for each class
+        target: folder of your target images, likewise
+        recipe: settings of dtl.Recipe, such as --recipe.epochs 4
+        design: balanced, random or paired
+        transfer: one or more of fixed, fixed+bn, full, with commas
+        unit: what a subset holds or leaves out, class or example
+        fraction: share of the units in a random subset
+        seed: of subsets, initial weights and order of images
+        models: how many the study shall have
+        store: folder of the results
+        weights: folder that keeps source weights, of which none is trained twice
     """
-    settings = config.read_file(file) if file else {}
-    flags = {"models": models, "store": store, "design": design, "unit": unit, "fraction": fraction, "seed": seed}
-    flags |= {"weights": weights, "device": device, "transfer": transfer.split(",") if transfer else None}
-    settings |= config.absolute({name: value for name, value in flags.items() if value is not None}, Path.cwd())
-    settings["problem"] = chosen_problem(settings.get("problem", {}), problem, source, target, option)
-    settings["recipe"] = settings.get("recipe", {}) | pairs(recipe)
-    train(config.Config(**config.checked(settings, config.Config, "setting")), start, repair, scheduler, dry_run)
+    for name, value in (recipe or {}).items():
+        if isinstance(value, bool):  # which would become 1 or 0
+            raise InputError(f"recipe.{name} cannot be {value}: give a number")
+    settings = Recipe(**recipe or {})  # before the data, which can take long
+    if store is None:
+        raise InputError("give a folder for the results: --store FOLDER, or 'store' in the file")
+    if models is None:
+        raise InputError("give the number of models: --models N, or 'models' in the file")
+    regimes = transfer.split(",") if isinstance(transfer, str) else transfer
+    data = problem_of(problem, options, source, target)
+    study = Study(data, settings, design, regimes, store, seed, fraction, unit, weights)
+    train(study, models, **how)
 
 
-@app.command()
-def resume(
-    store: StoreOf,
-    models: Models = None,
-    problem: ProblemName = None,
-    source: Source = None,
-    target: Target = None,
-    option: ProblemOption = None,
-    weights: Weights = None,
-    start: Start = 0,
-    repair: Repair = False,
-    device: Device = None,
-    scheduler: Scheduler = None,
-    dry_run: DryRun = False,
-) -> None:
-    """Train the models that are missing in STORE, with the settings that it holds.
+def resume(store: str, models: int | None = None, weights: str | None = None, **flags: Any) -> None:
+    """Train the models that STORE lacks, with the settings that it holds.
 
-    With --models the study is extended. The problem needs flags only where the store cannot say how to load it.
+    Args:
+        store: folder of the study
+        models: extends the study
+        weights: as in run
     """
-    settings = stored(store, problem, source, target, option)
-    flags = {"models": models, "weights": weights, "device": device}
-    given = config.absolute({name: value for name, value in flags.items() if value is not None}, Path.cwd())
-    train(replace(settings, **given), start, repair, scheduler, dry_run)
+    root = open_store(store)
+    models = models or (array_of(root, "done").shape[0] if root.attrs["runs"] else None)
+    if models is None:
+        raise InputError("give the number of models: --models N")
+    go_on(store, models, weights, **flags)
 
 
-@app.command()
-def merge(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="store that gets the models", show_default=False)],
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="parts of one study", show_default=False)],
-    problem: ProblemName = None,
-    source: Source = None,
-    target: Target = None,
-    option: ProblemOption = None,
+def go_on(
+    store: str,
+    models: int,
+    weights: str | None,
+    problem: str | None = None,
+    options: dict[str, Any] | None = None,
+    source: str | None = None,
+    target: str | None = None,
+    **how: Any,
 ) -> None:
-    """Copy the models of several stores of one study into OUT, which may be one of that study already."""
-    study = replace(stored(stores[0], problem, source, target, option), store=str(out)).study()
+    """What resume does once it knows how far.
+
+    Args:
+        problem: as in run, and needed only where the store cannot say how to load it; so are options, source, target
+    """
+    train(study_in(store, store, weights, problem, options, source, target), models, **how)
+
+
+def merge(out: str, stores: list[str], **data: Any) -> None:
+    """Copy the models of several stores of one study into OUT, which may be one of that study already.
+
+    Args:
+        out: store that gets the models
+        stores: parts of one study
+    """
+    study = study_in(stores[0], out, None, **data)
     for store in stores:
         study.merge(store)
-    said = shlex.quote(str(out))
+    said = shlex.quote(out)
     print(f"{said}: {study.results.sizes['model']} models done. Next: python -m dtl status {said}")
 
 
-@app.command()
-def status(store: StoreOf) -> None:
-    """Say what STORE holds: models done and missing, settings, runs, bytes. Loads no data."""
-    root = config.open_store(store)
+def status(store: str) -> None:
+    """Say what STORE holds: models done, missing and lost, settings, runs, bytes. Loads no data.
+
+    Args:
+        store: folder of the study
+    """
+    root = open_store(store)
     facts: Any = root.attrs.asdict()
-    done = np.asarray(read(root, "done")) if "done" in root else np.zeros(0, dtype=bool)
-    missing = int((~done).sum())
-    show("store", f"{store.absolute()}, {format_bytes(folder_size(store))}")
-    show("problem", facts["problem"])
-    show("origin", facts["origin"] or "made by hand")
-    show("classes", f"{len(facts['source_classes'])} source, {len(facts['target_classes'])} target")
-    show("models", f"{done.sum()} done, {missing} missing")
-    for name, value in facts["settings"].items():
-        if name != "data":
-            show(name, value)
+    marks = marks_of(root) if facts["runs"] else None
+    done, missing = (int(marks.done.sum()), int((~marks.done).sum())) if marks else (0, 0)
+    lines = {
+        "store": f"{local_folder(store).absolute()}, {format_bytes(folder_size(local_folder(store)))}",
+        "problem": facts["problem"],
+        "origin": facts["origin"] or "made by hand",
+        "classes": f"{len(facts['source_classes'])} source, {len(facts['target_classes'])} target",
+        "models": f"{done} done, {missing} missing",
+    }
+    lines |= {"lost": ", ".join(marks.lost)} if marks and marks.lost else {}
+    lines |= {name: value for name, value in facts["settings"].items() if name != "data"}
+    for topic, value in lines.items():
+        value = ", ".join(f"{key} {of}" for key, of in value.items()) if isinstance(value, dict) else value
+        print(f"{topic:<9} {value}")
     for one in facts["runs"]:
         versions = ", ".join(f"{k} {v}" for k, v in one.items() if k not in ("id", "date", "models", "device"))
-        show("run", f"{one['date']}, {one['models']} models on {one['device']}: {versions}")
-    if missing or not len(done):
-        print(f"\nNext: python -m dtl resume {shlex.quote(str(store))}")
+        print(f"run       {one['date']}, {one['models']} models on {one['device']}: {versions}")
+    if missing or not done:
+        print(f"\nNext: python -m dtl resume {shlex.quote(store)}")
 
 
-@app.command("influence")
-def show_influence(
-    store: StoreOf,
-    by: Annotated[str, typer.Option(metavar="GROUPS", help="all: the whole target; class: each target class")] = "all",
-    method: Method = None,
-    output: Output = "margin",
-    transfer: Regime = None,
-    split: Annotated[str, typer.Option(metavar="SPLIT", help="validation or test", rich_help_panel=INFLUENCE)] = (
-        "validation"
-    ),
-    top: Annotated[int, typer.Option(metavar="N", min=1, help="print at most N that help and N that hurt")] = 10,
-    out: Annotated[Path | None, flag("--out", "FILE.csv", "write every influence to a file, too")] = None,
+def influence(
+    store: str,
+    by: str = "all",
+    method: str | None = None,
+    output: str = "margin",
+    transfer: str | None = None,
+    split: str = "validation",
+    top: int = 10,
+    out: str | None = None,
 ) -> None:
     """Print the source classes that help the target most and those that hurt most, with their standard errors.
 
     An influence is the mean output of models trained with the class minus that of models trained without. Reliability
     is the estimated squared correlation of these influences with the true ones. Needs the store alone, no images.
+
+    Args:
+        store: folder of the study
+        by: all (the whole target) or class (each target class)
+        method: difference, ols or ridge; default is what suits the design
+        output: margin, probability or correct
+        transfer: one that the study has; default is its first
+        split: validation or test
+        top: print at most so many that help and that hurt
+        out: write every influence to this file.csv, too
     """
-    if by not in ("all", "class"):
-        raise ValueError(f"unknown groups {by!r}: use all or class")
+    choice(by, ("all", "class"), "groups")
+    whole("--top", top, 1)
     if out:
-        check_file(out, ".csv")
-    results = read_results(store)
-    influence = influence_of(results, method, output, transfer, split, by)
-    table = influence_table(results, influence, by)
-    print(f"{influence.n_models} models, {influence.method} of the {output} on {split} examples")
+        check_file(Path(out), ".csv")
+    found = open_results(store).influence(method, output, transfer, split, by)
+    table = found.to_frame()
+    print(f"{found.n_models} models, {found.method} of the {output} on {split} examples")
     width = max(len(str(name)) for name in table["source"])
-    for target, group in table.groupby("target", sort=False):
-        print(f"\n{target}, reliability {group['reliability'].iloc[0]:.2f}")
+    for name, group in table.groupby("target", sort=False):
+        print(f"\n{name}, reliability {group['reliability'].iloc[0]:.2f}")
         ranked = group.sort_values("influence", ascending=False)
         helpful, harmful = ranked[ranked["influence"] > 0].head(top), ranked[ranked["influence"] < 0].tail(top)[::-1]
         for word, rows in (("helps", helpful), ("hurts", harmful)):
@@ -259,75 +217,67 @@ def show_influence(
         save(out, table)
 
 
-@app.command()
-def export(
-    store: StoreOf,
-    out: Annotated[Path, typer.Argument(metavar="FILE", help=".nc, .zarr.zip or .csv", show_default=False)],
-) -> None:
-    """Write what STORE holds to one file for other programs.
+def export(store: str, out: str) -> None:
+    """Write what STORE holds to one file for other programs, by its ending.
 
-    - `FILE.nc`: all results as NetCDF 4
-    - `FILE.zarr.zip`: all results as zipped Zarr 2, for `xarray.open_zarr(zarr.storage.ZipStore(FILE))`
-    - `FILE.csv`: the influence of each source class on each target class, with standard error and reliability, as
-      `influence --by class` has them
+    FILE.nc: all results as NetCDF 4. FILE.zarr.zip: all results as zipped Zarr 2. FILE.csv: the influence of each
+    source class on each target class, with standard error and reliability.
+
+    Args:
+        store: folder of the study
+        out: FILE
     """
-    check_file(out, ".nc", ".zarr.zip", ".csv")
-    results = read_results(store)
-    if out.suffix == ".csv":
-        influence = influence_of(results, by="class")
-        save(out, influence_table(results, influence, "class"))
-    else:
-        save(out, results)
+    check_file(Path(out), ".nc", ".zarr.zip", ".csv")
+    results = open_results(store)
+    save(out, results.to_frame() if out.endswith(".csv") else results.data)
 
 
-@app.command()
 def remove(
-    store: StoreOf,
-    counts: Annotated[str, flag("--counts", "LIST", "numbers of classes to remove, such as 2,4,8")],
-    orders: Annotated[str, typer.Option(metavar="LIST", help="which classes first")] = ",".join(ORDERS),
-    seeds: Annotated[int, typer.Option(metavar="N", help="retrainings for each order and count")] = 10,
-    keep: Annotated[
-        str | None, flag("--store", "FOLDER", "keep the retrained models' outputs there, and resume from it")
-    ] = None,
-    out: Annotated[Path | None, flag("--out", "FILE.csv", "write the curve to a file, too")] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="of the retrained models; default: the study's plus one")
-    ] = None,
-    problem: ProblemName = None,
-    source: Source = None,
-    target: Target = None,
-    option: ProblemOption = None,
-    method: Method = None,
-    output: Output = "margin",
-    device: Device = None,
-    scheduler: Scheduler = None,
-    dry_run: DryRun = False,
+    study: str,
+    counts: str = "",
+    orders: str = ",".join(ORDERS),
+    seeds: int = 10,
+    store: str | None = None,
+    out: str | None = None,
+    seed: int | None = None,
+    method: str | None = None,
+    output: str = "margin",
+    device: str = "auto",
+    scheduler: str | None = None,
+    dry_run: bool = False,
+    **data: Any,
 ) -> None:
     """Retrain without the most harmful (negative), most helpful (positive) or random classes, and transfer again.
 
     Prints the test accuracy for each count, then the count that is best on validation and what it gains on test.
+
+    Args:
+        study: folder of the study
+        counts: numbers of classes to remove, such as 2,4,8
+        orders: which classes first
+        seeds: retrainings for each order and count
+        store: folder that keeps the outputs of the retrained models, to resume from
+        out: write the curve to this file.csv, too
+        seed: of the retrained models; default is the study's plus one
+        method: as in influence, as is output
+        device: as in run, as are scheduler and dry-run
     """
-    names = orders.split(",")
-    try:
-        numbers = [int(count) for count in counts.split(",")]
-    except ValueError:
-        raise ValueError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}") from None
+    names, numbers = orders.split(","), counts.split(",")
+    if not all(number.strip().isdecimal() for number in numbers):
+        raise InputError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}")
     if out:
-        check_file(out, ".csv")
-    device = device or "auto"
+        check_file(Path(out), ".csv")
     where = device if scheduler else str(resolve_device(device))
-    study = stored(store, problem, source, target, option).study()
-    influence = study.influence(method, output, by="all")
+    ours = study_in(study, None, None, **data)
+    found = ours.influence(method, output, by="all")
     if dry_run:
-        n_models = seeds * (1 + len(names) * len(set(numbers) - {0}))
-        everything = np.ones((n_models, study.n_units), dtype=bool)
-        retrained = Study(study.problem, study.recipe, everything, study.transfer[:1], unit=study.unit)
-        estimate(retrained, n_models, str(resolve_device(device)))
+        n_models = seeds * (1 + len(names) * len({int(n) for n in numbers} - {0}))
+        everything = np.ones((n_models, ours.n_units), dtype=bool)
+        estimate(Study(ours.problem, ours.recipe, everything, ours.transfer[:1], unit=ours.unit), n_models, where)
         return
     with client_of(scheduler) as client:
-        curve = removal_curve(
-            study, influence, numbers, names, seeds, store=keep, seed=seed, device=where, client=client
-        )
+        chosen: Any = {"store": store, "seed": seed, "device": where, "client": client}
+        curve = removal_curve(ours, found, [int(n) for n in numbers], names, seeds, **chosen)
     mean, error = curve["test"].mean("seed"), curve["test"].std("seed", ddof=1) / seeds**0.5
     print(f"test accuracy, {curve.attrs['transfer']} transfer, mean +- standard error of {seeds} retrainings")
     print("removed ", *(f"{count:>15}" for count in curve["count"].values))
@@ -336,32 +286,77 @@ def remove(
         print(f"{order:<8}", *(f"  {m:.3f} +- {e:.3f}" for m, e in cells))
     print("\nnumber chosen on validation, its gain on test")
     for order in names:
-        chosen = select(curve, order)
-        print(f"{order:<8} {chosen.count:>4}  {chosen.gain:+.3f} +- {chosen.stderr:.3f}")
+        best = select(curve, order)
+        print(f"{order:<8} {best.count:>4}  {best.gain:+.3f} +- {best.stderr:.3f}")
     if out:
         save(out, curve.to_dataframe().reset_index())
 
 
-def train(settings: config.Config, start: int, repair: bool, scheduler: str | None, dry_run: bool) -> None:
-    """Run a study and say what comes next, or say what that would cost."""
-    if settings.store is None:
-        raise ValueError("give a folder for the results: --store FOLDER, or 'store' in the file")
-    if settings.models is None:
-        raise ValueError("give the number of models: --models N, or 'models' in the file")
-    device = settings.device if scheduler else str(resolve_device(settings.device))
-    study = settings.study()
+def audit(
+    study: str,
+    views: str = ",".join(NAMED),
+    seeds: int = 8,
+    weights: str | None = None,
+    out: str | None = None,
+    device: str = "auto",
+    **data: Any,
+) -> None:
+    """Say which changes of the images move the study's models more than models from scratch, whence, and what to do.
+
+    Args:
+        study: folder of the study, to which what its models say of the changed images is added
+        views: changes to look at, with commas
+        seeds: models of the whole source, and from scratch, that are compared
+        weights: folder of the study's source weights; without them its models are trained again
+        out: write the report to this file.md, too
+        device: as in run
+    """
+    if out:
+        check_file(Path(out), ".md")
+    ours, names = study_in(study, None, weights, **data), views.split(",")
+    for name in names:
+        choice(name, NAMED, "view")
+    problem = ours.problem.with_views({name: NAMED[name]() for name in names})
+    settings = (ours.recipe, ours.design or "balanced", ours.transfer, study, ours.seed, ours.fraction, ours.unit)
+    viewed = Study(problem, *settings, weights).run(ours.results.sizes["model"], device)
+    report = str(find_bias(viewed, seeds, device=device))
+    print(report)
+    if out:
+        Path(out).write_text(report, "utf8")
+
+
+def train(
+    study: Study,
+    models: int,
+    device: str = "auto",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    start: int = 0,
+    repair: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Run a study and say what comes next, or say what that would cost.
+
+    Args:
+        device: auto (the GPU if there is one), cpu, cuda or cuda:1
+        workers: processes of this machine that share the work
+        scheduler: address of a Dask scheduler whose workers shall train
+        start: first model, to share a study between stores
+        repair: read the whole store first, and train models of damaged chunks again
+        dry_run: print expected time and bytes; train and write nothing
+    """
+    device = device if scheduler else str(resolve_device(device))
     if dry_run:
-        wanted = slice(start, settings.models)
-        done = np.asarray(read(study.store.open(), "done")[wanted]) if study.store.ready else ()
-        estimate(study, settings.models - start - int(np.sum(done)), str(resolve_device(settings.device)))
+        done = marks_of(study.store.open()).done[start:models] if study.store.ready else ()
+        estimate(study, models - start - int(np.sum(done)), str(resolve_device(device)))
         return
-    store = shlex.quote(os.path.relpath(settings.store))
+    store = shlex.quote(os.path.relpath(study.store.folder or "."))
     with client_of(scheduler) as client:
         try:
-            study.run(settings.models, device, client, start=start, repair=repair)
+            study.run(models, device, client, start=start, repair=repair, workers=workers)
         except KeyboardInterrupt:
             print(f"Stopped. Saved models are safe: python -m dtl resume {store}", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
+            raise SystemExit(INTERRUPTED) from None
     print(f"{store}: {study.results.sizes['model']} models done. Next: python -m dtl influence {store}")
 
 
@@ -370,53 +365,63 @@ def estimate(study: Study, n_models: int, device: str) -> None:
     if n_models < 1:
         print("No model is missing.")
         return
-    cost = doctor.measure(study, n_models, device)
-    time, size = format_time(cost.seconds * n_models), format_bytes(int(cost.bytes * n_models))
-    print(f"{n_models} models to train: about {time} on this machine ({device}), {size} to store")
+    cost = health.measure(study, n_models, device)
+    least, most = (format_time(seconds * n_models) for seconds in (cost.least, cost.most))
+    time = f"about {least}" if least == most else f"{least} to {most}"
+    size = format_bytes(int(cost.bytes * n_models))
+    print(f"{n_models} models to train: {time} on this machine ({device}), {size} to store")
 
 
-def stored(
-    store: Path, problem: str | None, source: Path | None, target: Path | None, options: list[str] | None
-) -> config.Config:
-    """The settings of the study in a store, with its problem from there or from flags."""
-    settings = config.read_store(store)
-    settings["problem"] = chosen_problem(settings["problem"], problem, source, target, options)
-    if not {"load", "from_folders"} & set(settings["problem"]):
-        raise ValueError(
-            f"{store} does not say how to load its problem: add --problem NAME, or --source FOLDER --target FOLDER"
+def study_in(
+    location: str,
+    store: str | None,
+    weights: str | None,
+    problem: str | None = None,
+    options: dict[str, Any] | None = None,
+    source: str | None = None,
+    target: str | None = None,
+) -> Study:
+    """The study that a store holds, to go on in `store`.
+
+    Args:
+        problem: as in run, and needed only where the store cannot say how to load it; so are options, source, target
+    """
+    root = open_store(location)
+    settings: Any = root.attrs["settings"]
+    if settings["design"] not in DESIGNS:
+        raise InputError(f"{location} holds models on subsets that were given one by one: continue it where it began")
+    if not (root.attrs["origin"] or problem or source):
+        raise InputError(
+            f"{location} does not say how to load its problem: add --problem NAME, or --source FOLDER --target FOLDER"
         )
-    return config.Config(**config.checked(settings, config.Config, "setting"))
+    known = {name: settings[name] for name in ("design", "transfer", "seed", "fraction", "unit")}
+    known |= {"recipe": Recipe(**settings["recipe"]), "store": store or location, "weights": weights}
+    return Study(problem_of(problem or root.attrs["origin"], options, source, target), **known)
 
 
-def chosen_problem(
-    spec: dict[str, Any], name: str | None, source: Path | None, target: Path | None, options: list[str] | None
-) -> dict[str, Any]:
-    """What a file or store says of the problem, changed by the flags."""
-    if name and (source or target):
-        raise ValueError("give --problem, or --source and --target, not both")
-    if name:
-        spec = {"load": name}
-    elif source or target:
+def problem_of(spec: Any, options: dict[str, Any] | None, source: str | None, target: str | None) -> TransferProblem:
+    """The problem of a name, or of what a file or a store says, changed by the flags.
+
+    >>> problem_of("testbed", {"seed": 1}, None, None).name
+    'testbed-1'
+    """
+    if isinstance(spec, str):
+        if source or target:
+            raise InputError("give --problem, or --source and --target, not both")
+        spec = {"load": spec}
+    spec = dict(spec or {})
+    if "from_folders" in spec:
+        spec = {"load": "folders", "options": spec["from_folders"]}
+    if source or target:
         folders = {"source_dir": source, "target_dir": target}
-        spec = {"from_folders": spec.get("from_folders", {}) | {k: str(v) for k, v in folders.items() if v}}
-    if options:
-        key = "from_folders" if "from_folders" in spec else "options"
-        spec = spec | {key: spec.get(key, {}) | pairs(options)}
-    return config.absolute(spec, Path.cwd())
-
-
-def pairs(items: list[str] | None) -> dict[str, Any]:
-    """["epochs=4", "widths=[8, 16]"] -> {"epochs": 4, "widths": [8, 16]}"""
-    found = {}
-    for item in items or ():
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"{item!r} must be NAME=VALUE, such as epochs=4")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"{item!r} must be NAME=VALUE with a number, a word or a list [8, 16]") from None
-    return found
+        kept = spec.get("options", {}) if spec.get("load") == "folders" else {}
+        spec = {"load": "folders", "options": kept | {name: folder for name, folder in folders.items() if folder}}
+    if "load" not in spec or set(spec) - {"load", "options"}:
+        raise InputError(
+            "give a problem, 'load' with a name and perhaps 'options', or 'from_folders' with source_dir and "
+            f"target_dir, not {spec or 'nothing'}"
+        )
+    return reopen({"load": spec["load"], "options": spec.get("options", {}) | (options or {})})
 
 
 @contextlib.contextmanager
@@ -427,14 +432,13 @@ def client_of(scheduler: str | None) -> "Iterator[Client | None]":
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError("--scheduler needs the extra 'cluster': pip install 'dtl[cluster]'") from None
+        raise InputError("--scheduler needs the extra 'cluster': pip install 'dtl[cluster]'") from None
     with Client(scheduler) as client:
         yield client
 
 
-def save(out: Path, data: pd.DataFrame | xr.Dataset) -> None:
-    write(out, data)
-    print(f"wrote {out}, {format_bytes(out.stat().st_size)}")
+def save(out: str, data: Any) -> None:
+    print(f"wrote {out}, {format_bytes(write(Path(out), data).stat().st_size)}")
 
 
 def folder_size(folder: Path) -> int:
@@ -445,11 +449,93 @@ def folder_size(folder: Path) -> int:
     return total
 
 
-def show(topic: str, value: object) -> None:
-    if isinstance(value, dict):
-        value = ", ".join(f"{key} {of}" for key, of in value.items())
-    print(f"{topic:<9} {value}")
+def read_file(path: Path) -> list[str]:
+    """A YAML file as flags; folders in it are relative to it.
+
+    >>> _ = Path("study.yaml").write_text("models: 4\\nrecipe: {epochs: 1}")
+    >>> read_file(Path("study.yaml"))
+    ['--models=4', '--recipe={"epochs": 1}']
+    """
+
+    def absolute(name: str, value: object) -> object:
+        if isinstance(value, dict):
+            return {key: absolute(key, of) for key, of in value.items()}
+        return str(path.resolve().parent / local_folder(value)) if name in FOLDERS and isinstance(value, str) else value
+
+    try:
+        found = load_yaml(path.read_text("utf8"))
+        if not isinstance(found, dict):
+            raise InputError(f"settings must be names with values, such as 'seed: 0', not {found!r}")
+        named = {name: absolute(name, value) for name, value in found.items()}
+        return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in named.items()]
+    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
+    except (TypeError, ValueError, OSError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def load_yaml(text: str) -> Any:
+    """YAML 1.2: a key given twice is an error, `on` and `yes` are words."""
+    return YAML(typ="safe", pure=True).load(text)
+
+
+set_loader("yaml12", load_yaml, exceptions=(YAMLError, ValueError))
+
+
+class Parser(ArgumentParser):
+    """Errors of one line, no abbreviated flags, and `--dry-run` for a bool `dry_run`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, "parser_mode": "yaml12", **options})
+
+    def add_argument(self, *args: Any, **options: Any) -> Any:
+        if args == ("--config",):  # `read_file` takes its place
+            return None
+        if args == ("stores",):
+            options = {"type": str, "nargs": "+", "help": options["help"]}
+        if options.get("type") is bool:
+            del options["type"]
+            args, options = tuple(arg.replace("_", "-") for arg in args), {**options, "action": "store_true"}
+        return super().add_argument(*args, **options)
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        given = re.search(r'key "([\w.]+)".*?(?:Got|Given) value: (.*)', message, re.DOTALL)
+        if given:
+            kinds = dict.fromkeys(re.findall(r"<class '(?:\w+\.)*(\w+)'>", message.split("Given")[0]))
+            message = f"--{given[1]} cannot be {given[2]!r}: it must be {' or '.join(kinds)}"
+        unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message)
+        if unknown:
+            near = get_close_matches(unknown[1], self._option_string_actions, 1)
+            message = f"unknown setting {unknown[1]}" + (f": did you mean {near[0]}?" if near else "")
+        raise InputError(message) from ex
+
+
+COMMANDS: Any = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove, audit)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit code. Errors that it foresees are one line on standard error, others tracebacks."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dtl").setLevel(logging.INFO)  # it says what it decides, such as which splits are held out
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        if given[:1] == ["run"] and given[1:] and not given[1].startswith("-"):
+            given = ["run", *read_file(Path(given[1])), *given[2:]]
+        auto_cli(COMMANDS, args=given or ["--help"], parser_class=Parser, prog="python -m dtl")
+    except SystemExit as stop:  # after help, or an interrupt
+        return BAD_USE if not given else int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return INTERRUPTED
+    except (InputError, FileNotFoundError) as error:
+        message, code = str(error), BAD_USE
+    except (OSError, Diverged, torch.OutOfMemoryError) as error:
+        message, code = re.sub(r"^\[Errno \d+\] ", "", str(error)), FAILURE
+    else:
+        return 0
+    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":
-    app(prog_name="python -m dtl")
+    sys.exit(main())

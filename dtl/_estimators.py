@@ -4,14 +4,16 @@ A solver is built from the masks once, then called on tiles of outputs, so that 
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
+from numpy.typing import ArrayLike
 
-from dtl._inputs import is_balanced
-from dtl.design import block_length
+from dtl._checks import InputError, listed
+from dtl.design import block_length, is_balanced
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +21,59 @@ MIN_DOF = 10  # below this, +-1.96 standard errors cover less than 92%: such a r
 PENALTIES = np.logspace(-4, 2, 49)  # of ridge, as multiples of the largest eigenvalue of X'X
 
 Errors = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # outputs, D, signs' D -> variances (t,)
+
+
+def plain(array: ArrayLike, what: str) -> np.ndarray:
+    if np.ma.is_masked(array):
+        raise InputError(f"{what} have masked entries: leave these models or targets out, a mask would be ignored")
+    return np.asarray(array)
+
+
+def checked(included: Any, outputs: Any, held_out: bool = False) -> tuple[Any, Any]:
+    """The masks as bool, and the outputs, after every check of the two; they may be dask arrays."""
+    if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
+        raise InputError(
+            "masks must be (models, classes) and outputs (models, targets) with the same models, got shapes "
+            f"{included.shape} and {outputs.shape}"
+        )
+    if included.dtype != bool and not np.isin(included, (0, 1)).all():
+        raise InputError("masks must be boolean or 0/1: True where the model was trained on the class")
+    included = included.astype(bool)
+    sizes = {"models": len(included), "classes": included.shape[1]}
+    if min(sizes.values()) < 2 or outputs.shape[1] < 1:
+        raise InputError(f"at least two models, two classes and a target are needed, got {sizes}, {outputs.shape[1]}")
+    if not (np.issubdtype(outputs.dtype, np.number) or outputs.dtype == bool) or np.iscomplexobj(outputs):
+        raise InputError(f"outputs must be real numbers, got dtype {outputs.dtype}")
+    bad = np.asarray(~np.isfinite(outputs).all(axis=1))
+    if bad.any():
+        raise InputError(f"outputs are NaN or infinite for models {listed(bad)}: train them again or leave them out")
+    counts = np.asarray(included.sum(axis=0))
+    for flags, when in ((counts == 0, "never"), (counts == len(included), "always")):
+        if flags.any() and not held_out:
+            raise InputError(
+                f"classes {when} in a subset: {listed(flags)}. Their influence cannot be estimated; train more models "
+                "or leave these classes out"
+            )
+    return included, outputs
+
+
+def refuse_twins(included: np.ndarray, y: np.ndarray) -> None:
+    """Models that are all there twice or more would halve the errors; a few equal rows are chance."""
+    if np.unique(np.packbits(included, axis=1), axis=0, return_counts=True)[1].min() > 1 and (y != y[0]).any():
+        copies = Counter(mask.tobytes() + row.tobytes() for mask, row in zip(included, y, strict=True))
+        if len(set(copies.values())) == 1 and copies.total() > len(copies):
+            times = copies.total() // len(copies)
+            raise InputError(f"each model is there {times} times, with equal subset and outputs: give each one once")
+
+
+def precision(outputs: Any) -> np.dtype:
+    """float32 for outputs that it holds: sums round to 1e-6 of an output's spread, far below a standard error."""
+    return np.result_type(outputs.dtype, np.float32)
+
+
+def from_first(outputs: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Levels do not matter; measured from the first model, a target that never varies is exactly zero."""
+    return np.subtract(outputs, outputs[:1], dtype=dtype)
 
 
 class Solver(NamedTuple):
@@ -176,12 +231,12 @@ def ols(z: np.ndarray, design: str) -> Solver:
     whole = design == "balanced" and is_balanced(z > 0)
     if not whole and (r.n_rows <= n_classes or dof < 1):
         needed = max(n_classes, n_classes - 1 + r.basis.shape[1]) * (2 if r.paired else 1)
-        raise ValueError(
+        raise InputError(
             f"OLS needs more than {needed} models for {n_classes} classes in a {design} design, got {len(z)}: "
             'train more, or use method="ridge" or "difference".'
         )
     if rank < n_classes - 1:
-        raise ValueError('The masks hold too few distinct subsets for OLS: use method="ridge" or "difference".')
+        raise InputError('The masks hold too few distinct subsets for OLS: use method="ridge" or "difference".')
     use_sums = whole and dof < MIN_DOF
     if use_sums:
         _warn_of_pair_sums(dof)
@@ -205,13 +260,13 @@ def ridge(z: np.ndarray, design: str) -> Solver:
     r = _Regression(z, design)
     block = block_length(r.n_classes)
     if design == "balanced" and len(z) <= block:
-        raise ValueError(
+        raise InputError(
             f"Ridge cannot choose its penalty within one balanced block: train more than {block} models, or use "
             'method="difference".'
         )
     if r.dof < MIN_DOF:
         needed = (MIN_DOF + r.basis.shape[1]) * (2 if r.paired else 1)
-        raise ValueError(
+        raise InputError(
             f'Ridge needs at least {needed} models to choose its penalty, got {len(z)}: use method="difference".'
         )
     if r.n_rows < 1.5 * r.n_classes:

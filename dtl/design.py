@@ -14,9 +14,13 @@ Row j depends on ``(n_units, design, fraction, seed, j)`` only, so a study can b
 """
 
 import math
-import operator
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 import numpy as np
+
+from dtl._checks import InputError, choice, whole
 
 DESIGNS = ("balanced", "random", "paired")
 
@@ -61,18 +65,17 @@ def subset_masks(
     >>> masks.sum(axis=0).tolist() == [19] * 20         # every class in half of the 38 subsets
     True
     """
-    n_units, n_models = _integer("n_units", n_units, 2), _integer("n_models", n_models, 2)
-    seed, start = _integer("seed", seed, 0), _integer("start", start, 0)
+    n_units, n_models = whole("n_units", n_units, 2), whole("n_models", n_models, 2)
+    seed, start = whole("seed", seed, 0), whole("start", start, 0)
     if start >= n_models:
-        raise ValueError(f"start must be below n_models = {n_models}, got {start}.")
-    if design not in DESIGNS:
-        raise ValueError(f"Unknown design {design!r}: choose one of {', '.join(DESIGNS)}.")
-    if not 0 < fraction < 1:
-        raise ValueError(f"fraction must lie strictly between 0 and 1, got {fraction}.")
+        raise InputError(f"start must be below n_models = {n_models}, got {start}.")
+    choice(design, DESIGNS, "design")
+    if not isinstance(fraction, Real) or not 0 < float(fraction) < 1:
+        raise InputError(f"fraction must lie strictly between 0 and 1, got {fraction!r}")
     if design == "random":
         return _random_rows(n_units, start, n_models, fraction, seed)
     if fraction != 0.5:
-        raise ValueError(f'The {design} design has fraction 0.5 only, got {fraction}: use design="random".')
+        raise InputError(f'The {design} design has fraction 0.5 only, got {fraction}: use design="random".')
     rows = _balanced_halves if design == "balanced" else _random_halves
     halves = rows(n_units, start // 2, (n_models + 1) // 2, seed)
     masks = np.stack([halves, ~halves], axis=1).reshape(-1, n_units)
@@ -90,7 +93,75 @@ def block_length(n_units: int) -> int:
     >>> block_length(200)
     398
     """
-    return 2 * _paley_prime(_integer("n_units", n_units, 2))
+    return 2 * _paley_prime(whole("n_units", n_units, 2))
+
+
+def checked_design(included: Any, design: str | None) -> str:
+    """The design that masks (models, units) show, or the given one, which they must not contradict.
+
+    "balanced" if they are whole balanced blocks, else "paired" if every odd row is the complement of the row before
+    it, else "random". The masks may be a dask array.
+
+    >>> checked_design(subset_masks(20, 76), None), checked_design(subset_masks(20, 75), None)
+    ('balanced', 'random')
+    """
+    if design is None:
+        if len(included) % 2 or not _are_complements(included):
+            return "random"
+        return "balanced" if is_balanced(included) else "paired"
+    choice(design, DESIGNS, "design")
+    if design != "random" and not _are_complements(included):
+        raise InputError(f'rows of a {design} design must be pairs of complements: use design="random" for these masks')
+    return design
+
+
+def is_balanced(included: Any) -> bool:
+    """Whether complementary pairs form whole balanced blocks: as many models, and all pairs of classes meet equally.
+
+    >>> is_balanced(subset_masks(20, 38)), is_balanced(subset_masks(20, 40))
+    (True, False)
+    """
+    m, n_units = included.shape
+    length = block_length(n_units)
+    if m % length:
+        return False
+    signs = 2 * np.asarray(included[::2], dtype=np.float32) - 1
+    gram = signs.T @ signs + m // length
+    return not gram[~np.eye(n_units, dtype=bool)].any()
+
+
+def _are_complements(included: Any) -> bool:
+    last = len(included) // 2 * 2
+    return bool((included[0:last:2] != included[1:last:2]).all())
+
+
+def groups_of(classes: Sequence[str], groups: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
+    """The group of each class, from a list or from a mapping of class names; a class without one stands alone.
+
+    >>> groups_of(("cat", "dog", "car"), {"cat": "animal", "dog": "animal"})
+    ('animal', 'animal', 'car')
+    """
+    if isinstance(groups, Mapping):
+        unknown = [name for name in groups if name not in classes]
+        if unknown:
+            raise InputError(f"groups are given for {', '.join(map(str, unknown[:5]))}, which are no source classes")
+        groups = [groups.get(name, name) for name in classes]
+    if len(groups) != len(classes) or len(set(groups)) < 2:
+        raise InputError(f"give a group for each of the {len(classes)} classes, two groups or more, not {list(groups)}")
+    return tuple(map(str, groups))
+
+
+def open_groups(classes: Sequence[str], groups: Sequence[str], chosen: Iterable[str]) -> tuple[str, ...]:
+    """The groups with the chosen ones opened: each of their classes a unit of its own, coarse to fine.
+
+    >>> open_groups(("cat", "dog", "car", "bus"), ("animal", "animal", "vehicle", "vehicle"), ["animal"])
+    ('cat', 'dog', 'vehicle', 'vehicle')
+    """
+    chosen = list(chosen)
+    unknown = set(chosen) - set(groups)
+    if unknown:
+        raise InputError(f"{', '.join(sorted(unknown))} is none of the groups {', '.join(dict.fromkeys(groups))}")
+    return tuple(name if group in chosen else group for name, group in zip(classes, groups, strict=True))
 
 
 def _balanced_halves(n_units: int, first: int, last: int, seed: int) -> np.ndarray:
@@ -124,7 +195,7 @@ def _random_halves(n_units: int, first: int, last: int, seed: int) -> np.ndarray
 def _random_rows(n_units: int, first: int, last: int, fraction: float, seed: int) -> np.ndarray:
     size = round(fraction * n_units)
     if not 0 < size < n_units:
-        raise ValueError(f"fraction {fraction} of {n_units} units is {size}: a subset must keep some and drop some.")
+        raise InputError(f"fraction {fraction} of {n_units} units is {size}: a subset must keep some and drop some.")
     return np.stack([_exact_subset(n_units, size, seed, (2, row)) for row in range(first, last)])
 
 
@@ -146,13 +217,3 @@ def _paley_prime(n_units: int) -> int:
     while q + 1 < n_units or any(q % d == 0 for d in range(3, math.isqrt(q) + 1, 2)):
         q += 4
     return q
-
-
-def _integer(name: str, value: int, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name} must be an integer, got {value!r}.") from None
-    if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum}, got {number}.")
-    return number

@@ -16,8 +16,10 @@ import joblib
 import platformdirs
 import torch
 
-import dtl
-from dtl.store import array_of
+from dtl import book
+from dtl.data import load
+from dtl.engine.store import array_of
+from dtl.study import Study
 from dtl.training import resolve_device
 
 ENOUGH_DISK = 5e9  # bytes
@@ -63,7 +65,8 @@ def report(quick: bool = False) -> None:
 def hardware() -> str:
     """The GPU if there is one, the processor and its cores to use, in words; for the record of a measurement.
 
-    >>> print(dtl.doctor.hardware())
+    >>> " cores, " in dtl.doctor.hardware()
+    True
     """
     known = Path("/proc/cpuinfo")
     lines = known.read_text().splitlines() if known.exists() else []
@@ -105,7 +108,7 @@ def _data() -> Iterator[Finding]:
 
 
 def _scale() -> Iterator[Finding]:
-    scale = dtl.scale.current()
+    scale = book.scale()
     yield Finding("scale", f"{scale.name}: {scale.models} models a study, {scale.seeds} seeds a removal curve")
     studies = sorted(path.parent.name for path in scale.folder.glob("*/zarr.json"))
     yield Finding("scale", f"studies in {scale.folder.absolute()}: {', '.join(studies) or 'none yet'}")
@@ -121,52 +124,60 @@ def _disk(folder: Path, setting: str) -> Finding:
 
 
 def _minutes() -> Iterator[Finding]:
-    study = dtl.Study(dtl.load("testbed"))
-    minutes = measure(study, study.recipe.models_at_once * joblib.cpu_count()).seconds / 60
-    for name, (models, _) in dtl.scale.SIZES.items():
-        yield Finding("minutes", f"{minutes * models:.1f} for a testbed study of {models} models, scale {name}")
+    study = Study(load("testbed"))
+    cost = measure(study, study.recipe.models_at_once * joblib.cpu_count())
+    for name, (models, _) in book.SIZES.items():
+        least, most = (f"{seconds * models / 60:.1f}" for seconds in (cost.least, cost.most))
+        minutes = least if least == most else f"{least} to {most}"
+        yield Finding("minutes", f"{minutes} for a testbed study of {models} models, scale {name}")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one model of a study costs: seconds to train and transfer it, bytes to store it."""
+    """What one model of a study costs: seconds, at least and at most, to train and transfer it, and bytes to store."""
 
-    seconds: float
+    least: float
+    most: float
     bytes: float
 
 
-def measure(study: dtl.Study, n_models: int, device: str = "auto", enough: float = 2.0) -> Cost:
+def measure(study: Study, n_models: int, device: str = "auto", enough: float = 1.0) -> Cost:
     """The cost of a model, from trial studies in memory; the study and its store stay as they are.
 
-    At most one batch for each worker is trained, for 1, 2, 4, ... epochs until a trial takes `enough` seconds: all but
-    the epochs costs the same whatever their number, so two trials tell what all epochs will cost.
+    At most one batch for each worker is trained, twice each for 1, 2, 4, ... epochs (or steps), until trials take
+    `enough` seconds and more epochs take longer: all else costs the same whatever their number, so two trials tell
+    what all epochs will cost, and two pairs of them how far that can be trusted.
 
-    >>> measure(study, 184).seconds * 184 / 60          # minutes
+    >>> 0 < dtl.doctor.measure(study, 8, "cpu").least
+    True
     """
     workers = 1 if resolve_device(device).type == "cuda" else joblib.cpu_count()
     n_models = max(2, min(n_models, study.recipe.models_at_once * workers))
     design: Any = study.design if study.given is None else study.given
+    length = "epochs" if study.recipe.steps is None else "steps"
+    goal: int = getattr(study.recipe, length)
 
-    def trial(epochs: int, n: int) -> tuple[float, dtl.Study]:
-        short = replace(study.recipe, epochs=epochs)
-        new = dtl.Study(study.problem, short, design, study.transfer, None, study.seed, study.fraction, study.unit)
+    def trial(epochs: int, n: int) -> tuple[float, Study]:
+        short = replace(study.recipe, **{length: epochs})
+        new = Study(study.problem, short, design, study.transfer, None, study.seed, study.fraction, study.unit)
         start = time.perf_counter()
         new.run(n, device, progress=False)
         return time.perf_counter() - start, new
 
     trial(1, 2)  # the first run of a process is slower
-    first, done = trial(1, n_models)
-    last, epochs = first, 1
-    while epochs < study.recipe.epochs and (epochs == 1 or last < enough):
-        epochs = min(2 * epochs, study.recipe.epochs)
-        last, done = trial(epochs, n_models)
-    an_epoch = max(0.0, last - first) / max(1, epochs - 1)
+    shortest = [trial(1, n_models) for _ in range(2)]
+    first = last = [seconds for seconds, _ in shortest]
+    epochs, slope = 1, [0.0]
+    while epochs < goal and (min(last) < enough or min(slope) <= 0):  # noise can hide what an epoch costs
+        epochs = min(2 * epochs, goal)
+        last = [trial(epochs, n_models)[0] for _ in range(2)]
+        slope = [(long - short) / (epochs - 1) for long in last for short in first]
+    done = shortest[0][1]
     stored = done.store.open()
     per_model = [array_of(stored, str(name)) for name, v in done.results.data_vars.items() if "model" in v.dims]
-    return Cost(
-        (last + an_epoch * (study.recipe.epochs - epochs)) / n_models,
-        sum(array.nbytes_stored() for array in per_model) / n_models,
-    )
+    totals = [long + each * (goal - epochs) for long in last for each in slope]
+    size = sum(array.nbytes_stored() for array in per_model) / done.results.sizes["model"]
+    return Cost(min(totals) / n_models, max(totals) / n_models, size)
 
 
 PROBES: dict[str, Callable[[], Iterator[Finding]]] = {

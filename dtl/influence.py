@@ -13,15 +13,30 @@ The regressions are put on the same scale; where subset sizes differ they also r
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.stats
 from numpy.typing import ArrayLike
 
-from dtl._estimators import SOLVERS, reliability_of, sums_of_squares
-from dtl._inputs import checked, checked_design, from_first, listed, precision
-from dtl.design import block_length
+from dtl._checks import InputError, choice
+from dtl._estimators import (
+    SOLVERS,
+    checked,
+    from_first,
+    plain,
+    precision,
+    refuse_twins,
+    reliability_of,
+)
+from dtl._images import PARTS, contrasts, group_means, image_variances
+from dtl.design import block_length, checked_design
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dtl.data import TransferProblem
 
 logger = logging.getLogger(__name__)
 
@@ -37,13 +52,31 @@ class Influence:
     values : np.ndarray
         Shape (K, n): output with the class minus without, in units of the output. Positive: the class helps.
     stderr : np.ndarray
-        Shape (K, n): standard errors; ``values +- 1.96 stderr`` is the 95% interval. ``inf``: too few models to tell.
+        Shape (K, n): standard errors, of which `interval` makes intervals. ``inf``: too few models to tell. Those of
+        means over target images count the drawing of the images too, unless ``target="these"`` was asked for.
     reliability : np.ndarray
         Shape (n,), in [0, 1]: estimated squared correlation over classes between the values and the true influences.
     method, design : str
     n_models : int
-    dof : float
+    dof : float or np.ndarray
         Degrees of freedom of the standard errors, for the Student distribution of ``z``.
+    image_stderr : float or np.ndarray
+        The part of the standard errors that comes from the drawing of target images, (K, n); 0 where none is counted.
+    sources, targets : tuple of str
+        Names of the K rows and the n columns; numbers where the rows are examples, or the columns images or groups.
+        Empty for influences that were estimated from arrays.
+    by, part, split, output, transfer, unit : str
+        What a column is ("image", "class", "all" or "group") and which part of it; of which split, output and
+        transfer; what a row is.
+    problem : str
+        Name of the problem, and
+    data : mapping
+        the fingerprint of each of its parts.
+
+    Examples
+    --------
+    >>> influence.values.shape, influence.targets
+    ((24, 4), ('sky', 'chess', 'cards', 'travel'))
     """
 
     values: np.ndarray
@@ -52,7 +85,18 @@ class Influence:
     method: str
     design: str
     n_models: int
-    dof: float = math.inf
+    dof: float | np.ndarray = math.inf
+    image_stderr: float | np.ndarray = 0.0
+    sources: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    by: str = ""
+    part: str = "whole"
+    split: str = ""
+    output: str = ""
+    transfer: str = ""
+    unit: str = "class"
+    problem: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def z(self) -> np.ndarray:
@@ -64,16 +108,109 @@ class Influence:
 
         alternative : "two-sided", "greater" (does it help?) or "less" (does it hurt?)
 
-        >>> scipy.stats.false_discovery_control(influence.p_values(), axis=1) < 0.05  # doctest: +SKIP
+        >>> harmful = influence.p_values("less") < 0.05
+        >>> harmful.shape
+        (24, 4)
         """
         far = {"two-sided": np.abs(self.z), "greater": self.z, "less": -self.z}
-        if alternative not in far:
-            raise ValueError(f"Unknown alternative {alternative!r}: choose one of {', '.join(far)}.")
-        return scipy.stats.t.sf(far[alternative], self.dof) * (2 if alternative == "two-sided" else 1)
+        choice(alternative, far, "alternative")
+        from scipy.stats import t as student  # here, because it takes longer to import than all the rest
+
+        return student.sf(far[alternative], self.dof) * (2 if alternative == "two-sided" else 1)
+
+    def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper ends of Student's intervals, (K, n) each.
+
+        >>> low, high = influence.interval()
+        >>> bool((low < influence.values).all())
+        True
+        """
+        if not 0 < level < 1:
+            raise InputError(f"level must lie strictly between 0 and 1, got {level}")
+        from scipy.stats import t as student
+
+        half = student.isf((1 - level) / 2, self.dof) * self.stderr
+        return self.values - half, self.values + half
+
+    @property
+    def advice(self) -> str:
+        """Which error is the larger, that of few models or that of few target images, and what would lower it.
+
+        >>> print(influence.advice)
+        Of the variance of these errors, ...% come from the models, ...% from the target images drawn: more ...
+        """
+        total, images = np.square(self.stderr), np.broadcast_to(np.square(self.image_stderr), self.stderr.shape)
+        known = np.isfinite(total)
+        if not known.any() or not total[known].any():
+            return "Nothing can be said of the errors: train more models."
+        share = float(images[known].sum() / total[known].sum())
+        models, pictures = (f"{100 * (1 - math.sqrt(1 - s / 2)):.0f}%" for s in (1 - share, share))
+        if not np.any(self.image_stderr):
+            return f"These errors hold for these target images: twice the models would lower them by {models}."
+        more = ("models", "target images")[share > 0.5]
+        return (
+            f"Of the variance of these errors, {100 * (1 - share):.0f}% come from the models, {100 * share:.0f}% from "
+            f"the target images drawn: more {more} would help most. Twice the models would lower the errors by "
+            f"{models}, twice the images by about {pictures}."
+        )
+
+    def to_frame(self) -> "pd.DataFrame":
+        """A row for each target and source: target, source, influence, stderr, reliability.
+
+        >>> influence.to_frame().query("target == 'sky'").nlargest(3, "influence").shape
+        (3, 5)
+        """
+        import pandas as pd
+
+        k, n = self.values.shape
+        sources, targets = self.sources or tuple(map(str, range(k))), self.targets or tuple(map(str, range(n)))
+        columns = {
+            "target": np.repeat(np.array(targets, dtype=object), k),
+            "source": np.tile(np.array(sources, dtype=object), n),
+            "influence": self.values.T.ravel(),
+            "stderr": self.stderr.T.ravel(),
+            "reliability": np.repeat(self.reliability, k),
+        }
+        return pd.DataFrame(columns)
+
+    def check(self, problem: "TransferProblem", by: str | None = None) -> None:
+        """InputError unless these are influences of the source of `problem` on its target.
+
+        Influences of a study are known by the fingerprints of its data. Those of arrays are known by their numbers of
+        rows and columns only.
+
+        by : "image" or "class", if a column for each image of their split, or for each target class, is needed
+
+        >>> influence.check(problem, by="class")
+        """
+        name, has = self.problem or "arrays", self.by or "other"
+        theirs = problem.fingerprints if self.data else {}
+        differ = [part for part, digest in theirs.items() if self.data.get(part) != digest]
+        if differ:
+            raise InputError(
+                f"the influences are of problem {name}, whose {', '.join(differ)} differ from those of {problem.name}: "
+                "estimate them from a study of this problem"
+            )
+        units, kind = (
+            (len(problem.source), "images") if self.unit == "example" else (problem.source.n_classes, "classes")
+        )
+        if len(self.values) != units and self.unit != "group":
+            raise InputError(f"influence is of {len(self.values)} {kind} but the source of {problem.name} has {units}")
+        images = problem.parts[f"target_{self.split or 'validation'}"]
+        n = {"image": len(images), "class": images.n_classes}.get(by or "", self.values.shape[1])
+        if self.values.shape[1] != n or (by and self.by and self.by != by):
+            call = "study.influence()" if by == "image" else f'study.influence(by="{by}")'
+            raise InputError(f"a column for each target {by} is needed, {n} in all, as {call} gives: these are {has}")
 
 
 def estimate_influence(
-    masks: ArrayLike, outputs: ArrayLike, method: str = "difference", design: str | None = None
+    masks: ArrayLike,
+    outputs: ArrayLike,
+    method: str = "difference",
+    design: str | None = None,
+    groups: ArrayLike | None = None,
+    part: str = "whole",
+    target: str = "new",
 ) -> Influence:
     """Influence of every class on every target, with standard errors that are right for the design.
 
@@ -87,6 +224,13 @@ def estimate_influence(
     design : {"balanced", "random", "paired"}, optional
         How the masks were drawn. If None, what the masks show: "balanced" if they are whole balanced blocks, else
         "paired" if every odd row is the complement of the row before it, else "random".
+    groups : array_like, optional
+        Integers (n,), 0 to G - 1, such as labels: influences are then on the mean output over the images of each group.
+    part : {"whole", "common", "specific"}
+        Of groups: the influence on each; the one on all images together (one column); or that on each beyond the one
+        on all, which is free of the luck of a training that moves all targets alike.
+    target : {"new", "these"}
+        Whether the errors of groups are those about new images, of which these are a sample, or about these only.
 
     Returns
     -------
@@ -94,9 +238,9 @@ def estimate_influence(
 
     Raises
     ------
-    ValueError
-        If the arrays do not fit, an output is not finite, a class is in all or none of the subsets, or the models are
-        too few for the method.
+    InputError
+        If the arrays do not fit, an output is not finite or masked, every model is there twice, a class is in all or
+        none of the subsets, or the models are too few for the method.
 
     Notes
     -----
@@ -115,24 +259,39 @@ def estimate_influence(
     >>> estimate_influence(masks, [[3.0], [1.0], [5.0], [1.0]]).values.ravel().tolist()
     [3.0, -3.0]
     """
-    if method not in SOLVERS:
-        raise ValueError(f"Unknown method {method!r}: choose one of {', '.join(SOLVERS)}.")
-    included, y = checked(np.asarray(masks), np.asarray(outputs))
+    choice(method, SOLVERS, "method")
+    included, y = checked(plain(masks, "masks"), plain(outputs, "outputs"))
+    refuse_twins(included, y)
     design = checked_design(included, design)
-    n_classes, n_targets = included.shape[1], y.shape[1]
+    choice(part, PARTS, "part")
+    choice(target, ("new", "these"), "target")
+    grouping, images, weights = None if groups is None else np.asarray(groups), y, np.empty((0, 0))
+    if grouping is not None:
+        means = group_means(images, grouping)
+        weights = contrasts(grouping, part)
+        if part == "common" and np.bincount(grouping).min() < 2:
+            grouping, means, weights = np.zeros_like(grouping), images.mean(axis=1, keepdims=True), np.ones((1, 1))
+        y = means @ weights
+    elif part != "whole":
+        raise InputError(f'the {part} part is that of groups of images: give groups, or by="class"')
     dtype = precision(y) if method == "difference" else np.dtype(np.float64)
     solve = SOLVERS[method](included.astype(dtype), design)
-    values, stderr = np.empty((n_classes, n_targets), dtype), np.empty((n_classes, n_targets), dtype)
-    reliability = np.empty(n_targets)
+    values, variances = np.empty((2, included.shape[1], y.shape[1]), dtype)
     width = max(1, _TILE // len(included))
-    for first in range(0, n_targets, width):
+    for first in range(0, y.shape[1], width):
         tile = np.s_[:, first : first + width]
-        values[tile], variances = solve(from_first(y[tile], dtype))
-        np.sqrt(variances, out=stderr[tile])
-        noise, spread = variances.mean(axis=0, dtype=np.float64), values[tile].var(axis=0, dtype=np.float64)
-        # A posterior mean's spread is the signal alone.
-        reliability[tile[1]] = reliability_of(noise, spread + noise if method == "ridge" else spread)
-    return Influence(values, stderr, reliability, method, design, len(included), float(solve.dof))
+        values[tile], variances[tile] = solve(from_first(y[tile], dtype))
+    noise, spread = variances.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64)
+    ridge = method == "ridge"  # whose values are posterior means: their spread is the signal alone
+    reliability, extra = reliability_of(noise, spread + noise if ridge else spread), {"dof": float(solve.dof)}
+    if grouping is not None and target == "new":
+        drawn = image_variances(included, images, means, grouping, weights, method, design)
+        reliability *= reliability_of(drawn.variance.mean(axis=0), spread + noise if ridge else spread - noise)
+        with np.errstate(divide="ignore", invalid="ignore"):  # of infinite errors, and of none
+            dof = (variances + drawn.variance) ** 2 / (variances**2 / solve.dof + drawn.uncertainty)
+        dof = np.where(np.isfinite(dof), dof, solve.dof)
+        variances, extra = variances + drawn.variance, {"dof": dof, "image_stderr": np.sqrt(drawn.variance)}
+    return Influence(values, np.sqrt(variances), reliability, method, design, len(included), part=part, **extra)
 
 
 def models_needed(influence: Influence, reliability: float = 0.8) -> int:
@@ -143,124 +302,39 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
 
     Raises
     ------
-    ValueError
+    InputError
         If the reliability is not in (0, 1), or the spread of the influences does not exceed their errors.
 
     Examples
     --------
-    >>> models_needed(influence, 0.9)  # doctest: +SKIP
-    398
+    >>> masks = dtl.subset_masks(20, 76)
+    >>> noise = np.random.default_rng(0).normal(size=(76, 1))
+    >>> models_needed(estimate_influence(masks, masks @ np.arange(20.0)[:, None] / 10 + noise), 0.9)
+    114
     """
     if not 0 < reliability < 1:
-        raise ValueError(f"reliability must lie strictly between 0 and 1, got {reliability}.")
+        raise InputError(f"reliability must lie strictly between 0 and 1, got {reliability}")
     n_classes = len(influence.values)
-    noise = float((influence.stderr**2).mean(axis=0).sum())
+    drawn = float(np.broadcast_to(np.square(influence.image_stderr), influence.stderr.shape).mean(axis=0).sum())
+    noise = float((influence.stderr**2).mean(axis=0).sum()) - drawn
     spread = float(influence.values.var(axis=0).sum())
-    signal = spread if influence.method == "ridge" else spread - noise  # a shrunk estimate's spread holds no noise
-    if not (math.isfinite(noise) and signal > 0):
-        raise ValueError(
+    ridge = influence.method == "ridge"
+    signal = spread if ridge else spread - noise  # a shrunk estimate's spread holds no noise
+    if not (math.isfinite(noise + drawn) and signal > 0):
+        raise InputError(
             f"No measurable signal with {influence.n_models} models: the influences spread no more than their errors; "
             "train more models first."
         )
+    most = 1 - drawn / (spread + noise if ridge else signal)
+    if reliability >= most:
+        raise InputError(
+            f"no number of models reaches reliability {reliability} with these target images, at most "
+            f'{max(most, 0):.2f}: take more target images, or ask about these alone with target="these"'
+        )
+    reliability /= most
     lost = 0
     if influence.method == "ols" and influence.design != "balanced":
         lost = n_classes if influence.design == "random" else 2 * n_classes
     ratio = noise / signal * reliability / (1 - reliability)
     step = {"random": 1, "paired": 2, "balanced": block_length(n_classes)}[influence.design]
     return step * max(math.ceil((lost + (influence.n_models - lost) * ratio) / step - 1e-9), math.ceil(2 / step))
-
-
-def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: ArrayLike) -> tuple[float, float]:
-    """How well the influences predict held-out models: linear datamodeling score (Park et al. 2023) and its ceiling.
-
-    The score is the Spearman correlation, over held-out subsets, between a target's outputs and the sum of the
-    influences of the classes in the subset, averaged over targets. Training noise and interactions cap it: exact
-    influences would reach the ceiling ``(6/pi) asin(sqrt(R2)/2)``, R2 being the additive share of the outputs'
-    variance. R2 comes from the covariance between outputs and predictions: the held-out models are new, so neither
-    their noise nor the errors of the influences bias it (ridge: divided by the reliability, to undo the shrinkage).
-    Subsets are taken to be of one size.
-
-    Parameters
-    ----------
-    influence : Influence
-    masks, outputs : array_like
-        Shapes (m, K) and (m, n): models that the influences were *not* estimated from.
-
-    Returns
-    -------
-    score, ceiling : float
-        Averages over targets. Targets whose outputs (or predictions) do not vary are left out, with a log message.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, or no target varies.
-
-    Examples
-    --------
-    >>> linear_datamodeling_score(influence, new_masks, new_outputs)  # doctest: +SKIP
-    (0.52, 0.57)
-    """
-    included, y = checked(np.asarray(masks), np.asarray(outputs), held_out=True)
-    n_classes, n_targets = influence.values.shape
-    if included.shape[1] != n_classes or y.shape[1] != n_targets:
-        raise ValueError(
-            f"Influences are of {n_classes} classes on {n_targets} targets, but the held-out models have "
-            f"{included.shape[1]} classes and {y.shape[1]} targets."
-        )
-    y = y.astype(np.float64)
-    predictions = included.astype(np.float64) @ influence.values
-    varies = (np.ptp(y, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
-    if not varies.any():
-        raise ValueError(
-            "No target's outputs and predictions vary over the held-out models: use more or other subsets."
-        )
-    if not varies.all():
-        logger.warning("%d of %d targets do not vary and are left out of the score.", (~varies).sum(), n_targets)
-    y, p = y[:, varies], predictions[:, varies]
-    score = _correlation(scipy.stats.rankdata(y, axis=0), scipy.stats.rankdata(p, axis=0)).mean()
-    covariance = _correlation(y, p) * y.std(axis=0) * p.std(axis=0) * (n_classes - 1) / n_classes
-    shrinkage = influence.reliability[varies] if influence.method == "ridge" else 1.0
-    additive = np.clip(covariance / np.maximum(shrinkage * y.var(axis=0), np.finfo(float).tiny), 0, 1)
-    return float(score), float((6 / np.pi * np.arcsin(np.sqrt(additive) / 2)).mean())
-
-
-def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
-    """Mean output of every group of targets, to estimate influences on groups with errors that respect shared models.
-
-    Parameters
-    ----------
-    outputs : array_like
-        Shape (m, n).
-    groups : array_like
-        Integers, shape (n,): group of each target, 0 to G - 1, none of them empty.
-
-    Returns
-    -------
-    np.ndarray
-        Shape (m, G), float64.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, or groups are not 0 to G - 1.
-
-    Examples
-    --------
-    >>> group_means([[1.0, 3.0, 5.0]], [0, 0, 1]).tolist()
-    [[2.0, 5.0]]
-    """
-    outputs, groups = np.asarray(outputs), np.asarray(groups)
-    if outputs.ndim != 2 or groups.shape != outputs.shape[1:]:
-        raise ValueError(f"groups must give one group per target: shapes {groups.shape} and {outputs.shape} disagree.")
-    if not np.issubdtype(groups.dtype, np.integer) or (groups < 0).any():
-        raise ValueError("groups must be non-negative integers.")
-    counts = np.bincount(groups)
-    if (counts == 0).any():
-        raise ValueError(f"Groups must be numbered without gaps: no target in {listed(counts == 0)}.")
-    return outputs @ (groups[:, None] == np.arange(len(counts))).astype(np.float64) / counts
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    return np.einsum("ij,ij->j", a, b) / np.sqrt(sums_of_squares(a) * sums_of_squares(b))

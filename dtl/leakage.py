@@ -4,16 +4,28 @@ A leak is a near copy of a target example. Its influence is large on that exampl
 its size, tells it from a good example, which helps many (Jain et al. 2022, section 4.3).
 """
 
+import logging
+from collections.abc import Iterator
+from itertools import product
+
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
+from scipy.cluster.hierarchy import complete, fcluster
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import squareform
 from scipy.stats import false_discovery_control
-from sklearn.metrics.pairwise import cosine_similarity
-from sklearn.neighbors import radius_neighbors_graph
+from torch.nn import functional as F
 
+from dtl._checks import InputError, choice
 from dtl.data import ImageDataset
 from dtl.influence import Influence
+
+logger = logging.getLogger(__name__)
+
+ROUGHLY = 0.8  # similarity of small grey versions from which two pictures may be near duplicates
 
 
 def leaked(
@@ -40,13 +52,17 @@ def leaked(
     ------
     ValueError : the influence is not of the source's examples, is on fewer than two targets, or shapes disagree
 
-    >>> dtl.leaked(study.influence(), problem.source).head()
+    >>> values = np.zeros((6, 5))
+    >>> values[4, 3] = 0.6                                  # example 4 helps target 3 alone
+    >>> found = dtl.Influence(values, np.full((6, 5), 0.1), np.ones(5), "difference", "paired", 100)
+    >>> dtl.leaked(found, problem.source.subset(range(6)))[["source", "target"]].values[0].tolist()
+    [4, 3]
     """
     _check_examples(influence, source)
     _check_threshold(near)
     n = influence.values.shape[1]
     if n < 2:
-        raise ValueError("leaks need the influence on single target examples: estimate it with study.influence()")
+        raise InputError("leaks need the influence on single target examples: estimate it with study.influence()")
     z = influence.z
     target = z.argmax(axis=1)
     rows = np.arange(len(z))
@@ -65,7 +81,7 @@ def leaked(
     if similarity is not None:
         similarity = np.asarray(similarity)
         if similarity.shape != z.shape or not np.isfinite(similarity).all():
-            raise ValueError(f"similarity must be finite, source x target examples, {z.shape}, not {similarity.shape}")
+            raise InputError(f"similarity must be finite, source x target examples, {z.shape}, not {similarity.shape}")
         table["nearest"], table["similarity"] = similarity.argmax(axis=1), similarity.max(axis=1)
         close = table["similarity"].where(table["similarity"] > near, 0.0)
         return table.iloc[np.lexsort((-table["lead"], -close))].reset_index(drop=True)
@@ -90,7 +106,10 @@ def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
     ------
     ValueError : the influence is not of the source's examples
 
-    >>> dtl.misleading(study.influence(by="all"), problem.source).head()
+    >>> values = np.array([[0.1], [-0.5], [0.0]])
+    >>> found = dtl.Influence(values, np.full((3, 1), 0.1), np.ones(1), "difference", "paired", 100)
+    >>> dtl.misleading(found, problem.source.subset(range(3)))[["source", "z"]].values[0].tolist()
+    [1.0, -5.0]
     """
     _check_examples(influence, source)
     z = influence.z
@@ -110,31 +129,122 @@ def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
     return table.sort_values("z", kind="stable", ignore_index=True)
 
 
-def similarity(source: ImageDataset, target: ImageDataset) -> np.ndarray:
+def similarity(source: ImageDataset, target: ImageDataset, aligned: bool = True) -> np.ndarray:
     """Correlation of the pixels of every source and target image, (N, n): the usual test for near duplicates.
 
-    >>> dtl.leakage.similarity(problem.source, problem.target_test).max(axis=1)
+    Every channel is measured from its own mean, so that a cast in common is no likeness; images of more than 32 pixels
+    a side are reduced to that.
+
+    Parameters
+    ----------
+    aligned : also try quarter turns, mirror images, shifts of up to a sixteenth of the side and magnification by 8/7,
+        and keep the best (registration by normalised cross-correlation, Lewis 1995); a picture without colour is
+        compared in grey. Tried on pairs that are among the eight likeliest of either picture in small grey versions
+
+    >>> like = similarity(problem.source, problem.target_test)
+    >>> like.shape
+    (1440, 800)
     """
-    if source.images.shape[1:] != target.images.shape[1:]:
-        raise ValueError(f"images must have one size, not {source.images.shape[2:]} and {target.images.shape[2:]}")
-    return cosine_similarity(_centred(source), _centred(target))
+    if source.size != target.size:
+        raise InputError(f"images must have one size, not {source.size} and {target.size}")
+    a, b = (_reduced(dataset.images, 32) for dataset in (source, target))
+    like = (_unit(a) @ _unit(b).T).numpy()
+    if not aligned:
+        return like
+    rough = np.full_like(like, -1)
+    for x, y in _alignments(*(_reduced(z.mean(1, keepdim=True), 16) for z in (a, b)), magnify=False):
+        np.maximum(rough, (x @ y.T).numpy(), out=rough)
+    likely = np.zeros(rough.shape, dtype=bool)
+    for axis, k in enumerate(min(8, n) for n in rough.shape):
+        np.put_along_axis(likely, np.argpartition(-rough, k - 1, axis).take(range(k), axis), True, axis)
+    pairs = torch.from_numpy(np.stack(np.nonzero(likely & (rough > ROUGHLY))))
+    for i, j in zip(*(part.split(1024) for part in pairs), strict=True):
+        one, other = a[i], b[j]
+        grey = (_colourless(one) | _colourless(other))[:, None, None, None]
+        one, other = (torch.where(grey, z.mean(1, keepdim=True), z) for z in (one, other))
+        best = torch.stack([(x * y).sum(1) for x, y in _alignments(one, other)]).amax(0)
+        like[i, j] = np.maximum(like[i, j], best.numpy())
+    return like
 
 
-def _centred(dataset: ImageDataset) -> np.ndarray:
-    flat = dataset.images.flatten(1).float().numpy()
-    return flat - flat.mean(axis=1, keepdims=True)
+def _reduced(images: torch.Tensor, side: int) -> torch.Tensor:
+    height, width = images.shape[2:]
+    return F.adaptive_avg_pool2d(images.float(), (min(height, side), min(width, side)))
 
 
-def near_duplicates(source: ImageDataset, threshold: float = 0.93) -> np.ndarray:
-    """Group of each source example, int (N,): examples whose pixels correlate above the threshold share one.
+def _unit(images: torch.Tensor) -> torch.Tensor:
+    """Each channel from its mean, each image to length 1: (n, channels * height * width); zero without contrast."""
+    flat = (images - images.mean((2, 3), keepdim=True)).flatten(1)
+    return flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-3)
 
-    >>> dtl.leakage.near_duplicates(problem.source).max() + 1   # groups
+
+def _colourless(images: torch.Tensor) -> torch.Tensor:
+    return (images.amax(1) - images.amin(1)).amax((1, 2)) < 8
+
+
+def _alignments(a: torch.Tensor, b: torch.Tensor, magnify: bool = True) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Two sets of images, each cut to where they overlap, by `_unit`, for every way to lay one on the other."""
+    height, width = a.shape[2:]
+    reach = range(-(max(height, width) // 16 or 1), (max(height, width) // 16 or 1) + 1)
+    turns = range(4) if height == width else (0, 2)
+
+    def overlap(images: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
+        return images[:, :, max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)]
+
+    def closer(images: torch.Tensor) -> torch.Tensor:
+        top, left = height // 16, width // 16
+        return F.interpolate(images[:, :, top : height - top, left : width - left], (height, width), mode="bicubic")
+
+    for one, other in [(a, b), (closer(a), b), (a, closer(b))] if magnify else [(a, b)]:
+        for dy, dx in product(reach, reach):
+            y = _unit(overlap(other, -dy, -dx))
+            for turned in (one.rot90(k, (2, 3)) for k in turns):
+                for seen in (turned, turned.flip(3)):
+                    yield _unit(overlap(seen, dy, dx)), y
+
+
+def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str = "chains") -> np.ndarray:
+    """Group of each source example, int (N,), of which a group is copies of one picture, as `similarity` finds them.
+
+    Parameters
+    ----------
+    threshold : similarity above which two examples are near duplicates
+    linked : "chains": examples are in one group if a chain of near duplicates links them, so that the ends of a chain
+        may differ (the log says in how many groups); "pairs": any two of a group are near duplicates (complete linkage)
+
+    >>> groups = near_duplicates(problem.source)
+    >>> groups.shape
+    (1440,)
     """
     _check_threshold(threshold)
-    near = radius_neighbors_graph(_centred(source), 1 - threshold, metric="cosine", n_jobs=-1).tolil()
-    _, first, same = np.unique(source.images.flatten(1).numpy(), axis=0, return_index=True, return_inverse=True)
-    near[np.arange(len(source)), first[same]] = 1  # equal images without contrast have no correlation
-    return connected_components(near, directed=False)[1]
+    choice(linked, ("chains", "pairs"), "linked")
+    n, (_, first, same) = len(source), np.unique(source.digests, return_index=True, return_inverse=True)
+    rows, columns, values = (
+        [np.arange(n)],
+        [first[same]],
+        [np.ones(n)],
+    )  # equal images without contrast correlate with none
+    for block in np.array_split(np.arange(n), -(-n // 2048)):
+        like = similarity(source.subset(block), source)
+        i, j = np.nonzero(like > threshold)
+        rows, columns, values = [*rows, block[i]], [*columns, j], [*values, like[i, j]]
+    near = coo_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(n, n)).tocsr()
+    near = near.maximum(near.T)
+    groups, chains = connected_components(near, directed=False)[1], 0
+    for group in np.flatnonzero(np.bincount(groups) > 2):
+        members = np.flatnonzero(groups == group)
+        apart = 1 - np.minimum(near[members][:, members].toarray(), 1)
+        np.fill_diagonal(apart, 0)
+        if (apart > 1 - threshold).any():
+            chains += 1
+            if linked == "pairs":
+                parts = fcluster(complete(squareform(apart, checks=False)), 1 - threshold, "distance")
+                groups[members] = groups.max() + parts
+    if chains and linked == "chains":
+        logger.info(
+            "%d of %d groups are chains: not any two of their pictures are near duplicates", chains, groups.max() + 1
+        )
+    return np.unique(groups, return_inverse=True)[1]
 
 
 def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
@@ -147,25 +257,26 @@ def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
     ----------
     groups : (N,) int without gaps, such as `near_duplicates`
 
-    >>> dtl.estimate_influence(dtl.leakage.pool(study.masks, groups), study.outputs(), design="random")
+    >>> dtl.leakage.pool([[True, False, False], [False, False, True]], [0, 1, 0]).astype(int).tolist()
+    [[1, 0], [1, 0]]
     """
     included, groups = np.asarray(masks, dtype=bool), np.asarray(groups)
     if groups.shape != included.shape[1:]:
-        raise ValueError(f"groups must hold one number for each of {included.shape[1]} examples, not {groups.shape}")
+        raise InputError(f"groups must hold one number for each of {included.shape[1]} examples, not {groups.shape}")
     numbers, starts = np.unique(np.sort(groups), return_index=True)
     if not np.array_equal(numbers, np.arange(len(numbers))):
-        raise ValueError(f"groups must be numbered 0, 1, ... without gaps, not {numbers.tolist()}")
+        raise InputError(f"groups must be numbered 0, 1, ... without gaps, not {numbers.tolist()}")
     return np.logical_or.reduceat(included[:, np.argsort(groups, kind="stable")], starts, axis=1)
 
 
 def _check_threshold(threshold: float) -> None:
     if not 0 < threshold < 1:
-        raise ValueError(f"near duplicates correlate above a threshold between 0 and 1, not {threshold}")
+        raise InputError(f"near duplicates correlate above a threshold between 0 and 1, not {threshold}")
 
 
 def _check_examples(influence: Influence, source: ImageDataset) -> None:
     if len(influence.values) != len(source):
-        raise ValueError(
+        raise InputError(
             f"the influence is of {len(influence.values)} units but the source has {len(source)} examples: leaks and "
             'misleading examples need a study of examples, dtl.Study(problem, unit="example")'
         )

@@ -7,41 +7,45 @@ a concatenation. M = 1 is the plain net.
 
 import threading
 from collections.abc import Sequence
-from itertools import pairwise, product
-from typing import Any
+from itertools import pairwise
 
 import torch
 import torchvision
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 from torchvision.ops import StochasticDepth
+
+from dtl._checks import InputError
+from dtl._patches import Patches
 
 
 class Nets(nn.Module):
     """`n_models` classifiers side by side: a backbone and one linear head each.
 
-    >>> nets = Nets("small", n_classes=4, n_models=8)
+    >>> nets = dtl.models.Nets("small", n_classes=4, n_models=8)
     >>> nets(torch.zeros(2, 8 * 3, 16, 16)).shape          # (models, batch, classes)
     torch.Size([8, 2, 4])
     """
 
     def __init__(self, model: str, n_classes: int, n_models: int = 1, widths: Sequence[int] = ()) -> None:
         super().__init__()
-        self.n_models = n_models
-        self.backbone, self.n_features = _backbone(model, n_models, widths or WIDTHS.get(model, ()))
+        self.model, self.n_models, self.widths = model, n_models, tuple(widths) or WIDTHS.get(model, ())
+        self.backbone, self.n_features = _backbone(model, n_models, self.widths)
         self.weight = nn.Parameter(torch.empty(n_models, self.n_features, n_classes))
         self.bias = nn.Parameter(torch.zeros(n_models, 1, n_classes))
         nn.init.uniform_(self.weight, -(self.n_features**-0.5), self.n_features**-0.5)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, n_models * 3, h, w) -> (n_models, batch, n_features)"""
+        """Own images (batch, n_models * 3, h, w) or shared ones (batch, 3, h, w) -> (n_models, batch, n_features)"""
         return self.backbone(x).flatten(1).unflatten(1, (self.n_models, -1)).transpose(0, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(batch, n_models * 3, h, w) -> logits (n_models, batch, n_classes)"""
+        """Images as for `features` -> logits (n_models, batch, n_classes)"""
         return torch.baddbmm(self.bias, self.features(x), self.weight)
+
+    @property
+    def n_classes(self) -> int:
+        return self.weight.shape[2]
 
     @property
     def head(self) -> list[nn.Parameter]:
@@ -60,35 +64,47 @@ class Nets(nn.Module):
 def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequence[int] = ()) -> Nets:
     """Nets side by side, each with the initial weights that its own seed gives it alone.
 
-    >>> nets = initialise("small", n_classes=24, seeds=[0, 1])
+    >>> nets = dtl.models.initialise("small", n_classes=24, seeds=[0, 1])
     >>> nets.n_models
     2
     """
     if len(seeds) > 1 and model not in PARALLEL:
-        raise ValueError(f"{model} runs one model at a time: set models_at_once=1 in the recipe")
+        raise InputError(f"{model} runs one model at a time: set models_at_once=1 in the recipe")
     states = []
     with _SEEDING, torch.random.fork_rng(devices=[]):
         for seed in seeds:
             torch.default_generator.manual_seed(int(seed))  # not torch.manual_seed, which reseeds every GPU
             states.append(Nets(model, n_classes, 1, widths).state_dict())
-        nets = Nets(model, n_classes, len(seeds), widths)
+    return stack(states, model, n_classes, widths)
+
+
+def blank(model: str, n_classes: int, n_models: int = 1, widths: Sequence[int] = ()) -> Nets:
+    """Nets whose weights are to be copied in: what they begin with draws on nobody's random numbers."""
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        return Nets(model, n_classes, n_models, widths)
+
+
+def stack(states: Sequence[dict[str, torch.Tensor]], model: str, n_classes: int, widths: Sequence[int] = ()) -> Nets:
+    """Single nets, by their states, side by side; `states_of` takes them apart again."""
+    nets = blank(model, n_classes, len(states), widths)
     nets.load_state_dict({k: torch.cat([s[k] for s in states]) if v.ndim else v for k, v in states[0].items()})
     return nets
 
 
-def unstack(nets: Nets, model: str, widths: Sequence[int] = ()) -> list[Nets]:
-    """The nets one by one, copies of a stack of `model` with these widths.
+def states_of(nets: Nets) -> list[dict[str, torch.Tensor]]:
+    """The state of each net of a stack on its own, views."""
+    parts = {k: v.chunk(nets.n_models) if v.ndim else [v] * nets.n_models for k, v in nets.state_dict().items()}
+    return [{k: v[i] for k, v in parts.items()} for i in range(nets.n_models)]
 
-    >>> [net.n_models for net in unstack(initialise("small", 24, seeds=[0, 1]), "small")]
+
+def unstack(nets: Nets) -> list[Nets]:
+    """The nets of a stack one by one, copies in eval mode.
+
+    >>> [net.n_models for net in dtl.models.unstack(dtl.models.initialise("small", 24, seeds=[0, 1]))]
     [1, 1]
     """
-    single = []
-    states = {k: v.chunk(nets.n_models) if v.ndim else [v] * nets.n_models for k, v in nets.state_dict().items()}
-    for i in range(nets.n_models):
-        net = Nets(model, nets.weight.shape[2], 1, widths).to(nets.weight.device)
-        net.load_state_dict({k: v[i] for k, v in states.items()})
-        single.append(net.eval())
-    return single
+    singles = (stack([state], nets.model, nets.n_classes, nets.widths) for state in states_of(nets))
+    return [net.to(nets.weight.device).eval() for net in singles]
 
 
 WIDTHS = {"small": (16, 32, 64), "resnet9": (64, 128, 256, 512)}
@@ -98,10 +114,8 @@ _SEEDING = threading.Lock()  # torch draws initial weights from one generator, w
 
 def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Module, int]:
     if model == "small":
-        stem = nn.Conv2d(3 * n_models, widths[0] * n_models, 3, stride=2, padding=1, groups=n_models, bias=False)
-        convolutions = [stem, *(_Patches(a, b, n_models) for a, b in pairwise(widths))]
-        layers = [nn.Sequential(c, nn.BatchNorm2d(c.out_channels), nn.ReLU(inplace=True)) for c in convolutions]
-        return nn.Sequential(*layers, _Mean()), widths[-1]
+        patches = (_layer(Patches(a, b, n_models)) for a, b in pairwise(widths))
+        return nn.Sequential(_layer(_Stem(widths[0], n_models, 2)), *patches, _Mean()), widths[-1]
     if model == "resnet9":
         return _resnet9(n_models, widths), widths[-1]
     check_model(model)
@@ -109,58 +123,23 @@ def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Modu
 
 
 def check_model(model: str) -> None:
-    """ValueError if there is no such backbone."""
+    """InputError if there is no such backbone."""
     if model not in PARALLEL and model not in torchvision.models.list_models(module=torchvision.models):
-        raise ValueError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
+        raise InputError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
 
 
-class _Patches(nn.Conv2d):
-    """Convolution of 2 x 2 patches that do not overlap."""
+class _Stem(nn.Conv2d):
+    """First convolution: of the images of each net's own, or of images that all nets share and so need no copies of."""
 
-    def __init__(self, n_in: int, n_out: int, n_models: int) -> None:
-        super().__init__(n_in * n_models, n_out * n_models, 2, stride=2, groups=n_models, bias=False)
+    def __init__(self, n_out: int, n_models: int, stride: int = 1) -> None:
+        super().__init__(3 * n_models, n_out * n_models, 3, stride, padding=1, groups=n_models, bias=False)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if input.device.type != "cpu":
-            return super().forward(input)
-        weight = self.weight
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            input, weight = input.to(dtype), weight.to(dtype)
-        return _PatchConvolution.apply(input, weight, self.groups)
+        return F.conv2d(input, self.weight, None, self.stride, self.padding, groups=input.shape[1] // 3)
 
 
-class _PatchConvolution(torch.autograd.Function):
-    """Its input gradient by four 1 x 1 convolutions: twice as fast on a CPU as the one call, with the same sums."""
-
-    generate_vmap_rule = True  # per-example gradients by torch.func
-
-    @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
-        return F.conv2d(x, weight, stride=2, groups=groups)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, int], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.groups = inputs[2]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x, weight), (gradient,) = ctx.saved_tensors, gradients
-        back = weight.unflatten(0, (ctx.groups, -1)).transpose(1, 2).flatten(0, 1)
-        of_x = torch.zeros_like(x)
-        height, width = (2 * side for side in gradient.shape[2:])
-        for i, j in product((0, 1), (0, 1)):
-            of_x[:, :, i:height:2, j:width:2] = F.conv2d(gradient, back[:, :, i, j, None, None], groups=ctx.groups)
-        of_weight = conv2d_weight(x, weight.shape, gradient, stride=2, groups=ctx.groups)
-        return of_x, of_weight, None
-
-
-def _conv(n_in: int, n_out: int, n_models: int, pool: bool = False) -> nn.Sequential:
-    conv = nn.Conv2d(n_in * n_models, n_out * n_models, 3, padding=1, groups=n_models, bias=False)
-    layers = [conv, nn.BatchNorm2d(n_out * n_models), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.MaxPool2d(2)) if pool else nn.Sequential(*layers)
+def _layer(conv: nn.Conv2d, *pool: nn.Module) -> nn.Sequential:
+    return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True), *pool)
 
 
 class _Mean(nn.Module):
@@ -180,13 +159,17 @@ class _Residual(nn.Sequential):
 
 def _resnet9(n: int, widths: Sequence[int]) -> nn.Sequential:
     a, b, c, d = widths
+
+    def conv(n_in: int, n_out: int, *pool: nn.Module) -> nn.Sequential:
+        return _layer(nn.Conv2d(n_in * n, n_out * n, 3, padding=1, groups=n, bias=False), *pool)
+
     return nn.Sequential(
-        _conv(3, a, n),
-        _conv(a, b, n, pool=True),
-        _Residual(_conv(b, b, n), _conv(b, b, n)),
-        _conv(b, c, n, pool=True),
-        _conv(c, d, n, pool=True),
-        _Residual(_conv(d, d, n), _conv(d, d, n)),
+        _layer(_Stem(a, n)),
+        conv(a, b, nn.MaxPool2d(2)),
+        _Residual(conv(b, b), conv(b, b)),
+        conv(b, c, nn.MaxPool2d(2)),
+        conv(c, d, nn.MaxPool2d(2)),
+        _Residual(conv(d, d), conv(d, d)),
         nn.AdaptiveMaxPool2d(1),
     )
 
@@ -200,7 +183,7 @@ def _torchvision_backbone(model: str) -> tuple[nn.Module, int]:
     net = torchvision.models.get_model(model, weights=None, **auxiliary)
     linear = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
-        raise ValueError(f"{model} has no linear layer to replace by a head: use another torchvision classifier")
+        raise InputError(f"{model} has no linear layer to replace by a head: use another torchvision classifier")
     name, last = linear[-1]
     net.set_submodule(name, nn.Identity())
     for module in net.modules():

@@ -1,15 +1,16 @@
 """Every figure of the book: functions that take results and an optional `ax`, and return the Axes they drew on.
 
 Colours keep one meaning from page to page: blue helps, vermillion hurts, grey cannot be told from zero (or is left to
-chance). They differ for every kind of colour vision, and those used for text are dark enough to read on white.
+chance). Any two that meet in a figure differ for every kind of colour vision, and lines differ in their markers too.
+Bars across a mean are 95% intervals; a number after ± is a standard error. Class names come with the influence.
 """
 
 from __future__ import annotations
 
 import logging
-import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -18,11 +19,16 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap
-from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from scipy import stats
 from scipy.cluster.hierarchy import leaves_list, linkage
+
+from dtl import _drawing as draw
+from dtl._checks import InputError, check_number, choice
+from dtl._drawing import CATEGORIES, FAINT, HELPS, HURTS, INK, MUTED, NEUTRAL, WIDTH, shown, verbatim
+from dtl._pictures import image_grid, images, pairs, strips
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -32,41 +38,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HELPS, HURTS, NEUTRAL = "#0067A5", "#C34700", "#6B7280"
-INK, FAINT, MUTED = "#1F2933", "#E8EAED", "#B9BEC6"
-CATEGORIES = ("#6A3D9A", "#00795C", "#8A6100", "#B02A78", INK)  # for lines that neither help nor hurt
-WIDTH = 6.8  # inches; 653 CSS pixels as SVG, inside a page column of 680
-Z95 = 1.96
-PIXEL_ART = 24  # images up to this size are enlarged without smoothing
 _DIVERGING = LinearSegmentedColormap.from_list("hurts-helps", [HURTS, "#F0B48F", "#FFFFFF", "#8FBFE0", HELPS])
-_THEME = {
-    "figure.facecolor": "white",
-    "savefig.facecolor": "white",  # opaque, so that figures stay readable on a dark page
-    "savefig.transparent": False,
-    "figure.figsize": (WIDTH, 3.6),
-    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same figure on every machine
-    "font.size": 10,
-    "axes.labelsize": 10,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "lines.linewidth": 2.0,
-    "figure.constrained_layout.h_pad": 0.06,
-    "figure.constrained_layout.w_pad": 0.06,
-    "svg.hashsalt": "dtl",  # stable ids: two builds give the same file
-}
+_DASHED = {"color": INK, "linestyle": (0, (4, 3)), "linewidth": 1}
+_HALO = [withStroke(linewidth=3, foreground="white")]
+_GREY = "grey: the 95% interval covers 0"
+__all__ = [
+    "CATEGORIES", "FAINT", "HELPS", "HURTS", "INK", "MUTED", "NEUTRAL", "ORDERS", "WIDTH", "compare", "flip_bars",
+    "image_grid", "images", "influence_bars", "influence_heatmap", "masks", "pairs", "reliability_curve",
+    "removal_curves", "strongest", "style",
+]  # fmt: skip
 
 
 def style(formats: str = "svg") -> None:
@@ -81,117 +61,106 @@ def style(formats: str = "svg") -> None:
     >>> import dtl.plots
     >>> dtl.plots.style()
     """
+    look: dict[str, Any] = {**mpl.rc_params_from_file(Path(__file__).with_suffix(".mplstyle"), False, False)}
     # An SVG keeps its size whatever the dpi, which then only sharpens the images inside it.
-    dpi = 160 if formats == "svg" else 100
-    sns.set_theme(style="ticks", palette=list(CATEGORIES), rc={**_THEME, "figure.dpi": dpi})
+    look |= {"figure.dpi": 160 if formats == "svg" else 100, "font.family": draw.font_family()}
+    sns.set_theme(style="ticks", palette=list(CATEGORIES), rc=look)
     if "inline" in mpl.get_backend():
         from matplotlib_inline.backend_inline import set_matplotlib_formats
 
         set_matplotlib_formats(formats, **({"metadata": {"Date": None}} if formats == "svg" else {}))
 
 
-def strongest(influence: Influence, names: Sequence[str], target: int | None = None, k: int = 5) -> pd.DataFrame:
+@draw.names_given
+def strongest(influence: Influence, target: int | str | None = None, k: int = 5) -> pd.DataFrame:
     """The k most helpful and the k most harmful source classes, from the most helpful to the most harmful.
 
     Parameters
     ----------
     influence : values and standard errors, (K, n).
-    names : the K source class names.
-    target : column to read; None averages the columns. The standard error of the average is then the average standard
-        error: an upper bound, because all columns come from the same models and their errors are correlated.
+    target : column to read, by number or by name; None averages the columns. The standard error of the average is then
+        the average standard error: an upper bound, because all columns come from the same models.
     k : classes per side; a side has fewer when fewer classes have that sign.
 
     Returns
     -------
-    Table with columns source (index of the class), name, value, half_width (of the 95% interval) and verdict: "helps",
-    "hurts", or "unclear" where the interval covers 0.
+    Table with columns source (index of the class), name (two classes of one name keep apart by their index), value,
+    stderr, low and high (of the 95% interval) and verdict: "helps", "hurts", or "unclear" where the interval covers 0.
 
     Raises
     ------
-    ValueError : names or target do not fit the influence.
+    InputError : the influence has no such target, or two of that name.
 
     Examples
     --------
-    >>> dtl.plots.strongest(influence, problem.source.classes, k=3).name.tolist()
-    ['apple', 'ball', 'cherry', 'sock', 'tent', 'urn']
+    >>> dtl.plots.strongest(influence, "sky", k=3).columns.tolist()
+    ['source', 'name', 'value', 'stderr', 'low', 'high', 'verdict']
     """
-    n_sources, n_targets = influence.values.shape
-    _check_names(names, n_sources, "source")
-    if target is not None and not 0 <= target < n_targets:
-        raise ValueError(f"target is {target}, but the influence has {n_targets} columns: choose 0 to {n_targets - 1}.")
-    if k < 1:
-        raise ValueError(f"k is {k}: ask for at least one class per side.")
-    columns = slice(None) if target is None else slice(target, target + 1)
-    value = influence.values[:, columns].mean(axis=1)
-    half_width = Z95 * influence.stderr[:, columns].mean(axis=1)
+    check_number(k, 1, 10**6, "k, the classes per side,")
+    columns = slice(None) if target is None else [draw.column_of(influence, target)]
+    arrays = influence.values, influence.stderr, _half_width(influence)
+    value, stderr, half_width = (array[:, columns].mean(axis=1) for array in arrays)
     order = np.argsort(-value, kind="stable")
-    helpful, harmful = order[value[order] > 0][:k], order[value[order] < 0][-k:]
-    shown = np.concatenate([helpful, harmful])
-    clear = np.abs(value) > half_width
-    verdict = np.where(clear, np.where(value > 0, "helps", "hurts"), "unclear")
-    return pd.DataFrame(
-        {
-            "source": shown,
-            "name": [names[i] for i in shown],
-            "value": value[shown],
-            "half_width": half_width[shown],
-            "verdict": verdict[shown],
-        }
-    )
+    rows = np.concatenate([order[value[order] > 0][:k], order[value[order] < 0][-k:]])
+    verdict = np.where(np.abs(value) > half_width, np.where(value > 0, "helps", "hurts"), "unclear")
+    found = {"name": shown(draw.sources_of(influence), 200), "value": value, "stderr": stderr}
+    found |= {"low": value - half_width, "high": value + half_width, "verdict": verdict}
+    return pd.DataFrame(found).iloc[rows].rename_axis("source").reset_index()
 
 
+def _half_width(influence: Influence) -> np.ndarray:
+    """Of the 95% interval of each influence (Student), (K, n)."""
+    return stats.t.ppf(0.975, influence.dof) * influence.stderr
+
+
+@draw.names_given
 def influence_bars(
     influence: Influence,
-    names: Sequence[str],
-    target: int | None = None,
+    target: int | str | None = None,
     k: int = 5,
-    dataset: ImageDataset | None = None,
+    images: ImageDataset | None = None,
     n_images: int = 4,
     title: str | None = None,
-    label: str = "influence on the margin (with the class − without)",
+    label: str = "influence on the margin\n(with the class − without)",
     ax: Axes | None = None,
 ) -> Axes:
-    """Bars with 95% intervals for the classes of `strongest`; with `dataset` (the source), images of each class too.
+    """Bars with 95% intervals for the classes of `strongest`; with `images` (the source), pictures of each class too.
 
-    The bar of a class whose interval covers 0 is grey. Images are the first `n_images` examples of the class.
+    The bar of a class whose interval covers 0 is grey. Pictures are the first `n_images` examples of the class.
 
     Examples
     --------
-    >>> dtl.plots.influence_bars(influence, problem.source.classes, target=2, dataset=problem.source, title="star")
+    >>> ax = dtl.plots.influence_bars(influence, "sky", images=problem.source, title="sky")
     """
-    table = strongest(influence, names, target, k)
+    influence = draw.named_by(influence, images)
+    table, names = strongest(influence, target, k), shown(draw.sources_of(influence))
     helpful = (table.value > 0).to_numpy()
     y = np.arange(len(table)) + 0.6 * (~helpful if helpful.any() else 0)  # a gap between the two sides
     rows = min(2 * k, len(names))  # the same height for every target, also where one side has fewer classes
-    ax = _axes(ax, height=1.1 + (0.28 if dataset is None else 0.36) * (rows + 0.6))
+    ax = draw.new_axes(ax, height=1.4 + (0.28 if images is None else 0.36) * (rows + 0.6))
     colours = table.verdict.map({"helps": HELPS, "hurts": HURTS, "unclear": MUTED})
     ax.barh(y, table.value, height=0.7, color=colours, linewidth=0, zorder=2)
-    ax.errorbar(table.value, y, xerr=table.half_width, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5, zorder=3)
+    told = np.isfinite(table.high).to_numpy()  # too few models give no interval
+    half_width = (table.high - table.value)[told]
+    ax.errorbar(table.value[told], y[told], xerr=half_width, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5)
     ax.axvline(0, color=INK, linewidth=0.8, zorder=3)
     ax.set_ylim(rows + 0.1, -0.6)
-    ax.set_yticks(y, [_short(name) for name in table.name])
-    ax.tick_params(axis="y", length=0)
-    sns.despine(ax=ax, left=True)
-    ax.grid(axis="x", color=FAINT, zorder=0)
-    ax.set_axisbelow(True)
-    if dataset is not None:
-        _image_strips(ax, y, table.source, dataset, n_images)
-    grey = "\ngrey: the 95% interval covers 0" if (table.verdict == "unclear").any() else ""
-    ax.set_xlabel(label + grey)
+    ax.set_yticks(y, [verbatim(names[i]) for i in table.source])
+    draw.finish_rows(ax)
+    grey = f"\n{_GREY if told.all() else 'too few models for 95% intervals'}"
+    ax.set_xlabel(label + (grey if (table.verdict == "unclear").any() else ""))
     for text, x, side, colour in (("◂ hurts", 0, "left", HURTS), ("helps ▸", 1, "right", HELPS)):
-        ax.text(x, 1.01, text, transform=ax.transAxes, color=colour, fontsize=9, ha=side, va="bottom")
+        ax.text(x, 1.01, text, transform=ax.transAxes, color=colour, ha=side, va="bottom")
     if title is not None:
-        ax.set_title(title, pad=19)
+        ax.set_title(verbatim(title), pad=20)
+    if images is not None:
+        strips(ax, y, table.source, images, n_images)
     return ax
 
 
+@draw.names_given
 def influence_heatmap(
-    influence: Influence,
-    source_names: Sequence[str],
-    target_names: Sequence[str],
-    order: str = "mean",
-    label: str = "influence on the margin",
-    ax: Axes | None = None,
+    influence: Influence, order: str = "mean", label: str = "influence on the margin", ax: Axes | None = None
 ) -> Axes:
     """Source class (rows) x target class (columns); cells whose 95% interval covers 0 are grey.
 
@@ -203,43 +172,39 @@ def influence_heatmap(
 
     Examples
     --------
-    >>> influence = study.influence(by="class")
-    >>> dtl.plots.influence_heatmap(influence, problem.source.classes, problem.target_test.classes)
+    >>> ax = dtl.plots.influence_heatmap(influence, order="cluster")
     """
-    values = influence.values
-    _check_names(source_names, values.shape[0], "source")
-    _check_names(target_names, values.shape[1], "target")
-    if order == "mean":
-        rows = np.argsort(-values.mean(axis=1), kind="stable")
-    elif order == "cluster":
-        rows = np.asarray(leaves_list(linkage(values, method="average", optimal_ordering=True)))
-    elif order == "given":
-        rows = np.arange(len(values))
-    else:
-        raise ValueError(f"order is {order!r}: choose 'mean', 'cluster' or 'given'.")
-    unclear = np.abs(values) <= Z95 * influence.stderr
-    height = min(1.6 + 0.24 * len(values), 14)
-    ax = _axes(ax, width=min(WIDTH, 3.2 + 0.55 * values.shape[1]), height=height)
+    choice(order, ("mean", "cluster", "given"), "order")
+    values, targets = influence.values, shown(draw.targets_of(influence))
+    rows = {
+        "mean": lambda: np.argsort(-values.mean(axis=1), kind="stable"),
+        "cluster": lambda: np.asarray(leaves_list(linkage(values, method="average", optimal_ordering=True))),
+        "given": lambda: np.arange(len(values)),
+    }[order]()
+    unclear = ~(np.abs(values) > _half_width(influence))
+    ax = draw.new_axes(ax, width=min(WIDTH, 3.2 + 0.55 * len(targets)), height=min(1.6 + 0.24 * len(values), 14))
+    step = -(-len(values) // int(12 / 0.17))  # of the rows named, where there are more than the height has lines
+    names = np.array([verbatim(name) for name in shown(draw.sources_of(influence))])[rows]
     largest = np.abs(values).max()
     ax.set_facecolor("#DDE0E4")
     sns.heatmap(
         values[rows], mask=unclear[rows], vmin=-largest, vmax=largest, cmap=_DIVERGING,
-        xticklabels=[_short(name) for name in target_names],
-        yticklabels=[_short(source_names[i]) for i in rows.tolist()],
+        xticklabels=[verbatim(name) for name in targets], yticklabels=False,
         linewidths=0.6 if len(values) <= 60 else 0, linecolor="white",
         cbar_kws={"label": label, "shrink": 0.7, "aspect": 24}, ax=ax,
     )  # fmt: skip
+    ax.set_yticks(np.arange(len(rows))[::step] + 0.5, names[::step])
     bar = ax.collections[0].colorbar
     if bar is not None:
         bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
-        bar.ax.set_title("helps", fontsize=9, fontweight="normal", color=HELPS, loc="left")
-        bar.ax.set_xlabel("hurts", fontsize=9, color=HURTS, loc="left")
+        bar.ax.set_title("helps", fontsize=10, fontweight="normal", color=HELPS, loc="left")
+        bar.ax.set_xlabel("hurts", color=HURTS, loc="left")
     ax.tick_params(length=0)
-    if max(map(len, target_names)) > 5:
+    if max(map(len, targets)) > 5:
         plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     ax.set(xlabel="target class", ylabel="source class")
     if unclear.any():
-        ax.set_title("grey: the 95% interval covers 0", fontsize=9, fontweight="normal", color=NEUTRAL)
+        ax.set_title(_GREY, fontsize=10, fontweight="normal", color=NEUTRAL)
     return ax
 
 
@@ -264,26 +229,29 @@ def removal_curves(
 
     Examples
     --------
-    >>> dtl.plots.removal_curves(curve, chosen=dtl.removal.select(curve).count)
+    >>> accuracy = 0.7 + 0.01 * np.random.default_rng(0).normal(size=(2, 3, 5))
+    >>> coords = {"order": ["negative", "random"], "count": [0, 2, 4], "seed": np.arange(5)}
+    >>> import xarray as xr
+    >>> curve = xr.Dataset({"test": (("order", "count", "seed"), accuracy)}, coords)
+    >>> ax = dtl.plots.removal_curves(curve, chosen=2)
     """
-    if split not in curve:
-        raise ValueError(f"the curve has no split {split!r}: choose one of {', '.join(map(str, curve.data_vars))}.")
+    choice(split, map(str, curve.data_vars), "split")
     counts = curve["count"].values.tolist()
     if reference and 0 not in counts:
-        raise ValueError("the curve has no count 0, the full source: add it or pass reference=False.")
-    if chosen is not None and chosen not in counts:
-        raise ValueError(f"chosen is {chosen}, which is not among the counts {counts} of the curve.")
+        raise InputError("the curve has no count 0, the full source: add it or pass reference=False.")
+    if chosen is not None:
+        choice(chosen, counts, "count")
     n_seeds = curve.sizes["seed"]
     if n_seeds < 2:
         log.warning("the curve has one seed: it is drawn without intervals.")
-    ax = _axes(ax)
+    ax = draw.new_axes(ax)
     labels: list[tuple[float, str, str]] = []
     others = iter(CATEGORIES)
-    for order in map(str, curve["order"].values):
+    for order, marker in zip(map(str, curve["order"].values), draw.MARKERS * 9, strict=False):
         text, colour = ORDERS.get(order) or (order, next(others, INK))
         accuracy = curve[split].sel(order=order).transpose("count", "seed").values
         mean = accuracy.mean(axis=1)
-        ax.plot(counts, mean, color=colour, marker="o", markersize=4, label=text, zorder=3)
+        ax.plot(counts, mean, color=colour, marker=marker, markersize=5, label=verbatim(text), zorder=3)
         if n_seeds > 1:
             half_width = stats.t.ppf(0.975, n_seeds - 1) * accuracy.std(axis=1, ddof=1) / np.sqrt(n_seeds)
             ax.fill_between(counts, mean - half_width, mean + half_width, color=colour, alpha=0.18, linewidth=0)
@@ -291,17 +259,17 @@ def removal_curves(
             at = mean[counts.index(chosen)]
             ax.plot([chosen], [at], "o", markersize=11, markerfacecolor="none", markeredgecolor=colour, zorder=4)
             offset = {"xytext": (0, 11), "textcoords": "offset points", "ha": "center"}
-            ax.annotate("chosen on validation", (chosen, at), **offset, color=colour, fontsize=9)
+            ax.annotate("chosen on validation", (chosen, at), **offset, color=colour, path_effects=_HALO, zorder=5)
         labels.append((mean[-1], text, colour))
     if reference:
         full = float(curve[split].sel(count=0).mean())
-        ax.axhline(full, color=INK, linestyle=(0, (4, 3)), linewidth=1, zorder=2)
+        ax.axhline(full, **_DASHED, zorder=2)
         labels.append((full, f"full source {full:.1%}", INK))
     decimals = 0 if abs(np.subtract(*ax.get_ylim())) > 0.06 else 1
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="source classes removed", ylabel=f"target {split} accuracy")
-    _finish_lines(ax, labels)
+    draw.finish_lines(ax, labels)
     return ax
 
 
@@ -314,91 +282,140 @@ def reliability_curve(table: pd.DataFrame, threshold: float | None = 0.8, ax: Ax
     Parameters
     ----------
     table : tidy, with columns models and reliability, and any of design, method, level. The first of these that varies
-        becomes the colour, the second the dashes. Rows that repeat a point are averaged, with a 95% interval.
+        becomes the colour and the marker, the second the dashes. Rows that repeat a point are averaged, with a 95%
+        interval.
     threshold : reliability to aim at, drawn as a dashed line; None draws none.
 
     Examples
     --------
+    >>> import pandas as pd
     >>> table = pd.DataFrame({"models": [64, 128], "reliability": [0.7, 0.82], "design": "balanced"})
-    >>> dtl.plots.reliability_curve(table)
+    >>> ax = dtl.plots.reliability_curve(table)
     """
     missing = {"models", "reliability"} - set(table.columns)
     if missing:
-        raise ValueError(f"the table has no column {', '.join(sorted(missing))}: it needs models and reliability.")
+        raise InputError(f"the table has no column {', '.join(sorted(missing))}: it needs models and reliability.")
     varying = [name for name in ("design", "method", "level") if name in table and len(set(table[name])) > 1]
     if len(varying) > 2:
-        raise ValueError("design, method and level all vary: select one value of one of them and plot again.")
+        raise InputError("design, method and level all vary: select one value of one of them and plot again.")
     hue, dashes = (*varying, None, None)[:2]
-    ax = _axes(ax)
+    ax = draw.new_axes(ax)
     ax.set_xscale("log")
+    table = table.assign(**{name: table[name].map(verbatim) for name in varying})
     kinds = list(dict.fromkeys(table[hue])) if hue else []
     free = (colour for colour in CATEGORIES if colour not in [_FIXED.get(kind) for kind in kinds])
     colours = {kind: _FIXED.get(kind) or next(free, INK) for kind in kinds}
     sns.lineplot(
         table, x="models", y="reliability", hue=hue, style=dashes, palette=colours or None, color=CATEGORIES[0],
-        errorbar=("se", Z95), marker="o", markeredgewidth=0, legend="full" if dashes else False, ax=ax,
+        errorbar=("se", 1.96), marker="o", markeredgewidth=0, legend="full" if dashes else False, ax=ax,
     )  # fmt: skip
     models = np.unique(table["models"].to_numpy())
-    ticks = models[:: -(-len(models) // 9)]
+    ticks = models[:: -(-len(models) // 7)]
     ax.set_xticks(ticks, [str(m) for m in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set(xlabel="number of models", ylabel="reliability", ylim=(0, 1.02))
     if threshold is not None:
-        ax.axhline(threshold, color=INK, linestyle=(0, (4, 3)), linewidth=1, zorder=1)
+        ax.axhline(threshold, **_DASHED, zorder=1)
     labels = []
     for kind in [] if dashes else kinds:
-        of_kind = table[hue].to_numpy() == kind
-        at_end = of_kind & (table["models"].to_numpy() == table["models"].to_numpy()[of_kind].max())
-        labels.append((float(table["reliability"].to_numpy()[at_end].mean()), str(kind), colours[kind]))
-    _finish_lines(ax, labels)
+        of_kind = table[table[hue] == kind]
+        end = of_kind.loc[of_kind["models"] == of_kind["models"].max(), "reliability"].to_numpy().mean()
+        labels.append((float(end), kind, colours[kind]))
+    draw.finish_lines(ax, labels)
     if dashes:
-        sns.move_legend(ax, "center left", bbox_to_anchor=(1.01, 0.5), handlelength=3.5)
+        sns.move_legend(ax, "lower left", bbox_to_anchor=(0, 1), ncols=2, handlelength=3)
     return ax
 
 
-def image_grid(
-    dataset: ImageDataset,
-    per_class: int = 8,
-    classes: Sequence[str] | None = None,
-    columns: int | None = None,
+def compare(
+    table: pd.DataFrame | xr.Dataset,
+    rows: str,
+    groups: str | None = None,
+    reference: float | None = 0.0,
+    label: str = "",
+    bars: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """The first `per_class` images of each class (not picked by hand), under the name of the class.
+    """Named values with their intervals: a row for each name, and in each row a mark for each group.
 
-    `columns` is the number of classes side by side: 2 by default, 1 for up to three classes.
+    Parameters
+    ----------
+    table : tidy, with columns value, low and high (NaN: no interval), or a Dataset of these variables.
+    rows, groups : columns (or dimensions) that name the rows and what is compared within them, in order of appearance.
+    reference : where nothing happens, drawn as a line; None draws none.
+    label : of the horizontal axis.
+    bars : bars instead of marks, for values that count from zero.
+
+    Raises
+    ------
+    InputError : a column is missing, two values have one place, or there are more than five groups.
 
     Examples
     --------
-    >>> dtl.plots.image_grid(problem.source, per_class=6, classes=["apple", "ball"])
+    >>> import pandas as pd
+    >>> drops = pd.DataFrame({"regime": ["fixed", "full"], "value": [0.2, 0.1], "low": [0.1, 0.0], "high": [0.3, 0.2]})
+    >>> ax = dtl.plots.compare(drops, rows="regime", label="drop of accuracy")
     """
-    wanted = dataset.classes if classes is None else tuple(classes)
-    unknown = [name for name in wanted if name not in dataset.classes]
-    if unknown:
-        raise ValueError(f"the dataset has no class {unknown[0]!r}: choose among {', '.join(dataset.classes[:20])}.")
-    groups = [(name, _first(dataset, dataset.classes.index(name), per_class)) for name in wanted]
-    return _gallery(dataset, groups, columns or (1 if len(wanted) <= 3 else 2), ax)
+    tidy = table if isinstance(table, pd.DataFrame) else table.to_dataframe().reset_index()
+    missing = {rows, groups or rows, "value", "low", "high"} - set(tidy.columns)
+    if missing:
+        raise InputError(f"the table has no column {', '.join(sorted(missing))}: it needs value, low, high and names.")
+    names = tidy[rows].unique().tolist()
+    kinds = tidy[groups].unique().tolist() if groups else [""]
+    if len(kinds) > len(CATEGORIES) or tidy.duplicated([rows, groups or rows]).any():
+        raise InputError(f"give one value for each row and group, of at most {len(CATEGORIES)} groups.")
+    pitch = 0.8 / len(kinds)
+    ax = draw.new_axes(ax, height=0.9 + len(names) * max(0.28, 0.19 * len(kinds)) + 0.25 * (len(kinds) > 1))
+    for i, (kind, colour, marker) in enumerate(zip(kinds, CATEGORIES, draw.MARKERS, strict=False)):
+        of = tidy.loc[tidy[groups] == kind] if groups else tidy
+        value, low, high = (of[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
+        y = np.array([names.index(name) for name in of[rows]]) + (i - (len(kinds) - 1) / 2) * pitch
+        if bars:
+            ax.barh(y, value, 0.9 * pitch, color=colour, linewidth=0, label=verbatim(kind), alpha=0.85)
+        else:
+            ax.plot(value, y, marker, color=colour, markersize=6, label=verbatim(kind), zorder=3)
+        ends = np.nan_to_num([value - low, high - value], posinf=0)
+        ax.errorbar(value, y, xerr=ends, fmt="none", ecolor=INK if bars else colour, elinewidth=1.2, capsize=2.5)
+    if reference is not None:
+        ax.axvline(reference, color=INK, linewidth=0.8, zorder=2)
+    ax.set_yticks(range(len(names)), [verbatim(name) for name in shown(names)])
+    ax.set(ylim=(len(names) - 0.4, -0.6), xlabel=label)
+    draw.finish_rows(ax)
+    if groups:
+        beside = 2 * (0.5 + 0.08 * max(len(str(kind)) for kind in kinds)) < draw.inches(ax)[0]
+        ax.legend(ncols=1 + beside, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handletextpad=0.4)
+    return ax
 
 
-def images(
-    dataset: ImageDataset,
-    index: Sequence[int],
-    titles: Sequence[str] | None = None,
-    columns: int = 8,
-    ax: Axes | None = None,
-) -> Axes:
-    """Chosen examples, by number or by a mask, each under its title (its class name by default).
+def flip_bars(flips: xr.Dataset, example: int, without: str | None = None, ax: Axes | None = None) -> Axes:
+    """What retrained models predict for one picture, with the full source and without one class; 95% intervals.
+
+    Parameters
+    ----------
+    flips : from `dtl.flip_rate`.
+    example : the picture, one of those in `flips`.
+    without : the class left out; the default is the first that was.
 
     Examples
     --------
-    >>> dtl.plots.images(problem.target_test, [3, 14, 15])
+    >>> import xarray as xr
+    >>> share = xr.DataArray([[[0.2, 0.8], [0.7, 0.3]]], dims=("example", "arm", "label"))
+    >>> coords = {"example": [17], "arm": ["full", "dots"], "label": ["sky", "chess"], "true": ("example", ["sky"])}
+    >>> flips = xr.Dataset({"share": share, "low": share / 2, "high": (share + 1) / 2}, coords, {"seeds": 20})
+    >>> ax = dtl.plots.flip_bars(flips, 17)
     """
-    index = np.arange(len(dataset))[np.asarray(index) if len(index) else slice(0)].tolist()  # numbers or a mask
-    if not index or columns < 1:
-        raise ValueError(f"choose at least one example and one column, not {len(index)} and {columns}.")
-    titles = [dataset.classes[int(dataset.labels[i])] for i in index] if titles is None else titles
-    if len(titles) != len(index):
-        raise ValueError(f"there are {len(titles)} titles for {len(index)} images: give one for each.")
-    return _gallery(dataset, [(title, [i]) for title, i in zip(titles, index, strict=True)], columns, ax)
+    full, *left_out = flips.arm.values.tolist()
+    without = left_out[0] if without is None else without
+    choice(example, flips.example.values.tolist(), "example")
+    choice(without, left_out, "class left out")
+    of = flips.sel(example=example, arm=[full, without])[["share", "low", "high"]].rename(share="value")
+    of = of.sel(label=(of.value.max("arm") > 0) | (of.label == of.true)).transpose("label", "arm")
+    names = [f"{label} (true)" if label == of.true else str(label) for label in of.label.values]
+    of = of.assign_coords(label=names, arm=["full source", f"without {without}"])
+    ax = compare(of, "label", "arm", None, f"share of {flips.attrs['seeds']} retrained models", True, ax)
+    ax.set_xlim(0, 1)
+    ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return ax
 
 
 def masks(masks: np.ndarray, names: Sequence[str] | None = None, ax: Axes | None = None) -> Axes:
@@ -411,15 +428,16 @@ def masks(masks: np.ndarray, names: Sequence[str] | None = None, ax: Axes | None
 
     Examples
     --------
-    >>> dtl.plots.masks(dtl.subset_masks(20, 40), problem.source.classes)
+    >>> ax = dtl.plots.masks(dtl.subset_masks(24, 40), problem.source.classes)
     """
     masks = np.asarray(masks)
     n_models, n_units = masks.shape
-    names = [str(i) for i in range(n_units)] if names is None else names
-    _check_names(names, n_units, "source")
-    ax = _axes(ax, height=min(1.2 + 0.2 * n_units, 12))
+    labels = [verbatim(name) for name in shown(range(n_units) if names is None else names)]
+    if len(labels) != n_units:
+        raise InputError(f"there are {len(labels)} names for {n_units} source classes: give one for each.")
+    ax = draw.new_axes(ax, height=min(1.2 + 0.2 * n_units, 12))
     sns.heatmap(
-        pd.DataFrame(masks.T.astype(float), index=[_short(name) for name in names]), cmap=ListedColormap([FAINT, INK]),
+        masks.T.astype(float), cmap=ListedColormap([FAINT, INK]), yticklabels=labels,
         vmin=0, vmax=1, cbar=False, linewidths=0.8 if n_models <= 100 else 0, linecolor="white", rasterized=True, ax=ax,
     )  # fmt: skip
     step = 10 if n_models > 20 else 5 if n_models > 10 else 1
@@ -427,104 +445,5 @@ def masks(masks: np.ndarray, names: Sequence[str] | None = None, ax: Axes | None
     ax.tick_params(length=0)
     ax.set(xlabel="model", ylabel="source class")
     handles = [Patch(color=INK, label="trained with the class"), Patch(color=FAINT, label="trained without")]
-    ax.legend(handles=handles, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.4)
+    ax.legend(handles=handles, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), columnspacing=1, handlelength=1)
     return ax
-
-
-def _axes(ax: Axes | None, height: float = 3.6, width: float = WIDTH) -> Axes:
-    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
-
-
-def _height(ax: Axes) -> float:
-    """Height of the axes in inches."""
-    return ax.bbox.height / ax.figure.dpi
-
-
-def _check_names(names: Sequence[str], n: int, side: str) -> None:
-    if len(names) != n:
-        raise ValueError(f"there are {len(names)} {side} names for {n} {side} classes: give one name for each.")
-
-
-def _short(name: str, longest: int = 24) -> str:
-    return name if len(name) <= longest else name[: longest - 1].rstrip(" ,") + "…"
-
-
-def _first(dataset: ImageDataset, label: int, n: int) -> list[int]:
-    return (dataset.labels == label).nonzero().flatten()[:n].tolist()
-
-
-def _pictures(dataset: ImageDataset, index: Sequence[int]) -> np.ndarray:
-    """Images as (n, h, w, 3) uint8."""
-    return dataset.subset(list(index)).images.permute(0, 2, 3, 1).cpu().numpy()
-
-
-def _strip(pictures: np.ndarray) -> np.ndarray:
-    """n images side by side with a white gap, (h, w', 3); pixel art enlarged by whole pixels, to keep its edges."""
-    size = max(pictures.shape[1:3])
-    factor = -(-128 // size) if size <= PIXEL_ART else 1
-    pictures = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
-    gap = np.full_like(pictures[0][:, : max(1, pictures.shape[2] // 12)], 255)
-    return np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
-
-
-def _gallery(dataset: ImageDataset, groups: list[tuple[str, list[int]]], columns: int, ax: Axes | None) -> Axes:
-    """Groups of images, each under its title; one unit of the axes is one image."""
-    columns = min(columns, len(groups))
-    longest = max(len(index) for _, index in groups)
-    span = longest + (0.5 if longest > 1 else 0.12)
-    width = columns * span - (span - longest)
-    inch = min(WIDTH / width, 1.4)  # of one image; text keeps its size whatever that of the images
-    letters = max(8, int(span * inch * 12))
-    titles = ["\n".join(textwrap.fill(_short(line, 60), letters) for line in title.splitlines()) for title, _ in groups]
-    above = (0.06 + 0.165 * (1 + max(title.count("\n") for title in titles))) / inch
-    pitch = 1 + above + 0.08 / inch
-    height = -(-len(groups) // columns) * pitch
-    ax = _axes(ax, width=width * inch, height=height * inch)
-    # "none" keeps the pixels: sharp at every zoom of an SVG, nearest neighbour in a PNG.
-    interpolation = "none" if max(dataset.images.shape[2:]) <= PIXEL_ART else "antialiased"
-    for j, (title, (_, index)) in enumerate(zip(titles, groups, strict=True)):
-        x, y = j % columns * span, j // columns * pitch + above
-        ax.text(x + 0.02, y - 0.065 / inch, title, fontsize=9, va="baseline", linespacing=1.1)
-        for i, picture in enumerate(_pictures(dataset, index)):
-            extent = (x + i + 0.02, x + i + 0.98, y + 0.98, y + 0.02)
-            ax.imshow(picture, extent=extent, interpolation=interpolation, aspect="auto")
-    ax.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
-    ax.axis("off")
-    return ax
-
-
-def _image_strips(ax: Axes, y: np.ndarray, sources: Sequence[int], dataset: ImageDataset, n_images: int) -> None:
-    """Images of each class between its name and its bar, as high as the row allows."""
-    rows = np.ptp(ax.get_ylim())
-    size = min(0.92 * _height(ax) / rows * 72, 36)  # points
-    widest = 0.0
-    for position, source in zip(y, sources, strict=True):
-        strip = _strip(_pictures(dataset, _first(dataset, source, n_images)))
-        zoom = size / strip.shape[0]
-        widest = max(widest, zoom * strip.shape[1])
-        picture = OffsetImage(strip, zoom=zoom, interpolation="antialiased")
-        where = {"xycoords": ("axes fraction", "data"), "boxcoords": "offset points", "box_alignment": (1, 0.5)}
-        ax.add_artist(
-            AnnotationBbox(picture, (0, position), (-6, 0), **where, frameon=False, pad=0, annotation_clip=False)
-        )
-    ax.tick_params(axis="y", pad=widest + 12)
-
-
-def _finish_lines(ax: Axes, labels: list[tuple[float, str, str]]) -> None:
-    """Frame, grid, and the name of each line at its right end, moved apart where names would overlap."""
-    sns.despine(ax=ax)
-    ax.grid(axis="y", color=FAINT)
-    ax.set_axisbelow(True)
-    if not labels:
-        return
-    labels = sorted(labels)
-    low, high = ax.get_ylim()
-    line = (high - low) * 13 / (72 * _height(ax))  # of text, in data units
-    ends = np.array([end for end, _, _ in labels])
-    places = ends.copy()
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + line)
-    places += (ends - places).mean()
-    for place, (_, text, colour) in zip(places, labels, strict=True):
-        where = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
-        ax.annotate(text, (1, place), (6, 0), **where, color=colour, va="center", fontsize=9.5)

@@ -1,11 +1,12 @@
 """Source labels projected on the target: whom a source class helps, and the groups of target examples that this shows.
 
 Nobody labelled the subpopulations of a target class, but source classes tell them apart: ostriches are the birds that
-the source class *ostrich* helps (Jain et al. 2022, section 4.1).
+the source class *ostrich* helps (Jain et al. 2022, section 4.1). The other way round, one wrong prediction leads to the
+source classes that push it there (section 4.2).
 """
 
 from dataclasses import dataclass
-from numbers import Integral
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,8 +14,12 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
+from dtl._checks import InputError, check_number
 from dtl.design import block_length
 from dtl.influence import Influence, estimate_influence, group_means
+
+if TYPE_CHECKING:
+    from dtl.study import Study
 
 SIDES = {"helpful": 1.0, "harmful": -1.0}
 _CLEAR = 3.0  # standard errors from zero at which a class counts as helpful or harmful for the examples as a whole
@@ -34,21 +39,16 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
     ------
     ValueError : an unknown class or side, or k is not in 1..n
 
-    >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=8)
+    >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=3).shape
+    (3,)
     """
     n_classes, n = influence.values.shape
     check_number(source_class, 0, n_classes - 1, "source_class, one of the classes of the influence,")
     check_number(k, 1, n, "k, of the target examples of the influence,")
     if most not in ("helped", "hurt"):
-        raise ValueError(f"unknown side {most!r}: use 'helped' or 'hurt'")
+        raise InputError(f"unknown side {most!r}: use 'helped' or 'hurt'")
     values = influence.values[source_class]
     return np.argsort(-values if most == "helped" else values, kind="stable")[:k]
-
-
-def check_number(value: object, low: int, high: int, what: str) -> None:
-    """ValueError unless `value` is one whole number in low..high; names and arrays are none."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
-        raise ValueError(f"{what} must be one whole number in {low}..{high}, not {value!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,22 +87,25 @@ def subpopulations(
     ------
     ValueError : too few models to halve, fewer examples than groups, or fewer than two classes of that side
 
-    >>> chess = problem.target_validation.labels.numpy() == 1
-    >>> dtl.subpopulations(study.masks, study.outputs()[:, chess]).group
+    >>> masks = dtl.subset_masks(20, 76)                # classes 0 and 1 help five examples, 2 and 3 the others
+    >>> outputs = np.repeat(masks[:, :4] @ [[3.0, 0], [3, 0], [0, 3], [0, 3]], 5, axis=1)
+    >>> outputs += np.random.default_rng(0).normal(size=outputs.shape)
+    >>> dtl.subpopulations(masks, outputs, n_groups=2).group.tolist()
+    [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
     """
     included, outputs = np.asarray(masks, dtype=bool), np.asarray(outputs, dtype=np.float64)
     if side not in SIDES:
-        raise ValueError(f"unknown side {side!r}: use one of {', '.join(SIDES)}")
+        raise InputError(f"unknown side {side!r}: use one of {', '.join(SIDES)}")
     n = outputs.shape[1]
     if n < 3 or (n_groups is not None and not 2 <= n_groups < n):
-        raise ValueError(f"n_groups must be at least 2 and below the number of examples, {n}, not {n_groups}")
+        raise InputError(f"n_groups must be at least 2 and below the number of examples, {n}, not {n_groups}")
     half = _half(included)
     first, whole = (
         estimate_influence(included[:half], y[:half]) for y in (outputs, outputs.mean(axis=1, keepdims=True))
     )
     chosen = SIDES[side] * whole.values[:, 0] > _CLEAR * whole.stderr[:, 0]
     if chosen.sum() < 2:
-        raise ValueError(
+        raise InputError(
             f"{chosen.sum()} source classes are clearly {side} for these examples as a whole and grouping needs two: "
             "train more models, or use the other side"
         )
@@ -127,5 +130,41 @@ def _half(masks: np.ndarray) -> int:
     block = block_length(masks.shape[1])
     half = len(masks) // (2 * block) * block or len(masks) // 4 * 2
     if half < 2:
-        raise ValueError(f"{len(masks)} models are too few to halve: train at least 4, better two balanced blocks")
+        raise InputError(f"{len(masks)} models are too few to halve: train at least 4, better two balanced blocks")
     return half
+
+
+def wrong(study: "Study", split: str = "validation") -> np.ndarray:
+    """Examples that most models of a study predict wrong, the most often wrong first, int indices into the split.
+
+    >>> len(dtl.projection.wrong(study)) < len(problem.target_validation)
+    True
+    """
+    right = study.outputs("correct", split=split).mean(0)
+    order = np.argsort(right, kind="stable")
+    return order[right[order] < 0.5]
+
+
+def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0) -> np.ndarray:
+    """The source classes with the most negative influence on one example, the worst first, int (at most k,).
+
+    Parameters
+    ----------
+    least : standard errors by which the influence must lie below zero; classes that do not are no suspects, so there
+        can be fewer than k, or none
+
+    Raises
+    ------
+    InputError : an unknown example, or k is not in 1..K
+
+    >>> values = np.array([[0.5], [-0.2], [-0.9]])
+    >>> found = dtl.Influence(values, np.full((3, 1), 0.1), np.ones(1), "difference", "paired", 100)
+    >>> dtl.suspects(found, example=0).tolist(), dtl.suspects(found, example=0, least=3).tolist()
+    ([2, 1], [2])
+    """
+    n_classes, n = influence.values.shape
+    check_number(example, 0, n - 1, "example, one of those of the influence,")
+    check_number(k, 1, n_classes, "k, of the source classes,")
+    worst = np.argsort(influence.values[:, example], kind="stable")[:k]
+    values, stderr = influence.values[worst, example], influence.stderr[worst, example]
+    return worst[(values < 0) & (values <= -least * stderr)]

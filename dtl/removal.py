@@ -1,36 +1,41 @@
-"""Counterfactuals: retrain the source without some classes, transfer again, and see whether the target gains."""
+"""Counterfactuals: retrain without some source classes, and see what becomes of the target.
+
+Of its accuracy, along an order of classes (Jain et al. 2022, Fig. 2), and of single predictions (their section 4.2).
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 
-from dtl.data import TransferProblem
+from dtl._checks import InputError, check_number
+from dtl._retrain import Arm, retrain
 from dtl.influence import Influence
-from dtl.projection import check_number
 from dtl.study import Study
-from dtl.targets import TARGETS
 
 if TYPE_CHECKING:
     from distributed import Client
 
 ORDERS = ("negative", "positive", "random")
-Accuracy = Callable[[ArrayLike, ArrayLike], np.ndarray]  # correct (models, n), labels (n,) -> (models,)
+Accuracy = Callable[[np.ndarray, np.ndarray], ArrayLike]  # correct (models, n), labels (n,) -> (models,)
 
 
 def removal_curve(
     study: Study,
     influence: Influence,
     counts: Sequence[int],
-    orders: Sequence[str] = ORDERS,
+    orders: Sequence[str] | Mapping[str, Sequence[int] | None] = ORDERS,
     seeds: int = 10,
     *,
     given: Mapping[str, Sequence[int]] | None = None,
+    accuracy: Accuracy | None = None,
+    steps: int | str | None = None,
     store: str | Path | None = None,
     seed: int | None = None,
     device: str = "auto",
@@ -44,10 +49,14 @@ def removal_curve(
     study : gives problem, recipe and transfer (its first); its models are not used
     influence : classes are ordered by its mean over targets
     counts : numbers of classes to remove; 0, the full source, is always included
-    orders : "negative" (most negative first), "positive", "random" (a new order for each seed, followed through all
-        counts), and names in `given`
+    orders : "negative" (most negative first), "positive" and "random" (a new order for each seed, followed through all
+        counts); to add your own, a mapping of names to source class indices, first to be removed first, in which those
+        three have None: ``{"negative": None, "mine": [3, 1]}``
     seeds : retrainings for each order and count
-    given : your own orders, name -> source class indices, first to be removed first
+    given : the same names and indices for orders listed by name, as in version 0.1
+    accuracy : of each model, (models,), from `correct` (models, n) and labels (n,); default that of the problem
+    steps : optimiser steps of every retraining, or "full", those of the whole source, so that a smaller source is not
+        also a shorter training; default what the recipe gives
     store : folder that keeps the retrained models' outputs, so that a killed call resumes
     seed : of the retrainings and the random orders; the default is one more than the study's, whose models gave the
         influence and must not judge it
@@ -55,73 +64,71 @@ def removal_curve(
 
     Returns
     -------
-    Dataset with `validation` and `test` accuracy, in 0..1, each (order, count, seed): the share of examples, or the
-    mean over classes for a problem "imagenet-<target>" whose target the paper reports so
+    Dataset with `validation` and `test` accuracy, in 0..1, each (order, count, seed)
 
-    >>> curve = dtl.removal_curve(study, study.influence(), counts=[2, 4, 6])
-    >>> curve.test.mean("seed")
+    Raises
+    ------
+    InputError : an order, a count or an influence that does not fit the source; before any training
+
+    >>> curve = dtl.removal_curve(study, influence, counts=[2, 4], orders=["negative"], seeds=2, progress=False)
+    >>> curve.test.sizes["count"]
+    3
     """
-    given, orders, n_source = dict(given or {}), [orders] if isinstance(orders, str) else list(orders), study.n_units
-    unknown = [order for order in orders if order not in ORDERS and order not in given]
-    if unknown or not orders or len(set(orders)) < len(orders) or set(given) & set(ORDERS):
-        raise ValueError(
-            f"orders must be different, out of {', '.join(ORDERS)} and names of your own in `given`, not {orders} with "
-            f"{list(given)} given"
-        )
-    if not np.isfinite(influence.values).all():
-        raise ValueError("the influence is not finite, so it orders nothing: estimate it from finished models")
-    if influence.values.shape[0] != n_source:
-        raise ValueError(f"influence is of {influence.values.shape[0]} classes but the source has {n_source}")
-    if not set(counts) - {0}:
-        raise ValueError(f"counts must lie in 1..{n_source - 2} (a source model needs two classes), not {list(counts)}")
-    for count in counts:
-        check_number(count, 0, n_source - 2, "each of counts (a source model needs two classes)")
-    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
-    counts = sorted({0, *map(int, counts)})
-    for name, classes in given.items():
-        short = len(classes) < counts[-1] and name in orders
-        whole = all(isinstance(c, Integral) for c in classes)
-        if short or len(set(classes)) < len(classes) or not whole or not set(classes) <= set(range(n_source)):
-            raise ValueError(
-                f"order {name!r} must list at least {counts[-1]} different class indices in 0..{n_source - 1}"
-            )
-
+    own = orders if isinstance(orders, Mapping) else {}
+    given = dict(given or {}) | {name: classes for name, classes in own.items() if classes is not None}
+    orders = [orders] if isinstance(orders, str) else list(orders)
+    counts, n_source = sorted({0, *counts}), study.n_units
+    _check(study, influence, counts, orders, given)
     seed = study.seed + 1 if seed is None else seed
     rank = np.argsort(influence.values.mean(1), kind="stable")
     rng = np.random.default_rng([seed, 3])
-    fixed = {"negative": rank, "positive": rank[::-1]} | given
-    cells = [("full", 0, s) for s in range(seeds)]
-    cells += [(order, count, s) for count in counts[1:] for order in orders for s in range(seeds)]
-    shuffled = [rng.permutation(n_source) for _ in range(seeds)]
-    masks = np.ones((len(cells), n_source), dtype=bool)
-    for mask, (order, count, s) in zip(masks, cells, strict=True):
-        mask[np.asarray(fixed.get(order, shuffled[s]))[:count]] = False
-
-    retrained = Study(study.problem, study.recipe, masks, study.transfer[:1], store, seed, unit=study.unit).run(
-        device=device, client=client, progress=progress
-    )
-    accuracy, curve = accuracy_of(study.problem), {}
+    first = {name: [classes] * seeds for name, classes in ({"negative": rank, "positive": rank[::-1]} | given).items()}
+    first["random"] = [rng.permutation(n_source) for _ in range(seeds)]
+    arms = {"full": Arm(steps=steps)}
+    for count in counts[1:]:
+        for order in orders:
+            masks = np.ones((seeds, n_source), dtype=bool)
+            for mask, classes in zip(masks, first[order], strict=True):
+                mask[np.asarray(classes)[:count]] = False
+            arms[f"{order} {count}"] = Arm(masks=masks, steps=steps)
+    again = retrain(study, arms, seeds, store=store, seed=seed, device=device, client=client, progress=progress)
+    accuracy, curve = accuracy or study.problem.accuracy, {}
     for split in ("validation", "test"):
-        labels = study.problem.parts[f"target_{split}"].labels.numpy()
-        found = dict(zip(cells, accuracy(retrained.outputs("correct", split=split), labels), strict=True))
-        curve[split] = (
-            ("order", "count", "seed"),
-            [[[found["full" if c == 0 else o, c, s] for s in range(seeds)] for c in counts] for o in orders],
-        )
+        judged = again.correct.isel(target=again.split == split)
+        found = np.asarray(accuracy(judged.values.reshape(-1, judged.sizes["target"]), judged.label.values))
+        found = found.reshape(-1, seeds)
+        each = found[1:].reshape(len(counts) - 1, len(orders), seeds).swapaxes(0, 1)
+        full = np.broadcast_to(found[0], (len(orders), 1, seeds))
+        curve[split] = ("order", "count", "seed"), np.concatenate([full, each], 1)
     return xr.Dataset(
         curve,
-        coords={"order": list(orders), "count": counts, "seed": np.arange(seeds)},
+        coords={"order": orders, "count": counts, "seed": np.arange(seeds)},
         attrs={"problem": study.problem.name, "transfer": study.transfer[0], "n_source": n_source},
     )
 
 
-def accuracy_of(problem: TransferProblem) -> Accuracy:
-    """How accuracy is reported for a problem: as Jain et al. (2022) do for their targets, else the share of examples.
-
-    >>> accuracy_of(dtl.load("imagenet-pets"))(study.outputs("correct", split="test"), labels)
-    """
-    named = {f"imagenet-{name}": target.accuracy for name, target in TARGETS.items()}
-    return named[problem.name] if problem.name in named else lambda correct, labels: np.asarray(correct).mean(1)
+def _check(study: Study, influence: Influence, counts: list, orders: list[str], given: Mapping) -> None:
+    """InputError for what would order nothing, or leave a source of fewer than two classes."""
+    n_source, most = study.n_units, study.n_units - 2
+    if set(orders) - {*ORDERS, *given} or not orders or len(set(orders)) < len(orders) or set(given) & set(ORDERS):
+        raise InputError(
+            f"orders must be different, out of {', '.join(ORDERS)} and names of your own with classes, not {orders} "
+            f"with classes for {list(given)}"
+        )
+    if not np.isfinite(influence.values).all():
+        raise InputError("the influence is not finite, so it orders nothing: estimate it from finished models")
+    if influence.values.shape[0] != n_source:
+        raise InputError(f"influence is of {influence.values.shape[0]} classes but the source has {n_source}")
+    if counts == [0]:
+        raise InputError(f"counts must lie in 1..{most} (a source model needs two classes), not {counts}")
+    for count in counts:
+        check_number(count, 0, most, "each of counts (a source model needs two classes)")
+    for name in set(given) & set(orders):
+        fine = {c for c in given[name] if isinstance(c, Integral) and 0 <= c < n_source}
+        if len(fine) < len(given[name]) or len(fine) < counts[-1]:
+            raise InputError(
+                f"order {name!r} must list at least {counts[-1]} different class indices in 0..{n_source - 1}"
+            )
 
 
 @dataclass(frozen=True)
@@ -147,13 +154,111 @@ class Selection:
 def select(curve: xr.Dataset, order: str = "negative") -> Selection:
     """Choose the count with the best mean validation accuracy and estimate what choosing so gains on test.
 
-    >>> dtl.removal.select(curve).gain
+    >>> curve = dtl.removal_curve(study, influence, counts=[4], seeds=2, progress=False)
+    >>> dtl.removal.select(curve).n_seeds
+    2
     """
     if order not in curve.order.values:
-        raise ValueError(f"the curve has no order {order!r}: it has {', '.join(curve.order.values)}")
+        raise InputError(f"the curve has no order {order!r}: it has {', '.join(curve.order.values)}")
     arm = curve.sel(order=order)
     count = int(arm.validation.mean("seed").idxmax("count"))
     n = curve.sizes["seed"]
     others = (arm.validation.sum("seed") - arm.validation).argmax("count")  # of each seed
     gains = (arm.test.isel(count=others) - arm.test.sel(count=0)).values
     return Selection(str(order), count, float(gains.mean()), float(gains.std(ddof=1) / n**0.5), n)
+
+
+def flip_rate(
+    study: Study,
+    example: int | Sequence[int],
+    without: int | Sequence[int],
+    seeds: int = 20,
+    *,
+    split: str = "validation",
+    store: str | Path | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    client: "Client | None" = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """How often retrained models predict each label, with the whole source and without one class of it.
+
+    The models of one arm are judged on all examples, so many examples cost no more training than one.
+
+    Parameters
+    ----------
+    study : gives problem, recipe and transfer (its first), and says which predictions are wrong
+    example : one or more examples of the split that most models of the study predict wrong (`dtl.projection.wrong`)
+    without : one or more source classes, each left out in an arm of its own; a class that nobody suspects is the
+        control that tells a flip from luck
+    seeds : retrainings of each arm
+    store, seed, device, client, progress : as in `dtl.retrain`
+
+    Returns
+    -------
+    Dataset with dimensions example, arm ("full", then names of classes left out) and label: `count` of retrained models
+    that predict the label, `share` of them, and `low` and `high` of its 95% interval (Wilson 1927); `change`, the share
+    minus that of the full source, with `change_low` and `change_high` (Newcombe 1998, method 10); coordinate `true`
+
+    Raises
+    ------
+    InputError : an unknown example or class, an example that is not wrong, or fewer than two seeds
+
+    >>> wrong = int(dtl.projection.wrong(study)[0])
+    >>> flips = dtl.flip_rate(study, wrong, without=8, seeds=2, progress=False)
+    >>> flips["count"].sum("label").values.tolist()
+    [[2, 2]]
+    """
+    if study.unit != "class" or study.groups:
+        raise InputError("flip_rate leaves out source classes: give a study of unit 'class'")
+    examples, classes = (np.atleast_1d(np.asarray(index)).tolist() for index in (example, without))
+    names = study.problem.source.classes
+    right = study.outputs("correct", split=split).mean(0)
+    for what, index, n in (("example", examples, len(right)), ("source class", classes, len(names))):
+        if not index or len(set(index)) < len(index):
+            raise InputError(f"give one or more different {what} numbers in 0..{n - 1}, not {index}")
+        for number in index:
+            check_number(number, 0, n - 1, f"each {what}")
+    fine = [index for index in examples if right[index] >= 0.5]
+    if fine:
+        raise InputError(
+            f"example {fine[0]} is not wrong: {right[fine[0]]:.0%} of the study's models predict it right; choose from "
+            "dtl.projection.wrong(study)"
+        )
+    arms: dict[str, Any] = {"full": np.ones(len(names), dtype=bool)}
+    arms |= {names[c]: np.arange(len(names)) != c for c in classes}
+    again = retrain(study, arms, seeds, store=store, seed=seed, device=device, client=client, progress=progress)
+    predicted = again.prediction.isel(target=again.split == split).isel(target=examples)
+    labels = list(study.problem.target_train.classes)
+    hits = predicted.rename(target="example") == xr.DataArray(np.arange(len(labels)), dims="label")
+    count = hits.sum("seed").transpose("example", "arm", "label").values
+    interval = np.array([binomtest(int(c), seeds).proportion_ci(method="wilson") for c in count.flat])
+    low, high = interval.T.reshape(2, *count.shape)
+    share = count / seeds
+    shares = np.stack([share, low, high])
+    change_low, change_high = newcombe(shares, shares[:, :, :1])
+    found = dict(count=count, share=share, low=low, high=high, change=share - share[:, :1])
+    found |= dict(change_low=change_low, change_high=change_high)
+    return xr.Dataset(
+        {name: (("example", "arm", "label"), values) for name, values in found.items()},
+        coords={
+            "example": examples,
+            "arm": list(arms),
+            "label": labels,
+            "true": ("example", np.array(labels)[predicted.label.values]),
+        },
+        attrs={"problem": study.problem.name, "split": split, "seeds": seeds, "transfer": study.transfer[0]},
+    )
+
+
+def newcombe(shares: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of a difference of two independent proportions, from the Wilson interval of each (Newcombe 1998).
+
+    shares, reference : proportion, its low and its high, along the first dimension
+
+    >>> low, high = newcombe(np.array([0.8, 0.69, 0.88]), np.array([0.6, 0.49, 0.7]))
+    >>> round(float(low), 3), round(float(high), 3)
+    (0.051, 0.336)
+    """
+    (p, low, high), (p0, low0, high0) = shares, reference
+    return p - p0 - np.hypot(p - low, high0 - p0), p - p0 + np.hypot(high - p, p0 - low0)

@@ -1,125 +1,185 @@
-"""Results without the images they were made of: those of a store, and those that ship with the book.
+"""What a study measured, without the images it was made of: of a store, of a file, or shipped with the book.
 
 A set of shipped results is a folder of `results.nc`, a tree of xarray datasets, and `manifest.json`: for each run its
 command, commit, date, hardware, versions and seconds; recipe, settings and seeds; SHA-256 of the data and of the file.
 """
 
-import hashlib
-import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 import zarr
-from numcodecs import BitRound
 
-from dtl._inputs import is_balanced, unpacked
-from dtl.design import DESIGNS
-from dtl.influence import Influence, estimate_influence, group_means
-from dtl.store import read
-from dtl.transfer import Outputs
-from dtl.workers import SPLITS
+from dtl._checks import InputError, choice
+from dtl.design import DESIGNS, is_balanced
+from dtl.engine.files import decoded, rounded, save, shipped, unpacked, write
+from dtl.engine.store import ARRAYS, OUTPUTS, SPLITS, local_folder, marks_of, open_store, read
+from dtl.influence import Influence, estimate_influence
+
+__all__ = ["Results", "open", "results_of", "rounded", "save"]
 
 logger = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parents[1] / "book/results"
-ARRAYS = ("label", "split", "mask", "seed", *Outputs._fields)
+FEW = 10  # images: below, a variance between them is known to a half only
+
+_BESIDE = Path(str(resources.files("dtl")))
+FOLDER = _BESIDE / "shipped" if (_BESIDE / "shipped").is_dir() else _BESIDE.parent / "book/results"  # wheel or clone
 
 
-def results_of(root: zarr.Group) -> xr.Dataset:
-    """All finished models of a store, read when used; what `Study.results` gives, without the data of the problem."""
-    facts: Any = root.attrs.asdict()
-    settings, sources = facts["settings"], facts["source_classes"]
-    done = np.flatnonzero(np.asarray(read(root, "done")))
-    data = {name: read(root, name).isel(model=done) for name in ARRAYS[2:]}
-    if settings["unit"] == "example":
-        sources = np.arange(facts["n_units"])
-        data["mask"] = xr.Variable(("model", "source"), unpacked(data["mask"].data, len(sources)))
-    return xr.Dataset(data, attrs=facts).assign_coords(
-        model=done,
-        source=sources,
-        transfer=settings["transfer"],
-        split=("target", np.array(SPLITS)[np.asarray(read(root, "split"))]),
-        label=("target", np.asarray(read(root, "label"))),
-    )
-
-
-def outputs_of(results: xr.Dataset, output: str, transfer: str | None, split: str) -> xr.DataArray:
-    """One output on one split, (model, target), read when used; ValueError if the study lacks it."""
-    regimes = results["transfer"].values.tolist()
-    transfer = transfer or regimes[0]
-    there = [name for name in Outputs._fields if name in results]  # results that ship hold some
-    splits = list(dict.fromkeys(results["split"].values.tolist()))
-    given = {"output": (output, there), "transfer": (transfer, regimes), "split": (split, splits)}
-    for name, (value, known) in given.items():
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: this study has {', '.join(known)}")
-    return results[output].sel(transfer=transfer).isel(target=results["split"].values == split)
-
-
-def comparable(results: xr.Dataset, output: str, transfer: str | None, split: str) -> xr.DataArray:
-    """`outputs_of` the models that give influences: a run that was cut leaves pairs of which one is missing."""
-    if output == "prediction":
-        raise ValueError("predictions are numbers of classes, which have no mean: use 'margin', or another output")
-    outputs, models = outputs_of(results, output, transfer, split), results["model"].values
-    whole = np.isin(models ^ 1, models)
-    if whole.all() or results.attrs["settings"]["design"] not in ("balanced", "paired"):
-        return outputs
-    logger.warning("%d models are left out: their complements are not done", (~whole).sum())
-    return outputs.isel(model=whole)
-
-
-def influence_of(
-    results: xr.Dataset,
-    method: str | None = None,
-    output: str = "margin",
-    transfer: str | None = None,
-    split: str = "validation",
-    by: str | np.ndarray | None = None,
-) -> Influence:
-    """`Study.influence` from results alone.
-
-    >>> results = dtl.results.open("imagenet20-cifar10")["balanced"]
-    >>> influence_of(results, transfer="full", by="class").reliability
-    """
-    chosen, design = comparable(results, output, transfer, split), results.attrs["settings"]["design"]
-    masks = results["mask"].sel(model=chosen["model"]).values
-    outputs, labels = chosen.values.astype(np.float32), chosen["label"].values
-    if by is not None:
-        named = {"class": labels, "all": np.zeros_like(labels)}
-        if isinstance(by, str) and by not in named:
-            raise ValueError(f"unknown grouping {by!r}: use None, 'class', 'all', or the group of each example")
-        outputs = group_means(outputs, named[by] if isinstance(by, str) else by)
-    if method is None:
-        sized = design == "balanced" and np.ptp(masks.sum(axis=1)) > 0 and is_balanced(masks)
-        method = "ols" if sized else "difference"
-    return estimate_influence(masks, outputs, method, design if design in DESIGNS else None)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Results:
-    """Datasets by name, in memory, and the manifest that they agree with.
+    """What models were trained on and what they said, and the questions to it.
 
+    Attributes
+    ----------
+    data : xr.Dataset
+        Dimensions model, source, target and transfer; variables mask, seed, margin, probability, correct, prediction;
+        coordinates source (class names, or numbers of images), split, label.
+    parts : mapping
+        Further datasets by name, of results that ship: ``results["removal"]``; those of studies also as `part`.
+    manifest : dict
+        Where shipped results come from.
+
+    Examples
+    --------
     >>> results = dtl.results.open("imagenet20-cifar10")
     >>> results["balanced"].margin.dims
     ('transfer', 'model', 'target')
+    >>> results.part("balanced").influence(by="class").values.shape
+    (20, 10)
     """
 
-    parts: dict[str, xr.Dataset]
-    manifest: dict[str, Any]
+    data: xr.Dataset
+    parts: Mapping[str, xr.Dataset] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> xr.Dataset:
         if name not in self.parts:
             raise KeyError(f"no {name!r} among these results: they hold {', '.join(self.parts)}")
         return self.parts[name]
 
-    def certificate(self, run: str) -> str:
-        """Where one part of the results comes from, in four lines for a page to print.
+    def part(self, name: str) -> "Results":
+        """One of the parts as results of their own."""
+        return Results(self[name], manifest=self.manifest)
 
-        >>> print(results.certificate("balanced"))
+    @property
+    def masks(self) -> np.ndarray:
+        """The source classes (or images) of each model, bool (models, units)."""
+        return self._study["mask"].values
+
+    def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
+        """One output of every model on one split, float32 (models, n); the default transfer is the first.
+
+        >>> Results(study.results).outputs("correct", split="test").shape
+        (8, 40)
+        """
+        return self.select(output, transfer, split).values.astype(np.float32)
+
+    def select(self, output: str, transfer: str | None = None, split: str = "validation") -> xr.DataArray:
+        """One output on one split, (model, target), read when used; InputError if the study lacks it."""
+        regimes, splits = (list(dict.fromkeys(self._study[name].values.tolist())) for name in ("transfer", "split"))
+        transfer = transfer or regimes[0]
+        given = {"output": (output, [name for name in OUTPUTS if name in self.data])}  # results that ship hold some
+        for name, (value, known) in (given | {"transfer": (transfer, regimes), "split": (split, splits)}).items():
+            choice(value, known, f"{name} of this study")
+        return self.data[output].sel(transfer=transfer).isel(target=self.data["split"].values == split)
+
+    def comparable(self, output: str, transfer: str | None = None, split: str = "validation") -> xr.DataArray:
+        """`select` of the models that give influences: a run that was cut leaves pairs of which one is missing."""
+        if output == "prediction":
+            raise InputError("predictions are numbers of classes, which have no mean: use 'margin', or another output")
+        outputs, models = self.select(output, transfer, split), self.data["model"].values
+        whole = np.isin(models ^ 1, models)
+        if whole.all() or self.data.attrs["settings"]["design"] not in ("balanced", "paired"):
+            return outputs
+        logger.warning("%d models are left out: their complements are not done", (~whole).sum())
+        return outputs.isel(model=whole)
+
+    def influence(
+        self,
+        method: str | None = None,
+        output: str = "margin",
+        transfer: str | None = None,
+        split: str = "validation",
+        by: str | np.ndarray | None = None,
+        part: str = "whole",
+        target: str = "new",
+    ) -> Influence:
+        """`estimate_influence` on these models; knows its names.
+
+        method : default is "difference", or "ols" where the subsets of whole balanced blocks differ in size, so that
+            the differences would share a part of the effect of the size
+        by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
+            or an int array with the group of each example
+        part : of classes or groups, "whole", "common" or "specific"; see `estimate_influence`. Whether classes are
+            helped as a whole, or each in its own way, shows in the reliabilities of the two parts
+        target : "new": errors count models and the drawing of target images; "these": models only
+
+        >>> Results(study.results).influence(by="class").targets
+        ('sky', 'chess', 'cards', 'travel')
+        """
+        chosen, facts = self.comparable(output, transfer, split), self.data.attrs
+        settings, names = facts["settings"], facts.get("target_classes")
+        masks = self.data["mask"].sel(model=chosen["model"]).values
+        outputs, labels = chosen.values.astype(np.float32), chosen["label"].values
+        if isinstance(by, str):
+            choice(by, ("class", "all"), "grouping by")
+        part = "common" if isinstance(by, str) and by == "all" else part
+        groups = labels if isinstance(by, str) else by
+        few = None if groups is None or target == "these" else np.bincount(groups).min()
+        if few is not None and few < FEW:
+            logger.warning("%d %s images are few for a target: the errors are as uncertain as that", few, split)
+        if method is None:
+            sized = settings["design"] == "balanced" and np.ptp(masks.sum(axis=1)) > 0 and is_balanced(masks)
+            method = "ols" if sized else "difference"
+        design = settings["design"] if settings["design"] in DESIGNS else None
+        found = estimate_influence(masks, outputs, method, design, groups, part, target)
+        numbers = tuple(map(str, range(found.values.shape[1])))
+        if part == "common":
+            numbers = ("whole target",)
+        return replace(
+            found,
+            sources=tuple(map(str, self.data["source"].values)),
+            targets=tuple(names) if names and part != "common" and isinstance(by, str) else numbers,
+            by=by if isinstance(by, str) else "image" if by is None else "group",
+            split=split,
+            output=output,
+            transfer=str(chosen["transfer"].values),
+            unit="group" if "groups" in settings else settings["unit"],
+            problem=facts.get("problem", ""),
+            data=settings["data"],
+        )
+
+    def to_frame(self, by: str = "class", **options: Any) -> pd.DataFrame:
+        """`influence(by=by, **options)` as a table: a row for each target and source.
+
+        >>> Results(study.results).to_frame(by="all").columns.tolist()
+        ['target', 'source', 'influence', 'stderr', 'reliability']
+        """
+        return self.influence(by=by, **options).to_frame()
+
+    def save(self, out: str | Path) -> Path:
+        """Write everything to one file for other programs, or influences on the target classes as a table.
+
+        out : ``.nc`` (NetCDF 4), ``.zarr.zip`` (zipped Zarr 2) or ``.csv``
+
+        >>> Results(study.results).save("study.nc").name
+        'study.nc'
+        """
+        return write(Path(out), self.to_frame() if str(out).endswith(".csv") else self._study)
+
+    def certificate(self, run: str) -> str:
+        """Where one part of shipped results comes from, in four lines for a page to print.
+
+        >>> print(dtl.results.open("imagenet20-cifar10").certificate("balanced"))
+        python book/results/run.py balanced --scale cpu
+        commit ...
         """
         pieces = self.manifest["runs"][run]
         took = f"{sum(piece['seconds'] for piece in pieces) / 60:.0f} minutes"
@@ -133,76 +193,74 @@ class Results:
             f"{versions}\n{file} sha256 {digest[:16]}"
         )
 
+    @property
+    def _study(self) -> xr.Dataset:
+        if "mask" not in self.data:
+            parts = f"; its parts are {', '.join(self.parts)}: take one with part(name)" if self.parts else ""
+            raise InputError(f"these results hold no models with their subsets{parts}")
+        return self.data
 
-def open(name: str, folder: str | Path | None = None) -> Results:
-    """Results by name, verified.
+
+def open(where: str | Path, folder: str | Path | None = None) -> Results:
+    """Results of a store, of a file, or shipped with the book; no images are needed.
 
     Parameters
     ----------
-    folder : that holds the folder `name`; default is `book/results` of the repository
+    where : folder of a store, NetCDF file that `Results.save` wrote, or name of results that ship
+    folder : that holds the folder of shipped results; default is what the package ships
 
     Raises
     ------
     FileNotFoundError : there are no such results; says what there is
-    ValueError : a file is not the one that the manifest describes
+    InputError : a store without a finished model, or a file that is not the one that the manifest describes
 
-    >>> dtl.results.open("imagenet20-cifar10")["removal"].test.mean("seed")
+    >>> dtl.results.open("imagenet20-cifar10")["removal"].test.dims
+    ('order', 'count', 'seed')
     """
-    folder = FOLDER if folder is None else Path(folder)
-    manifest = folder / name / "manifest.json"
-    if not manifest.is_file():
-        known = sorted(path.parent.name for path in folder.glob("*/manifest.json"))
-        raise FileNotFoundError(
-            f"no results {name!r} in {folder}: there are {', '.join(known) or 'none'}. They come with a clone of the "
-            "repository; `python book/results/run.py all` makes them again"
-        )
-    facts = json.loads(manifest.read_text("utf8"))
-    for file, digest in facts["files"].items():
-        path = manifest.with_name(file)
-        found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "nothing"
-        if found != digest:
-            raise ValueError(f"{path} is not what was measured: SHA-256 {found[:12]}, not {digest[:12]}; get it again")
-    tree = xr.load_datatree(manifest.with_name("results.nc"), engine="h5netcdf")
-    parts = {name: node.to_dataset() for name, node in tree.children.items()}
-    for part in parts.keys() & facts["settings"].keys():
-        parts[part].attrs["settings"] = facts["settings"][part]
-    return Results(parts, facts)
+    if folder is None and str(where).endswith(".nc"):
+        data = xr.load_dataset(where, engine="h5netcdf")
+        return Results(data.assign_attrs({k: decoded(v) for k, v in data.attrs.items() if k != "problem"}))
+    place = FOLDER if folder is None else Path(folder)
+    names = sorted(entry.parent.name for entry in place.glob("*/manifest.json"))
+    if str(where) in names:
+        return Results(xr.Dataset(), *shipped(place / where))
+    if folder is None and (local_folder(where).exists() or str(where) != Path(where).name):
+        root = open_store(where)
+        data = results_of(root) if root.attrs["runs"] else xr.Dataset()
+        if not data.sizes.get("model"):
+            raise InputError(f"{where} has no finished model: run or resume the study first")
+        return Results(data)
+    raise FileNotFoundError(
+        f"no results {str(where)!r} in {place}: give a store, a .nc file, or one of {', '.join(names)}"
+    )
 
 
-def save(folder: str | Path, parts: dict[str, xr.Dataset], facts: dict[str, Any]) -> Path:
-    """Write results and their manifest, compressed without loss; returns the folder.
+def results_of(root: zarr.Group) -> xr.Dataset:
+    """All finished models of a store, read when used; what `Study.results` gives, without the data of the problem."""
+    facts: Any = root.attrs.asdict()
+    settings, sources = facts["settings"], facts["source_classes"]
+    marks = marks_of(root)
+    done = np.flatnonzero(marks.done)
+    data = {name: read(root, name, marks).isel(model=done) for name in ARRAYS[2:]}
+    if settings["unit"] == "example":
+        sources = np.arange(facts["n_units"])
+        data["mask"] = xr.Variable(("model", "source"), unpacked(data["mask"].data, len(sources)))
+    if "groups" in settings:  # the store holds the subsets of classes that were trained
+        sources, first = np.unique(settings["groups"], return_index=True)
+        data["mask"] = data["mask"].isel(source=first)
+    return xr.Dataset(data, attrs=facts).assign_coords(
+        model=done,
+        source=sources,
+        transfer=settings["transfer"],
+        split=("target", np.array(SPLITS)[np.asarray(read(root, "split"))]),
+        label=("target", np.asarray(read(root, "label"))),
+    )
 
-    facts : plain data for the manifest, with `runs`, part -> the runs that made it, and `settings`, part -> settings
 
-    >>> dtl.results.save("book/results/mine", {"removal": curve}, {"runs": {}, "settings": {}})
+def influence_of(results: xr.Dataset, *options: Any, **named: Any) -> Influence:
+    """`Results(results).influence(...)`.
+
+    >>> influence_of(dtl.results.open("imagenet20-cifar10")["random"], "ols", by="class").method
+    'ols'
     """
-    if any("/" in name for name in parts):
-        raise ValueError(f"names of parts cannot hold '/': {', '.join(parts)}")
-    folder, tree = Path(folder), xr.DataTree.from_dict(parts)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "results.nc"
-
-    def packing(v: xr.Variable) -> dict[str, Any]:
-        if v.dtype.kind in "OUT":
-            return {"dtype": "S1", "zlib": True}  # strings of any length take thirty bytes each
-        whole = (
-            {"chunksizes": (*[1] * (v.ndim - 2), *v.shape[-2:])} if v.size else {}
-        )  # a tenth smaller than h5py's own
-        return {"zlib": True, "complevel": 9, "shuffle": True, **whole}
-
-    encoding = {n.path: {name: packing(v) for name, v in n.variables.items() if v.ndim} for n in tree.subtree}
-    tree.to_netcdf(file, engine="h5netcdf", encoding=encoding)
-    facts = facts | {"files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}}
-    (folder / "manifest.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf8")
-    return folder
-
-
-def rounded(values: xr.DataArray, bits: int = 8) -> xr.DataArray:
-    """float32 values with `bits` bits after the leading one, so that they compress: off by 2**-(bits + 1) at most.
-
-    >>> float(rounded(xr.DataArray(np.float32([3.14159]))))
-    3.140625
-    """
-    codec = BitRound(keepbits=bits)
-    found: Any = codec.decode(codec.encode(np.float32(values.values)))
-    return values.copy(data=found.reshape(values.shape))
+    return Results(results).influence(*options, **named)

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,25 +16,25 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
+from dtl._checks import Diverged, InputError, choice, whole
 from dtl.data import TransferProblem
-from dtl.design import subset_masks
+from dtl.design import groups_of, subset_masks
+from dtl.engine.files import influence_to_zarr
+from dtl.engine.progress import progress as progress_line
+from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
+from dtl.engine.views import done_in, save_missing, stores_of, with_views
+from dtl.engine.weights import kept_nets
+from dtl.engine.workers import Run, train
 from dtl.influence import Influence
 from dtl.models import PARALLEL
-from dtl.progress import progress as progress_line
-from dtl.results import ARRAYS, comparable, influence_of, outputs_of, results_of
-from dtl.store import Store, local_folder, read
-from dtl.tiles import influence_to_zarr
+from dtl.results import Results, results_of
 from dtl.training import Recipe, check_size, resolve_device
-from dtl.transfer import REGIMES, Outputs
-from dtl.workers import SPLITS, Run, train
+from dtl.transfer import REGIMES
 
 if TYPE_CHECKING:
     from distributed import Client
 
 logger = logging.getLogger(__name__)
-
-FORMAT = 3
-UNITS = ("class", "example")
 
 
 class Study:
@@ -50,11 +50,12 @@ class Study:
         store of another one is refused, unless that has saved no model
     seed : subsets, initial weights and order of examples are functions of it and of a model's number
     fraction : share of the units in a subset, for design "random"
-    unit : "class" or "example": what a subset holds or leaves out, and so what influences are influences of
+    unit : what a subset holds or leaves out, and so what influences are influences of: "class", "example", or groups of
+        classes, as the group of each class in a list or by the name of the class in a mapping
     weights : folder where source weights are kept (safetensors, a file a model); source models that are there, from
         this study or from one with another target, are not trained again
 
-    >>> study = dtl.Study(dtl.load("testbed"), store="studies/testbed").run(46)
+    >>> study = dtl.Study(problem, dtl.Recipe(epochs=1)).run(4, progress=False)
     >>> study.influence(by="class").values.shape
     (24, 4)
     """
@@ -68,28 +69,38 @@ class Study:
         store: str | Path | ZarrStore | None = None,
         seed: int = 0,
         fraction: float = 0.5,
-        unit: str = "class",
+        unit: str | Sequence[str] | Mapping[str, str] = "class",
         weights: str | Path | None = None,
     ) -> None:
         self.weights = None if weights is None else local_folder(weights).absolute()
-        self.problem, self.recipe, self.seed, self.fraction = problem, recipe or Recipe(), int(seed), fraction
+        self.problem, self.recipe, self.fraction = problem, recipe or Recipe(), fraction
+        self.seed = whole("seed", seed, 0)
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES):
-            raise ValueError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
+            raise InputError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
         if len(set(self.transfer)) < len(self.transfer):
-            raise ValueError(f"transfer names a regime twice: {self.transfer}")
+            raise InputError(f"transfer names a regime twice: {self.transfer}")
         if self.recipe.model not in PARALLEL and self.recipe.models_at_once > 1:
-            raise ValueError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
-        if unit not in UNITS:
-            raise ValueError(f"unknown unit {unit!r}: use one of {', '.join(UNITS)}")
-        self.unit, self.n_units = unit, problem.source.n_classes if unit == "class" else len(problem.source)
+            raise InputError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
+        self.groups = None if isinstance(unit, str) else groups_of(problem.source.classes, unit)  # of each class
+        self.unit = unit if isinstance(unit, str) else "class"
+        choice(self.unit, ("class", "example"), "unit")
+        n_units = problem.source.n_classes if self.unit == "class" else len(problem.source)
+        self.n_units = len(set(self.groups or range(n_units)))
         check_size(self.recipe, *problem.source.size)
         if isinstance(design, str):
             self.design, self.given = design, None
             subset_masks(self.n_units, 2, design, fraction, self.seed)  # raises now what it would raise later
         else:
             self.design, self.given = None, self._given(design)
+        fragile = [part for part in ("source", "target_train") if problem.parts[part].still]
+        if self.recipe.augment and fragile:
+            raise InputError(
+                f"what is planted in {' and '.join(fragile)} would not survive shifts and flips: set augment=0 in the "
+                "recipe, or plant something that does, such as a tint"
+            )
         self.store = Store(store, self.settings)
+        self.stores = {"": self.store, **stores_of(self.store, problem)}
 
     def __repr__(self) -> str:
         done = self.results.sizes["model"] if self.store.ready else 0
@@ -112,7 +123,7 @@ class Study:
             "unit": self.unit,
             "transfer": list(self.transfer),
             "seed": self.seed,
-        }
+        } | ({"groups": list(self.groups)} if self.groups else {})
 
     def run(
         self,
@@ -122,6 +133,7 @@ class Study:
         progress: bool = True,
         start: int = 0,
         repair: bool = False,
+        workers: int | None = None,
     ) -> "Study":
         """Train those of the models `start` to `n_models` - 1 that are missing; a batch is saved when it is done.
 
@@ -134,45 +146,49 @@ class Study:
         progress : show models done, rate and time left
         start : first model to train, to share a study between stores that are merged later
         repair : read the whole store first and train the models of damaged chunks again
+        workers : processes of this machine that share the work, and on "cuda" its GPUs; small nets leave a GPU idle
+            unless there are several
 
         A killed run loses the batches in flight; `run` again gives the arrays of an uninterrupted run.
 
         Raises
         ------
-        RuntimeError : models diverged; all others are saved
+        Diverged : some models did, a RuntimeError; all others are saved
 
-        >>> study.run(92).run(184)                          # trains 92, then 92 more
+        >>> dtl.Study(problem, dtl.Recipe(epochs=1)).run(2, progress=False).run(4, progress=False)  # trains 2 more
+        Study(testbed-0: 4 models done, balanced subsets, fixed)
         """
         masks = self._subsets(n_models)
         if not 0 <= start < len(masks):
-            raise ValueError(f"start must be 0 to {len(masks) - 1}, not {start}")
-        if self.store.ready and not repair:
-            done = np.asarray(read(self.store.open(), "done"))[start : len(masks)]
-            if len(done) == len(masks) - start and done.all():
-                return self  # also where the store cannot be written to
+            raise InputError(f"start must be 0 to {len(masks) - 1}, not {start}")
+        if self.store.ready and not repair and done_in(self.stores, len(masks))[start:].all():
+            return self  # also where the store cannot be written to
         if client is None:
             device = str(resolve_device(device))
+        if workers is not None and (whole("workers", workers, 1) and client):
+            raise InputError("give workers (processes of this machine) or client (a Dask cluster), not both")
         diverged, seeds = [], self.seeds(len(masks))
         with self.store.lock():
-            for chunk in self.store.repair(ARRAYS) if repair else ():
-                logger.warning("%s of %s was damaged: its models are not done", chunk, self.store.zarr)
+            for view, store in self.stores.items() if repair else ():
+                for chunk in store.repair(("mask", "seed", "logits") if view else ARRAYS):
+                    logger.warning("%s of %s was damaged: its models are not done", chunk, store.zarr)
             root, run = self._prepare(masks, device)
-            done, size = np.asarray(read(root, "done"))[: len(masks)], self.recipe.models_at_once
+            done, size = done_in(self.stores, len(masks)), self.recipe.models_at_once
             done[:start] = True
             chunks = np.split(np.arange(len(masks)), range(size, len(masks), size))
             batches = [rows[~done[rows]] for rows in chunks if not done[rows].all()]
             with (
                 progress_line(int((~done).sum()), "model", "training", progress and bool(batches)) as bar,
-                closing(train(run, self.problem, self.store, masks, seeds, batches, client)) as trained,
+                closing(train(run, self.problem, self.stores, masks, seeds, batches, client, workers)) as trained,
             ):
                 for batch in trained:
                     if batch.outputs is not None:
-                        self.store.save(root, batch.rows, batch.outputs)
+                        save_missing(self.stores, run.id, batch.rows, batch.outputs)
                     self.store.record(root, device=batch.device)
                     diverged.extend(batch.diverged.tolist())
                     bar.update(len(batch.rows))
         if diverged:
-            raise RuntimeError(
+            raise Diverged(
                 f"models {', '.join(map(str, sorted(diverged)))} diverged (outputs are not finite) and are not in the "
                 "results, all others are: lower lr or finetune_lr of the recipe in a new store, or go on without them"
             )
@@ -185,26 +201,33 @@ class Study:
         ------
         ValueError : the other store holds another study, or models of both stores differ; nothing is copied then
 
-        >>> dtl.Study(problem, store="all").merge("half-a").merge("half-b")
+        >>> from zarr.storage import MemoryStore
+        >>> half, quick = MemoryStore(), dtl.Recipe(epochs=1, models_at_once=2)
+        >>> _ = dtl.Study(problem, quick, store=half).run(4, start=2, progress=False)
+        >>> dtl.Study(problem, quick).run(2, progress=False).merge(half)
+        Study(testbed-0: 4 models done, balanced subsets, fixed)
         """
         theirs = Store(other, self.settings)
         if not theirs.ready:
-            raise ValueError(f"{theirs.zarr} holds no results yet: give the store of a study that has run")
+            raise InputError(f"{theirs.zarr} holds no results yet: give the store of a study that has run")
         there = theirs.open()
-        n_models = int(np.flatnonzero(np.asarray(read(there, "done"))).max(initial=1)) + 1
+        n_models = int(np.flatnonzero(marks_of(there).done).max(initial=1)) + 1
         with self.store.lock():
             root, _ = self._prepare(self._subsets(n_models), "", merged=there.attrs["runs"])
-            self.store.merge(root, there, Outputs._fields)
+            self.store.merge(root, there, tuple(OUTPUTS))
         return self
 
     def _subsets(self, n_models: int | None) -> np.ndarray:
         if self.given is not None:
             if n_models is not None and not 2 <= n_models <= len(self.given):
-                raise ValueError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
-            return self.given[:n_models]
+                raise InputError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
+            return self._checked(self._classes(self.given[:n_models]))
         if not isinstance(n_models, Integral) or self.design is None:
-            raise ValueError(f"run needs the number of models, not {n_models!r}")
-        return self._checked(subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed))
+            raise InputError(f"run needs the number of models, not {n_models!r}")
+        return self._checked(self._classes(subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed)))
+
+    def _classes(self, masks: np.ndarray) -> np.ndarray:
+        return masks if self.groups is None else masks[:, np.unique(self.groups, return_inverse=True)[1]]
 
     def seeds(self, n_models: int) -> np.ndarray:
         """One seed per model, int64 (n_models,), each a function of (study seed, model number)."""
@@ -214,19 +237,20 @@ class Study:
     def _given(self, masks: np.ndarray) -> np.ndarray:
         masks = np.array(masks, order="C")  # a copy: who changes the array later must not change the study
         if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != self.n_units or len(masks) < 2:
-            units = {"class": "classes", "example": "examples"}[self.unit]
-            raise ValueError(
+            units = "groups" if self.groups else {"class": "classes", "example": "examples"}[self.unit]
+            raise InputError(
                 f"given subsets must be bool, two or more models x {self.n_units} {units}, not {masks.dtype} "
                 f"{masks.shape}"
             )
-        return self._checked(masks)
+        self._checked(self._classes(masks))
+        return masks
 
     def _checked(self, masks: np.ndarray) -> np.ndarray:
         labels, n_classes = self.problem.source.labels.numpy(), self.problem.source.n_classes
         for number, mask in enumerate(masks):
             classes = mask.sum() if self.unit == "class" else np.count_nonzero(np.bincount(labels[mask], minlength=1))
             if classes < 2:
-                raise ValueError(
+                raise InputError(
                     f"subset {number} has fewer than two of the {n_classes} classes, which a source model needs: use "
                     'larger subsets, such as design="random" with fraction=2/3'
                 )
@@ -240,14 +264,9 @@ class Study:
         split = np.repeat(np.arange(2, dtype=np.int8), [len(target) for target in targets])
         date = datetime.now(UTC).isoformat(timespec="seconds")
         versions = {name: version(name) for name in ("dtl", "torch", "torchvision", "numpy", "zarr")}
-        root = self.store.prepare(
-            constants={"label": labels, "split": split},
-            per_model={
-                "mask": masks if self.unit == "class" else np.packbits(masks, axis=1),
-                "seed": self.seeds(len(masks)),
-            },
-            outputs={"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"},
-            shape=(len(self.transfer), len(labels)),
+        per_model = {"mask": masks if self.unit == "class" else np.packbits(masks, axis=1)}
+        common = dict(
+            per_model=per_model | {"seed": self.seeds(len(masks))},
             batch=self.recipe.models_at_once,
             attributes={
                 "problem": self.problem.name,
@@ -258,6 +277,12 @@ class Study:
             },
             run={"id": run.id, "date": date, "models": len(masks), "device": "", **versions, **facts},
         )
+        shape = len(self.transfer), len(labels)
+        root = self.store.prepare({"label": labels, "split": split}, outputs=OUTPUTS, shape=shape, **common)
+        for view, store in self.stores.items():
+            if view:
+                logits = shape[0], shape[1] * self.problem.target_train.n_classes
+                store.prepare({}, outputs={"logits": "float32"}, shape=logits, **common)
         return root, run
 
     @property
@@ -266,19 +291,25 @@ class Study:
 
         Dimensions model, source, target (validation examples, then test) and transfer; variables mask, seed, margin,
         probability, correct, prediction; coordinates source (class names, or numbers of images), split, label.
+        A problem with views has their targets behind those (split "test/<view>"), and logits (transfer, model, target,
+        class) of all; models that are not done in every view are not there.
         """
         if not self.store.ready:
-            raise ValueError("this study has no results yet: call run(n_models) first")
-        return results_of(self.store.open())
+            raise InputError("this study has no results yet: call run(n_models) first")
+        results = results_of(self.store.open())
+        roots = {view: store.open() for view, store in self.stores.items() if view and store.ready}
+        return with_views(results, roots) if len(roots) == len(self.stores) - 1 > 0 else results
 
     @property
     def masks(self) -> np.ndarray:
         """The source classes (or images) of each finished model, bool (models, units)."""
-        return self.results["mask"].values
+        return Results(self.results).masks
+
+    nets = kept_nets
 
     def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
         """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
-        return outputs_of(self.results, output, transfer, split).values.astype(np.float32)
+        return Results(self.results).outputs(output, transfer, split)
 
     def influence(
         self,
@@ -287,18 +318,15 @@ class Study:
         transfer: str | None = None,
         split: str = "validation",
         by: str | np.ndarray | None = None,
+        part: str = "whole",
+        target: str = "new",
     ) -> Influence:
-        """`estimate_influence` on the finished models of this study.
+        """`estimate_influence` on the finished models: see `Results.influence`.
 
-        method : default is "difference", or "ols" where the subsets of whole balanced blocks differ in size, so that
-            the differences would share a part of the effect of the size
-        by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
-            or an int array with the group of each example; outputs are averaged within a group first, so that the
-            errors are right
-
-        >>> study.influence(by="class").reliability
+        >>> study.influence(by="class").reliability.shape
+        (4,)
         """
-        return influence_of(self.results, method, output, transfer, split, by)
+        return Results(self.results).influence(method, output, transfer, split, by, part, target)
 
     def influence_to_zarr(
         self,
@@ -308,30 +336,15 @@ class Study:
         split: str = "validation",
         tile: tuple[int, int] = (4096, 1024),
     ) -> xr.Dataset:
-        """`influence("difference")` out of core, for more source examples than memory holds; resumes what was killed.
+        """`influence("difference")` from disk to disk, for more source examples than memory holds.
 
-        Masks of examples stay packed, and masks and outputs on disk, until a tile of s units x t targets needs them.
+        store : new folder, or Zarr store, of the influences; tile : see `dtl.influence_to_zarr`
 
-        Parameters
-        ----------
-        store : folder or Zarr store of the influences, another one than that of the study
-        output, transfer, split : as in `influence`
-        tile : (s, t); see `dtl.influence_to_zarr` for the memory that it takes
-
-        Returns
-        -------
-        Dataset, read when used: `influence` and `stderr` (source, target), in units of the output, `reliability`
-        (target)
-
-        Raises
-        ------
-        ValueError : as `influence`; or the store holds influences of other models (some have been trained since), of
-            another output, or something else
-
-        >>> found = study.influence_to_zarr("influence.zarr", tile=(4096, 1024))
-        >>> found.influence[:, 7].values.argsort()[:5]      # the source examples that hurt target example 7 most
+        >>> study.influence_to_zarr("influence.zarr").sizes["source"]
+        24
         """
-        outputs = comparable(self.results, output, transfer, split)
-        masks: Any = read(self.store.open(), "mask").isel(model=outputs["model"].values).data
+        outputs = Results(self.results).comparable(output, transfer, split)
+        masks: Any = self.results["mask"] if self.groups else read(self.store.open(), "mask")
+        models = np.isin(self.results["model"], outputs["model"]) if self.groups else outputs["model"].values
         n_units = None if self.unit == "class" else self.n_units
-        return influence_to_zarr(masks, outputs.data, store, self.design, n_units, tile)
+        return influence_to_zarr(masks.isel(model=models).data, outputs.data, store, self.design, n_units, tile)

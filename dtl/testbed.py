@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
-from dtl.data import ImageDataset, TransferProblem, Truth, loader
+from dtl._checks import InputError
+from dtl.data import ImageDataset, TransferProblem, Truth
 from dtl.influence import Influence
 
 KINDS = {
@@ -35,7 +36,6 @@ HUES = {"red": 0.0, "yellow": 1 / 6, "green": 1 / 3, "blue": 2 / 3}
 N_TARGET, N_SYMBOLS = len(TARGET_SYMBOLS), len(GLYPHS)
 
 
-@loader("testbed")
 def make(
     seed: int = 0,
     size: int = 16,
@@ -45,6 +45,7 @@ def make(
     test: int = 100,
     cue: float = 0.9,
     noise: float = 0.04,
+    lean: float | None = None,
 ) -> TransferProblem:
     """Draw the testbed.
 
@@ -60,26 +61,31 @@ def make(
     train, validation, test : target pictures of each of the 8 subpopulations
     cue : share of target training pictures whose texture is that of their kind (validation and test: one in four)
     noise : standard deviation of the pixel noise, full scale 1
+    lean : share of the pictures of helpful source classes whose texture is that of their kind; more than the one in
+        four that chance gives is a source that leans, though none of its classes is about the texture
 
     >>> problem = dtl.load("testbed", seed=0)
-    >>> dict(zip(problem.source.classes, problem.truth.role))
+    >>> problem.source.classes[8], str(problem.truth.role[8])
+    ('on stripes', 'misleading')
     """
     if size < 1 or train < 1 or per_class < 20 or min(validation, test) < 5:  # an album holds 10 + 10 copies
-        raise ValueError(
+        raise InputError(
             "the testbed needs size and train of at least 1, per_class of at least 20, validation and test of at "
             f"least 5, not {size}, {train}, {per_class}, {validation} and {test}"
         )
-    _check_shares(noise, cue)
+    _check_shares(noise, cue, lean)
     rng = np.random.default_rng([seed, 7])
     target = {"train": _target(rng, train, cue), "validation": _target(rng, validation), "test": _target(rng, test)}
     others = {"symbol": lambda: rng.integers(N_TARGET, N_SYMBOLS, per_class)}
     sources: list[tuple[str, str, int, pd.DataFrame]] = []  # name, role, subpopulation it helps, pictures
     for k, name in enumerate(TARGET_SYMBOLS):
-        sources.append((name, "helpful", k, _scenes(rng, per_class, symbol=k)))
+        shown = _scenes(rng, per_class, symbol=k)
+        if lean is not None:  # from a stream of its own, so that all else is the same picture
+            shown["texture"] = _cue(np.random.default_rng([seed, 13, k]), shown.symbol.to_numpy(), lean)
+        sources.append((name, "helpful", k, shown))
     for k, texture in enumerate(TEXTURES):
-        sources.append(
-            (f"on {texture}", "misleading", -1, _scenes(rng, per_class, symbol=others["symbol"](), texture=k))
-        )
+        shown = _scenes(rng, per_class, symbol=others["symbol"](), texture=k)
+        sources.append((f"on {texture}", "misleading", -1, shown))
     for letter in "AB":
         mixed = rng.integers(N_TARGET, size=per_class)
         sources.append((f"mixed bag {letter}", "mislabelled", -1, _scenes(rng, per_class, symbol=mixed)))
@@ -101,9 +107,7 @@ def make(
     names, role, helps, scenes = zip(*sources, strict=True)
     labels = np.repeat(np.arange(len(names)), per_class)
     source = _dataset(_draw(pd.concat(scenes), size, noise, rng), labels, names)
-    splits = {
-        k: _dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for k, v in target.items()
-    }
+    splits = [_dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for v in target.values()]
     truth = Truth(
         role=np.array(role),
         helps=np.array(helps),
@@ -112,13 +116,12 @@ def make(
         cue_agrees={split: (v.texture == v.symbol // 2).to_numpy() for split, v in target.items()},
         leaked_by=leaked_by,
     )
-    return TransferProblem(f"testbed-{seed}", source, splits["train"], splits["validation"], splits["test"], truth)
+    return TransferProblem(f"testbed-{seed}", source, *splits, truth)
 
 
 COPIES = (1, 2, 5)  # near copies that a leaked picture has in the source
 
 
-@loader("testbed-examples")
 def make_examples(
     seed: int = 0, size: int = 16, per_class: int = 30, leaks: int = 24, flawed: int = 16, noise: float = 0.04
 ) -> TransferProblem:
@@ -138,16 +141,15 @@ def make_examples(
     flawed : pictures that are mislabelled, and as many that are ambiguous, a multiple of 8
 
     >>> problem = dtl.load("testbed-examples", seed=0)
-    >>> (problem.truth.example_role == "leaked").sum()
+    >>> int((problem.truth.example_role == "leaked").sum())
+    64
     """
-    if size < 1 or per_class < 1 or leaks < 6 or leaks % 6 or flawed < 8 or flawed % 8:
-        raise ValueError(
-            "the testbed of examples needs size and per_class of at least 1, leaks in sixes and flawed in eights, not "
-            f"{size}, {per_class}, {leaks} and {flawed}"
+    if size < 1 or per_class < 1 or not 6 <= leaks <= N_TARGET * 50 or leaks % 6 or flawed < 8 or flawed % 8:
+        raise InputError(
+            "the testbed of examples needs size and per_class of at least 1, leaks in sixes (up to "
+            f"{N_TARGET * 50}) and flawed in eights, not {size}, {per_class}, {leaks} and {flawed}"
         )
     _check_shares(noise)
-    if leaks > N_TARGET * 50:
-        raise ValueError(f"leaks must not exceed {N_TARGET * 50}, the validation pictures, not {leaks}")
     rng = np.random.default_rng([seed, 11])
     target = {split: _target(rng, n) for split, n in (("train", 15), ("validation", 50), ("test", 100))}
     chosen = rng.choice(len(target["validation"]), leaks, replace=False)
@@ -185,34 +187,33 @@ def make_examples(
         copy_of=copy_of,
         moved=moved,
     )
-    splits = {
-        k: _dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for k, v in target.items()
-    }
+    splits = [_dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for v in target.values()]
     source = _dataset(torch.cat(list(images.values())), labels, TARGET_SYMBOLS)
-    return TransferProblem(
-        f"testbed-examples-{seed}", source, splits["train"], splits["validation"], splits["test"], truth
-    )
+    return TransferProblem(f"testbed-examples-{seed}", source, *splits, truth)
 
 
-def score(influence: Influence, problem: TransferProblem) -> dict[str, float]:
+def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[str, float]:
     """How well influences on validation examples recover what was planted: an AUROC per role, against irrelevant ones.
 
     helpful : influence on the subpopulation that the class shows, against irrelevant classes on the same examples
     leaked : mean influence on the validation examples that the class copies, likewise
     mislabelled, misleading : minus the mean influence on all validation examples, likewise
 
-    >>> dtl.testbed.score(study.influence(), problem)["helpful"]
+    Parameters
+    ----------
+    influence : values (K, n) of anything that is to be ranked like an influence, or an `Influence`
+
+    >>> sorted(dtl.testbed.score(study.influence(), problem))
+    ['helpful', 'leaked', 'mislabelled', 'misleading']
     """
     truth = problem.truth
     if truth is None or "irrelevant" not in truth.role:
-        raise ValueError(f"problem {problem.name} has no planted classes to score against: use dtl.load('testbed')")
+        raise InputError(f"problem {problem.name} has no planted classes to score against: use dtl.load('testbed')")
     n = len(problem.target_validation)
-    if influence.values.shape != (len(truth.role), n):
-        raise ValueError(
-            f"score needs influences of {len(truth.role)} classes on the {n} validation examples, not an array of "
-            f"shape {influence.values.shape}"
-        )
-    values, irrelevant = influence.values, truth.role == "irrelevant"
+    values = influence.values if isinstance(influence, Influence) else np.asarray(influence)
+    if values.shape != (len(truth.role), n):
+        raise InputError(f"score needs values of {len(truth.role)} classes on {n} examples, not {values.shape}")
+    irrelevant = truth.role == "irrelevant"
 
     def against_irrelevant(of: list[tuple[int, np.ndarray]], sign: int) -> float:
         planted = [sign * values[c, on].mean() for c, on in of]
@@ -240,13 +241,16 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
     ----------
     suspicion : (N,) of all source examples of the testbed of examples, higher for what should be found
 
-    >>> dtl.testbed.score_examples(dtl.leakage.similarity(problem.source, problem.target_validation).max(1), problem)
+    >>> examples = dtl.load("testbed-examples", seed=0)
+    >>> like = dtl.leakage.similarity(examples.source, examples.target_validation).max(1)
+    >>> round(dtl.testbed.score_examples(like, examples)["5 plain"], 2)
+    1.0
     """
     suspicion, truth = np.asarray(suspicion), problem.truth
     if truth is None or truth.example_role is None or truth.copy_of is None or truth.moved is None:
-        raise ValueError(f"no example is planted in problem {problem.name}: use dtl.load('testbed-examples')")
-    if suspicion.shape != (len(problem.source),):
-        raise ValueError(f"give one suspicion for each of {len(problem.source)} source examples, not {suspicion.shape}")
+        raise InputError(f"no example is planted in problem {problem.name}: use dtl.load('testbed-examples')")
+    if suspicion.shape != truth.copy_of.shape:
+        raise InputError(f"give one suspicion for each of {len(problem.source)} source examples, not {suspicion.shape}")
     kind = truth.example_role.astype(object)
     for example in np.flatnonzero(truth.copy_of >= 0):
         times = (truth.copy_of == truth.copy_of[example]).sum()
@@ -256,9 +260,9 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
     return {k: float(roc_auc_score((kind == k)[clean | (kind == k)], suspicion[clean | (kind == k)])) for k in order}
 
 
-def _check_shares(noise: float, cue: float = 0.5) -> None:
-    if not 0 <= noise <= 1 or not 0 <= cue <= 1:
-        raise ValueError(f"noise and cue must lie between 0 and 1, not {noise} and {cue}")
+def _check_shares(noise: float, cue: float = 0.5, lean: float | None = None) -> None:
+    if not all(0 <= share <= 1 for share in (noise, cue, lean or 0)):
+        raise InputError(f"noise, cue and lean must lie between 0 and 1, not {noise}, {cue} and {lean}")
 
 
 def _scenes(rng: np.random.Generator, n: int, **fixed: object) -> pd.DataFrame:
@@ -278,10 +282,15 @@ def _scenes(rng: np.random.Generator, n: int, **fixed: object) -> pd.DataFrame:
     ).assign(**fixed)
 
 
+def _cue(rng: np.random.Generator, symbol: np.ndarray, share: float) -> np.ndarray:
+    """The number of a kind for each picture: its symbol's own with probability `share`, else another."""
+    other = (symbol // 2 + rng.integers(1, len(KINDS), len(symbol))) % len(KINDS)
+    return np.where(rng.random(len(symbol)) < share, symbol // 2, other)
+
+
 def _target(rng: np.random.Generator, per_symbol: int, cue: float = 1 / len(TEXTURES)) -> pd.DataFrame:
     symbol = np.repeat(np.arange(N_TARGET), per_symbol)
-    other = (symbol // 2 + rng.integers(1, len(TEXTURES), len(symbol))) % len(TEXTURES)
-    return _scenes(rng, len(symbol), symbol=symbol, texture=np.where(rng.random(len(symbol)) < cue, symbol // 2, other))
+    return _scenes(rng, len(symbol), symbol=symbol, texture=_cue(rng, symbol, cue))
 
 
 def _dataset(images: torch.Tensor, labels: np.ndarray, classes: tuple[str, ...]) -> ImageDataset:

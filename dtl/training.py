@@ -1,256 +1,217 @@
 """Training several source models at once, each on its own subset of the source."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from numbers import Integral, Real
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional as F
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
 
-from dtl.beton import Beton
-from dtl.data import ImageDataset
-from dtl.models import WIDTHS, Nets, check_model, initialise
+from dtl._batches import Batches, Images
+from dtl._checks import InputError, in_plain_words
+from dtl._step import enough_memory, step_of
+from dtl._streams import stream
+from dtl.models import WIDTHS, Nets, blank, check_model, initialise
 
 
-@dataclass(frozen=True)
+@in_plain_words("recipe setting")
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Recipe:
     """Settings of source training and of transfer; written beside every result.
 
     Parameters
     ----------
-    model : "small", "resnet9" (these train side by side) or the name of a torchvision classifier
-    widths : channels of the stride-2 convolutions of "small" or of the four stages of "resnet9"; default is the net's
-        own
-    epochs, batch_size, lr, momentum, weight_decay : source training by SGD; lr rises to its peak over the first
-        `warmup` share of the steps and falls linearly to zero
-    augment : shift images by up to this many pixels and flip them left-right at random; 0 for neither. From a `.beton`
-        any number above 0 means random resized crops and flips
-    models_at_once : nets that train side by side, also the number of models that are saved together
+    model : str
+        "small", "resnet9" (these train side by side) or the name of a torchvision classifier
+    widths : tuple of int
+        Channels of the stride-2 convolutions of "small" or of the four stages of "resnet9"; default is the net's own
+    epochs, batch_size, lr, momentum, weight_decay, warmup
+        Source training by SGD; lr rises to its peak over the first `warmup` share of the steps and falls linearly to
+        zero. In the papers `warmup` is 2 epochs of 16
+    augment : int
+        Shift images by up to this many pixels and flip them left-right at random; 0 for neither. From a `.beton` any
+        number above 0 means random resized crops and flips
+    models_at_once : int
+        Nets that train side by side, also the number of models that are saved together
     precision : "float32" or "bfloat16" (autocast)
-    probe_l2 : penalty of the fixed-feature probe, on standardised features, per example
-    finetune_epochs, finetune_lr : full-network transfer, and the head of `fixed+bn`
+    probe_l2 : float
+        Penalty of the fixed-feature probe, on standardised features, per example
+    finetune_epochs, finetune_lr
+        Full-network transfer, and the head of `fixed+bn`
+    finetune_weight_decay : float, optional
+        Of full-network transfer and `fixed+bn`; default that of source training
+    steps : int, optional
+        Optimiser steps of source training, whatever the size of the subset; default is that of `epochs`
 
-    >>> Recipe(epochs=4).lr
+    Raises
+    ------
+    InputError : an unknown setting, or a value that it cannot have; "1e-3" and numbers of NumPy are numbers
+
+    >>> dtl.Recipe(epochs=4).lr
     0.3
     """
 
     model: str = "small"
-    widths: tuple[int, ...] = ()
-    epochs: int = 16
-    batch_size: int = 64
-    lr: float = 0.3
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup: float = 0.2
-    augment: int = 0
-    models_at_once: int = 16
-    precision: str = "float32"
-    probe_l2: float = 1e-2
-    finetune_epochs: int = 15
-    finetune_lr: float = 0.05
+    widths: tuple[PositiveInt, ...] = ()
+    epochs: PositiveInt = 16
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    lr: PositiveFloat = 0.3
+    momentum: NonNegativeFloat = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    augment: NonNegativeInt = 0
+    models_at_once: PositiveInt = 16
+    precision: Literal["float32", "bfloat16"] = "float32"
+    probe_l2: PositiveFloat = 1e-2
+    finetune_epochs: PositiveInt = 15
+    finetune_lr: PositiveFloat = 0.05
+    finetune_weight_decay: NonNegativeFloat | None = None
+    steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        at_least = {"epochs": 1, "batch_size": 2, "models_at_once": 1, "finetune_epochs": 1, "augment": 0}
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if not isinstance(value, Integral) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
-            object.__setattr__(self, name, int(value))  # numbers of NumPy cannot be written to a store
-        for name in ("lr", "finetune_lr", "probe_l2", "momentum", "weight_decay", "warmup"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not 0 <= float(value) < float("inf"):
-                raise ValueError(f"{name} must be a number that is not negative, not {value!r}")
-            object.__setattr__(self, name, float(value))
-        for name in ("lr", "finetune_lr", "probe_l2"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         check_model(self.model)
         own = WIDTHS.get(self.model, ())
-        widths = tuple(self.widths) or own
+        widths = self.widths or own
         if self.model != "small" and widths in WIDTHS.values():
             widths = own  # what `replace(recipe, model=...)` hands on from the net before
-        if not all(isinstance(n, Integral) and int(n) > 0 for n in widths):
-            raise ValueError(f"widths must be positive numbers of channels, not {widths}")
         if self.model != "small" and len(widths) != len(own):
-            raise ValueError(f"{self.model} has {len(own)} widths to set, not {len(widths)}: leave them out")
-        if not 0 < self.warmup < 1:
-            raise ValueError(f"warmup is the share of the steps before the peak, between 0 and 1, not {self.warmup}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"unknown precision {self.precision!r}: use 'float32' or 'bfloat16'")
-        object.__setattr__(self, "widths", tuple(map(int, widths)))
+            raise InputError(f"{self.model} has {len(own)} widths to set, not {len(widths)}: leave them out")
+        object.__setattr__(self, "widths", widths)
 
     def settings(self) -> dict[str, object]:
+        """What is written beside results, as JSON has it.
+
+        >>> dtl.Recipe(widths=(8, 16)).settings()["widths"]
+        [8, 16]
+        """
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 def check_size(recipe: Recipe, height: int, width: int) -> None:
-    """ValueError if images are too small for the recipe's net, found out without computing anything."""
-    nets = Nets(recipe.model, 2, 1, recipe.widths).to("meta")  # made elsewhere: some torchvision nets cannot be there
+    """InputError if images are too small for the recipe, found out without computing anything."""
+    if recipe.augment >= min(height, width):
+        times = (height + 2 * recipe.augment) * (width + 2 * recipe.augment) / (height * width)
+        raise InputError(
+            f"augment={recipe.augment} shifts images of {height} x {width} pixels out of sight, and takes "
+            f"{times:.0f} times their memory: use at most {min(height, width) - 1}, a few pixels is usual"
+        )
+    nets = blank(recipe.model, 2, 1, recipe.widths).to("meta")  # made elsewhere: some torchvision nets cannot be there
     try:
         nets(torch.empty(2, 3, height, width, device="meta"))
     except (RuntimeError, AssertionError) as error:
         widths = f" with widths {recipe.widths}" if recipe.model == "small" else ""
-        raise ValueError(
+        raise InputError(
             f"{recipe.model}{widths} cannot take images of {height} x {width} pixels ({error}): use images of another "
             "size, or a net that halves them fewer times"
         ) from error
 
 
-class Pixels:
-    """Images on a device, normalised with the channel statistics of `like`, cut into batches for nets side by side."""
+def images_of(masks: np.ndarray, source: Images, unit: str = "class") -> np.ndarray:
+    """The images that each model sees, bool (models, N), from subsets of classes (models, K) or of images.
 
-    def __init__(self, dataset: ImageDataset, like: ImageDataset, device: torch.device, pad: int = 0) -> None:
-        self._normalise(dataset, like, device)
-        images = dataset.images
-        self.height, self.width = images.shape[2:]
-        rows, columns = (np.pad(np.arange(side), pad, mode="reflect") for side in images.shape[2:])
-        images = images.to(device)
-        self.images = images[:, :, rows][..., columns] if pad else images
-        self.pad = pad
-
-    def _normalise(self, dataset: ImageDataset, like: ImageDataset, device: torch.device) -> None:
-        mean, std = like.statistics()
-        self.scale = (1 / (255 * std))[:, None, None].to(device)
-        self.shift = (-mean / std)[:, None, None].to(device)
-        self.labels = dataset.labels.to(device)
-
-    def batch(self, index: torch.Tensor, rng: Sequence[np.random.Generator] = ()) -> torch.Tensor:
-        """index (models, batch) -> float (batch, models * 3, height, width), shifted and flipped if padded"""
-        if self.pad:
-            draws = np.stack([r.integers(0, (2 * self.pad + 1, 2 * self.pad + 1, 2), (index.shape[1], 3)) for r in rng])
-            dy, dx, flip = torch.from_numpy(draws).to(index.device).transpose(0, 1).unbind(-1)
-            windows = self.images.unfold(2, self.height, 1).unfold(3, self.width, 1)  # (n, 3, dy, dx, h, w), a view
-            x = windows[index.T, :, dy, dx]
-            x = torch.where(flip.bool()[..., None, None, None], x.flip(-1), x)
-        else:
-            x = self.images.index_select(0, index.T.flatten()).unflatten(0, index.T.shape)  # (batch, models, 3, h, w)
-        return self._finish(x)
-
-    def batches(self, order: torch.Tensor, rng: Sequence[np.random.Generator]) -> Iterator[torch.Tensor]:
-        """`batch` of each step of an order (steps, models, batch)."""
-        for index in order.to(self.labels.device):
-            yield self.batch(index, rng)
-
-    def _finish(self, x: torch.Tensor) -> torch.Tensor:
-        """uint8 (batch, models, 3, height, width) -> float (batch, models * 3, height, width), normalised"""
-        models = x.shape[1]
-        # reordered while a pixel is still one byte
-        x = x.flatten(1, 2).contiguous(memory_format=torch.channels_last).float()
-        return x.mul_(self.scale.repeat(models, 1, 1)).add_(self.shift.repeat(models, 1, 1))
-
-
-class BetonPixels(Pixels):
-    """The same batches from a `.beton`, decoded when they are needed; random resized crops in place of shifts."""
-
-    def __init__(self, dataset: Beton, like: ImageDataset, device: torch.device, augment: bool = False) -> None:
-        self._normalise(dataset, like, device)
-        self.dataset, self.augment = dataset, augment
-
-    def batch(self, index: torch.Tensor, rng: Sequence[np.random.Generator] = ()) -> torch.Tensor:
-        return self._finish(self._decode(index, rng, None).to(self.labels.device))
-
-    def batches(self, order: torch.Tensor, rng: Sequence[np.random.Generator]) -> Iterator[torch.Tensor]:
-        """`batch` of each step, at the resolution that the schedule says; the next one is decoded in the meantime."""
-        schedule = self.dataset.schedule if self.augment else None
-        sizes = [schedule and schedule.resolution(step * schedule.epochs // len(order)) for step in range(len(order))]
-        with ThreadPoolExecutor(1) as ahead:  # one thread, so that draws from `rng` keep their order
-            following = ahead.submit(self._decode, order[0], rng, sizes[0])
-            for step in range(len(order)):
-                x = following.result()
-                if step + 1 < len(order):
-                    following = ahead.submit(self._decode, order[step + 1], rng, sizes[step + 1])
-                yield self._finish(x.to(self.labels.device))
-
-    def _decode(self, index: torch.Tensor, rng: Sequence[np.random.Generator], resolution: int | None) -> torch.Tensor:
-        """index (models, batch) -> uint8 (batch, models, 3, height, width)"""
-        rows = index.cpu().numpy()
-        boxes = flips = None
-        if self.augment:
-            drawn = [self.dataset.draw(row, r) for row, r in zip(rows, rng, strict=True)]
-            boxes, flips = (
-                np.stack(part, 1).reshape(rows.size, *part[0].shape[1:]) for part in zip(*drawn, strict=True)
-            )
-        x = self.dataset.read(rows.T.flatten(), boxes, flips, resolution)
-        return x.unflatten(0, rows.T.shape)
-
-
-def open_pixels(dataset: ImageDataset, like: ImageDataset, device: torch.device, augment: int = 0) -> Pixels:
-    """The batches of a dataset, in memory or in a `.beton`, augmented as `Recipe.augment` says."""
-    if isinstance(dataset, Beton):
-        return BetonPixels(dataset, like, device, augment > 0)
-    return (Pixels if device.type == "cpu" else _resident)(dataset, like, device, augment)
-
-
-@lru_cache(8)
-def _resident(dataset: ImageDataset, like: ImageDataset, device: torch.device, augment: int) -> Pixels:
-    """Kept on a GPU from model to model: sending 100,000 small images takes a good part of a second."""
-    return Pixels(dataset, like, device, augment)
-
-
-def members(masks: np.ndarray, source: ImageDataset, unit: str) -> np.ndarray:
-    """The images that each model sees, bool (models, N), from subsets of classes (models, K) or of images."""
+    >>> one_class_each = np.eye(problem.source.n_classes, dtype=bool)
+    >>> bool((dtl.training.images_of(one_class_each, problem.source).sum(1) == problem.source.counts).all())
+    True
+    """
     return masks[:, source.labels.numpy()] if unit == "class" else masks
 
 
 def schedule(n: int, recipe: Recipe) -> tuple[int, int]:
-    """(steps, batch size) of a model that sees n images; models that share both can train side by side."""
+    """(steps, batch size) of a model that sees n images; models that share both can train side by side.
+
+    >>> dtl.training.schedule(70, dtl.Recipe(epochs=3, batch_size=32))         # the incomplete batch is dropped
+    (6, 32)
+    """
     batch = min(recipe.batch_size, n)
-    return recipe.epochs * (n // batch), batch
+    return recipe.steps or recipe.epochs * (n // batch), batch
+
+
+class Plan(NamedTuple):
+    """All that changes from step to step of models side by side, drawn before the first step.
+
+    order : (steps, models, batch) int64, numbers of images;  draws : (steps, models, batch, d) int32, what is random
+    about them (`Batches.draw`);  lr : (steps,) float64
+    """
+
+    order: torch.Tensor
+    draws: torch.Tensor
+    lr: torch.Tensor
+
+
+def draw_plan(
+    examples: Sequence[np.ndarray],
+    size: tuple[int, int],
+    rng: Sequence[np.random.Generator],
+    batches: Batches,
+    lr: float,
+    warmup: float,
+) -> Plan:
+    """The plan of models that see `examples` (numbers of images, an array each) for (steps, batch size).
+
+    Everything random about a model comes from its own generator: the order of all steps first, then their draws.
+    """
+    orders = [draw_order(own, *size, r) for own, r in zip(examples, rng, strict=True)]
+    draws = [batches.draw(order, r) for order, r in zip(orders, rng, strict=True)]
+    order, drawn = (torch.from_numpy(np.stack(part, 1)) for part in (orders, draws))
+    return Plan(order, drawn, torch.from_numpy(learning_rates(size[0], lr, warmup)))
+
+
+def draw_order(examples: np.ndarray, steps: int, batch: int, rng: np.random.Generator) -> np.ndarray:
+    """(steps, batch) of these examples: a new permutation each epoch, the incomplete batch dropped."""
+    per_epoch = len(examples) // batch
+    epochs = [rng.permutation(examples)[: per_epoch * batch] for _ in range(-(-steps // per_epoch))]
+    return np.concatenate(epochs)[: steps * batch].reshape(steps, batch)
+
+
+def learning_rates(steps: int, lr: float, warmup: float) -> np.ndarray:
+    """Linearly from lr / 25 to lr over the first `warmup` share of the steps, and towards lr / 250,000; (steps,).
+
+    Those of torch's `OneCycleLR(..., total_steps=steps + 1, pct_start=warmup, anneal_strategy="linear")`.
+
+    >>> dtl.training.learning_rates(4, 1.0, 0.4).round(3)
+    array([0.04 , 1.   , 0.667, 0.333])
+    """
+    step, first, last = np.arange(steps), lr / 25, lr / 250_000
+    warmup = warmup if warmup * (steps + 1) != 1 else np.nextafter(warmup, 1)  # a peak at step 0 divides by zero
+    peak = warmup * (steps + 1) - 1
+    falling = (last - lr) * ((step - peak) / (steps - peak)) + lr
+    return np.where(step <= peak, (lr - first) * (step / peak) + first, falling)
 
 
 def fit(
     nets: Nets,
-    pixels: Pixels,
-    order: torch.Tensor,
+    batches: Batches,
+    plan: Plan,
     recipe: Recipe,
-    lr: float,
-    rng: Sequence[np.random.Generator],
-    parameters: Iterable[nn.Parameter],
     absent: torch.Tensor | None = None,
+    only_head: bool = False,
 ) -> None:
-    """SGD on cross-entropy, in place. The loss is summed over models, so one backward pass serves all of them.
+    """Run the steps of a plan, in place.
 
-    order : (steps, models, batch) indices of examples;  absent : (models, classes) bool, logits left out
+    Parameters
+    ----------
+    absent : (models, classes) bool, logits that are left out of the loss
+    only_head : train the heads alone; the statistics of BatchNorm adapt all the same
     """
-    optimiser = torch.optim.SGD(parameters, lr, recipe.momentum, weight_decay=recipe.weight_decay, fused=True)
-    total = len(order) + 1
-    # at exactly one step of warm-up OneCycleLR divides by zero
-    warmup = recipe.warmup if recipe.warmup * total != 1 else np.nextafter(recipe.warmup, 1)
-    lr_schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, lr, total, pct_start=float(warmup), anneal_strategy="linear", cycle_momentum=False
-    )
+    device = batches.labels.device
+    absent = torch.zeros(nets.n_models, nets.n_classes, dtype=torch.bool) if absent is None else absent
+    order, absent, rates = plan.order.to(device), absent.to(device), plan.lr.to(device)
     nets.train()
-    device = pixels.labels.device
-    for index, x in zip(order.to(device), pixels.batches(order, rng), strict=True):
-        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-            logits = nets(x).float()  # (models, batch, classes)
-        if absent is not None:
-            logits = logits.masked_fill(absent[:, None], -torch.inf)
-        loss = F.cross_entropy(logits.flatten(0, 1), pixels.labels[index].flatten(), reduction="sum") / index.shape[1]
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        lr_schedule.step()
+    with step_of(nets, batches, recipe.precision, recipe.momentum, recipe.weight_decay, only_head) as step:
+        for index, loaded, lr in zip(order, batches.load(plan.order, plan.draws), rates, strict=True):
+            step(index, loaded, absent, lr)
     nets.eval()
 
 
-def draw_order(members: np.ndarray, steps: int, batch: int, rng: np.random.Generator) -> torch.Tensor:
-    """(steps, batch) indices into `members`: a new permutation each epoch, the incomplete batch dropped."""
-    per_epoch = len(members) // batch
-    epochs = [rng.permutation(members)[: per_epoch * batch] for _ in range(-(-steps // per_epoch))]
-    return torch.from_numpy(np.concatenate(epochs)[: steps * batch].reshape(steps, batch))
-
-
+@enough_memory()
 def train_sources(
-    source: ImageDataset,
+    source: Images,
     masks: np.ndarray,
     seeds: Sequence[int],
     recipe: Recipe,
-    device: torch.device,
+    device: str | torch.device = "auto",
     unit: str = "class",
 ) -> Nets:
     """Source models side by side, each on what its mask holds; classes of which it sees nothing are out of its loss.
@@ -261,36 +222,40 @@ def train_sources(
     seeds : a model's initial weights, order of examples and augmentation depend on its seed alone
 
     >>> masks = dtl.subset_masks(problem.source.n_classes, 4)
-    >>> nets = train_sources(problem.source, masks, [0, 1, 2, 3], Recipe(), torch.device("cpu"))
+    >>> nets = dtl.training.train_sources(problem.source, masks, [0, 1, 2, 3], dtl.Recipe(epochs=1), "cpu")
+    >>> nets.n_models
+    4
     """
-    seen, labels = members(masks, source, unit), source.labels.numpy()
-    plans = {schedule(int(n), recipe) for n in seen.sum(1)}
-    if len(plans) > 1:
-        raise ValueError(f"models of different schedules cannot train side by side: {sorted(plans)}")
-    ((steps, batch),) = plans
-    rng = [np.random.default_rng([int(seed), 1]) for seed in seeds]
-    orders = [draw_order(np.flatnonzero(images), steps, batch, r) for images, r in zip(seen, rng, strict=True)]
+    device, seen, labels = resolve_device(device), images_of(masks, source, unit), source.labels.numpy()
+    sizes = {schedule(int(n), recipe) for n in seen.sum(1)}
+    if len(sizes) > 1:
+        raise InputError(f"models of different schedules cannot train side by side: {sorted(sizes)}")
     nets = initialise(recipe.model, source.n_classes, seeds, recipe.widths)
     nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    pixels = open_pixels(source, source, device, recipe.augment)
+    batches = source.batches(source, device, recipe.augment)
+    rng = [stream("training", seed) for seed in seeds]
+    plan = draw_plan([*map(np.flatnonzero, seen)], sizes.pop(), rng, batches, recipe.lr, recipe.warmup)
     absent = torch.ones(len(masks), source.n_classes, dtype=torch.bool)
     for row, images in zip(absent, seen, strict=True):
         row[labels[images]] = False
-    fit(nets, pixels, torch.stack(orders, 1), recipe, recipe.lr, rng, nets.parameters(), absent.to(device))
+    fit(nets, batches, plan, recipe, absent)
     return nets
 
 
-def resolve_device(device: str) -> torch.device:
-    """A torch device from "auto", "cpu", "cuda" or "cuda:1"; one clear error when it is unknown or absent."""
-    if isinstance(device, torch.device):
-        device = str(device)
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A torch device from "auto", "cpu", "cuda" or "cuda:1"; one clear error when it is unknown or absent.
+
+    >>> dtl.training.resolve_device("cpu")
+    device(type='cpu')
+    """
+    device = str(device)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name, _, number = str(device).partition(":")
+    name, _, number = device.partition(":")
     if name not in ("cpu", "cuda") or (number and not number.isdigit()):
-        raise ValueError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'")
+        raise InputError(f"unknown device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:1'")
     if name == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise ValueError(
+        raise InputError(
             f"device {device!r} was asked for but torch sees {torch.cuda.device_count()} CUDA devices: use 'cpu', or "
             "check the driver with 'python -m dtl doctor'"
         )

@@ -1,18 +1,22 @@
-"""Transfer of source models to the target: fixed features, fixed with BatchNorm adapting, or the full network."""
+"""Transfer of source models to the target: fixed features, fixed with BatchNorm adapting, the full network, or none."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from dtl.data import ImageDataset, TransferProblem
-from dtl.models import Nets
-from dtl.training import BetonPixels, Pixels, Recipe, draw_order, fit, open_pixels
+from dtl._batches import Batches, Images
+from dtl._checks import InputError
+from dtl._step import enough_memory
+from dtl._streams import stream
+from dtl.data import TransferProblem
+from dtl.models import Nets, initialise
+from dtl.training import Recipe, draw_plan, fit, schedule
 
-REGIMES = ("fixed", "fixed+bn", "full")
+REGIMES = ("fixed", "fixed+bn", "full", "scratch")
 
 
 class Outputs(NamedTuple):
@@ -30,77 +34,130 @@ class Outputs(NamedTuple):
     prediction: torch.Tensor
 
 
+class Embedding(NamedTuple):
+    """What source models make of images, on the CPU: features (models, n, n_features) and logits (models, n, K)."""
+
+    features: torch.Tensor
+    logits: torch.Tensor
+
+    @property
+    def probabilities(self) -> torch.Tensor:
+        """Of the source classes, (models, n, K)."""
+        return self.logits.softmax(2)
+
+
+@enough_memory()
+def embed(
+    nets: Nets, images: Images, like: Images, recipe: Recipe | None = None, present: np.ndarray | None = None
+) -> Embedding:
+    """Features of a dataset's images and logits of the source heads, float32, by source models in eval mode.
+
+    Parameters
+    ----------
+    like : the source on which the nets were trained; its channel statistics normalise the images
+    recipe : for its precision; default float32
+    present : (models, K) bool, the classes that each model has seen: the logits of others are -inf; default all
+
+    Raises
+    ------
+    InputError : nets of another number of source classes
+    RuntimeError : features are not finite, because training diverged
+
+    >>> nets = dtl.baselines.full_source_nets(problem, dtl.Recipe(epochs=1), seeds=(0, 1), device="cpu")
+    >>> found = dtl.transfer.embed(nets, problem.target_test, like=problem.source)
+    >>> found.probabilities.shape == (2, len(problem.target_test), problem.source.n_classes)
+    True
+    """
+    if nets.n_classes != like.n_classes:
+        raise InputError(f"the nets have {nets.n_classes} source classes, not the {like.n_classes} of this source")
+    x = finite(features(nets, images.batches(like, nets.weight.device), recipe or Recipe()))
+    logits = torch.baddbmm(nets.bias.detach(), x, nets.weight.detach()).cpu()
+    if present is not None:
+        logits = logits.masked_fill(~torch.as_tensor(present)[:, None], -torch.inf)
+    return Embedding(x.cpu(), logits)
+
+
+@enough_memory()
 def transfer(
     nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, regime: str
 ) -> dict[str, Outputs]:
-    """Transfer every net and evaluate it on the validation and test splits.
+    """Transfer every net and evaluate it on the validation and test splits, and on the views of the problem.
 
     Parameters
     ----------
     nets : source models side by side, on any device; changed by "full" and "fixed+bn"
-    regime : "fixed" (backbone in eval mode, features computed once, linear probes solved to convergence),
-        "fixed+bn" (weights frozen but BatchNorm statistics adapting while an SGD head trains, as the code of
-        Jain et al. 2022 does) or "full" (every weight fine-tuned)
+    regime : "fixed" (features of the frozen net, linear probes solved to convergence), "fixed+bn" (weights frozen but
+        BatchNorm adapting while an SGD head trains, as the code of Jain et al. 2022 does), "full" (all fine-tuned) or
+        "scratch" (new nets, trained on the target alone as sources are)
 
-    >>> outputs = transfer(nets, problem, seeds, Recipe(), "fixed")
-    >>> outputs["test"].correct.float().mean(1)             # accuracy of each model
+    >>> nets = dtl.baselines.full_source_nets(problem, dtl.Recipe(epochs=1), seeds=(0, 1), device="cpu")
+    >>> outputs = dtl.transfer.transfer(nets, problem, [0, 1], dtl.Recipe(), "fixed")
+    >>> accuracy = outputs["test"].correct.float().mean(1)
     """
-    device = nets.weight.device
-    splits = {"validation": problem.target_validation, "test": problem.target_test}
-    pixels = {name: open_pixels(split, problem.source, device) for name, split in splits.items()}
+    said = target_logits(nets, problem, seeds, recipe, regime)
+    return {name: outputs(logits, problem.judges[name].labels.to(logits.device)) for name, logits in said.items()}
+
+
+def target_logits(
+    nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, regime: str
+) -> dict[str, torch.Tensor]:
+    """Logits of the transferred nets on each of `problem.judges`, (models, n, classes); see `transfer`."""
+    if regime not in REGIMES:
+        raise InputError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
+    device, train = nets.weight.device, problem.target_train
     if regime == "fixed":
-        train = open_pixels(problem.target_train, problem.source, device)
-        weight, bias = solve_probes(
-            features(nets, train, recipe), train.labels, problem.target_train.n_classes, recipe.probe_l2
-        )
-        logits = {name: features(nets, p, recipe) @ weight + bias for name, p in pixels.items()}
-    elif regime in REGIMES:
-        nets.new_head(problem.target_train.n_classes, seeds)
-        fine_tune(nets, problem, seeds, recipe, only_head=regime == "fixed+bn")
-        logits = {
-            name: features(nets, p, recipe) @ nets.weight.detach() + nets.bias.detach() for name, p in pixels.items()
-        }
+        x = features(nets, train.batches(problem.source, device), recipe)
+        weight, bias = solve_probes(x, train.labels.to(device), train.n_classes, recipe.probe_l2)
     else:
-        raise ValueError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
-    return {name: outputs(logits[name], pixels[name].labels) for name in splits}
+        if regime == "scratch":
+            nets = initialise(recipe.model, train.n_classes, seeds, recipe.widths)
+            nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            alone = replace(recipe, steps=None)
+            fit_target(nets, problem, seeds, alone, schedule(len(train), alone), recipe.lr, "training")
+        else:
+            nets.new_head(train.n_classes, seeds)
+            fine_tune(nets, problem, seeds, recipe, only_head=regime == "fixed+bn")
+        weight, bias = nets.weight.detach(), nets.bias.detach()
+    judges = {name: judge.batches(problem.source, device) for name, judge in problem.judges.items()}
+    return {name: features(nets, batches, recipe) @ weight + bias for name, batches in judges.items()}
 
 
 def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, only_head: bool) -> None:
     """SGD on the target's training images, in place, each model in its own order."""
-    target: ImageDataset = problem.target_train
-    batch = min(recipe.batch_size, len(target))
-    steps = recipe.finetune_epochs * (len(target) // batch)
-    rng = [np.random.default_rng([int(seed), 2]) for seed in seeds]
-    order = torch.stack([draw_order(np.arange(len(target)), steps, batch, r) for r in rng], 1)
-    pixels = open_pixels(target, problem.source, nets.weight.device, recipe.augment)
-    nets.backbone.requires_grad_(not only_head)
-    fit(nets, pixels, order, recipe, recipe.finetune_lr, rng, nets.head if only_head else nets.parameters())
+    batch = min(recipe.batch_size, len(problem.target_train))
+    size = recipe.finetune_epochs * (len(problem.target_train) // batch), batch
+    if recipe.finetune_weight_decay is not None:
+        recipe = replace(recipe, weight_decay=recipe.finetune_weight_decay)
+    fit_target(nets, problem, seeds, recipe, size, recipe.finetune_lr, "transfer", only_head)
+
+
+def fit_target(
+    nets: Nets,
+    problem: TransferProblem,
+    seeds: Sequence[int],
+    recipe: Recipe,
+    size: tuple[int, int],
+    lr: float,
+    purpose: str,
+    only_head: bool = False,
+) -> None:
+    """(steps, batch) = `size` of SGD on the target's training images, with the random stream of a purpose."""
+    batches = problem.target_train.batches(problem.source, nets.weight.device, recipe.augment)
+    examples = [np.arange(len(problem.target_train))] * len(seeds)
+    plan = draw_plan(examples, size, [stream(purpose, seed) for seed in seeds], batches, lr, recipe.warmup)
+    fit(nets, batches, plan, recipe, only_head=only_head)
 
 
 @torch.inference_mode()
-def features(nets: Nets, pixels: Pixels, recipe: Recipe) -> torch.Tensor:
+def features(nets: Nets, batches: Batches, recipe: Recipe) -> torch.Tensor:
     """Features of all images under every net, in eval mode, (models, n, n_features) float32."""
     nets.eval()
-    found, device = [], pixels.labels.device
-    stem = next(module for module in nets.modules() if isinstance(module, nn.Conv2d))
-    groups = stem.groups
-    stem.groups = groups // nets.n_models  # all nets look at the same images, so these need no copy for each
-    try:
-        for index in torch.arange(len(pixels.labels), device=device).split(_batch(nets, pixels)):
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
-                found.append(nets.features(pixels.batch(index[None])).float())
-    finally:
-        stem.groups = groups
-    return torch.cat(found, 1)
-
-
-def _batch(nets: Nets, pixels: Pixels, most: int = 256) -> int:
-    """Images at a time; on a CPU as few as its cache holds for all nets, which is up to four times as fast."""
-    if isinstance(pixels, BetonPixels):
-        return most
-    if pixels.labels.device.type != "cpu":
-        return max(most, 2**21 // (nets.n_models * pixels.height * pixels.width))
-    return min(most, max(16, 2**18 // (nets.n_models * pixels.height * pixels.width)))
+    device = batches.labels.device
+    each = nets.n_models * batches.size[0] * batches.size[1]
+    # on a CPU as few images at a time as its cache holds for all nets, which is up to four times as fast
+    size = min(256, max(16, 2**18 // each)) if device.type == "cpu" else max(256, 2**21 // each)
+    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
+        return torch.cat([nets.features(x).float() for x in batches.in_order(size)], 1)
 
 
 def finite(x: torch.Tensor) -> torch.Tensor:
@@ -129,7 +186,10 @@ def solve_probes(
     -------
     weight (models, n_features, n_classes) and bias (models, 1, n_classes), for the features as given
 
-    >>> weight, bias = solve_probes(torch.randn(8, 100, 64), torch.arange(100) % 4, 4, l2=1e-2)
+    >>> x, labels = torch.randn(8, 100, 64), torch.arange(100) % 4
+    >>> weight, bias = dtl.transfer.solve_probes(x, labels, n_classes=4, l2=1e-2)
+    >>> weight.shape, bias.shape
+    (torch.Size([8, 64, 4]), torch.Size([8, 1, 4]))
     """
     n = x.shape[1]
     mean, std = finite(x).mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)

@@ -1,14 +1,12 @@
 """Pickers: choose an item, see its figure. They work in a notebook and, without a kernel, in the built book.
 
-A picker is a `Dropdown` whose index is linked in the browser to the selected child of a `Stack`. Every child is a plain
-HTML figure drawn beforehand, so that nothing has to be computed when the reader chooses.
+A picker is a list or a slider whose index is linked in the browser to the selected child of a `Stack`. Every child is a
+plain HTML figure drawn beforehand, so that nothing has to be computed when the reader chooses. A number after ± is a
+standard error; 95% intervals are written "a to b".
 """
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, cast
@@ -20,82 +18,77 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from scipy.stats import false_discovery_control
 
-from dtl import plots
+from dtl import _html, plots
+from dtl._checks import InputError, check_number, choice
+from dtl._drawing import named_by, shown, source_of, targets_of
 from dtl.projection import project
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from dtl.data import TransferProblem
+    from dtl.data import ImageDataset, TransferProblem
     from dtl.influence import Influence
-
-
-_DPI = 192  # two device pixels for each CSS pixel
-_TEXT = "color: inherit; line-height: 1.5"  # the page or the notebook knows its own background, light or dark
 
 
 def picker(
     names: Sequence[str],
-    figures: Sequence[Figure] | Callable[[str], Figure],
+    figures: Sequence[Figure] | Callable[[int], Figure],
     alts: Sequence[str],
     description: str,
     captions: Sequence[str] | None = None,
+    slider: bool = False,
 ) -> ipywidgets.VBox:
-    """A drop-down list of names and, below it, the figure of the chosen one.
+    """A drop-down list of names, or a slider over them, and below it the figure of the chosen one.
 
     Parameters
     ----------
-    names : the items to choose from; the first is shown at the start, and alone where there is no JavaScript.
-    figures : one figure for each name, or a function from a name to its figure. They are closed once drawn; draw them
-        all in one size, so that the page does not move when the reader chooses.
+    names : the items to choose from; the first is shown at the start, and alone where there is no JavaScript. Two items
+        of one name are told apart by their position.
+    figures : one figure for each name, or a function from the position of a name to its figure. They are closed once
+        drawn; draw them all in one size, so that the page does not move when the reader chooses.
     alts : for each figure, a sentence that says what there is to see.
     description : label of the list.
     captions : HTML to put under each figure, such as a table of its numbers.
-
-    Returns
-    -------
-    VBox with the `Dropdown` and the `Stack`. Where ipywidgets has no `Stack` (before version 8) all figures follow one
-    another, each under its name.
+    slider : a slider instead of a list.
 
     Raises
     ------
-    ValueError : no names, or not one figure, alt text and caption for each name.
+    InputError : no names, or not one figure, alt text and caption for each name.
 
     Examples
     --------
-    >>> alts = ["Line chart: accuracy rises to 0.9.", "Line chart: accuracy stays at 0.5."]
-    >>> dtl.widgets.picker(["fixed", "full"], [figure_a, figure_b], alts, description="transfer")
+    >>> drawn = [dtl.plots.influence_bars(influence, target).figure for target in (0, 1)]
+    >>> alts = ["Bar chart of influences on sky.", "Bar chart of influences on chess."]
+    >>> dtl.widgets.picker(["sky", "chess"], drawn, alts, description="target").children[0].options
+    (('sky', 0), ('chess', 1))
     """
-    names = list(names)
-    if not names:
-        raise ValueError("names is empty: a picker needs at least one item.")
-    counts = {"alts": len(alts), "captions": len(names) if captions is None else len(captions)}
-    if not callable(figures):
-        counts["figures"] = len(figures)
+    names = shown(names, 60)
+    captions = [""] * len(names) if captions is None else captions
+    counts = {"alts": len(alts), "captions": len(captions)}
+    counts |= {} if callable(figures) else {"figures": len(figures)}
     for what, count in counts.items():
-        if count != len(names):
-            raise ValueError(f"there are {count} {what} for {len(names)} names: give one for each.")
+        if count != len(names) or not names:
+            raise InputError(f"there are {count} {what} for {len(names)} names: give names, and one for each.")
     empty = [name for name, alt in zip(names, alts, strict=True) if not alt.strip()]
     if empty:
-        raise ValueError(f"the alt text of {empty[0]!r} is empty: say in a sentence what its figure shows.")
-    children = []
-    for i, (name, alt) in enumerate(zip(names, alts, strict=True)):
-        figure = figures(name) if callable(figures) else figures[i]
-        children.append(_image(figure, alt) + (captions[i] if captions is not None else ""))
-    choice = ipywidgets.Dropdown(
-        options=[(name, i) for i, name in enumerate(names)],  # pairs, so that two items may share a name
+        raise InputError(f"the alt text of {empty[0]!r} is empty: say in a sentence what its figure shows.")
+    draw = figures if callable(figures) else figures.__getitem__
+    children = [_html.image(draw(i), alt) + captions[i] for i, alt in enumerate(alts)]
+    control = (ipywidgets.SelectionSlider if slider else ipywidgets.Dropdown)(
+        options=[(name, i) for i, name in enumerate(names)],
         index=0,
         description=description,
         style={"description_width": "initial"},
+        layout={"width": "auto", "max_width": "30rem", "min_width": "0"},  # never wider than a phone
     )
     stack = ipywidgets.Stack([ipywidgets.HTML(child) for child in children], selected_index=0)
-    ipywidgets.jsdlink((choice, "index"), (stack, "selected_index"))
-    return ipywidgets.VBox([choice, stack])
+    ipywidgets.jsdlink((control, "index"), (stack, "selected_index"))
+    return ipywidgets.VBox([control, stack])
 
 
 def class_picker(
     influence: Influence,
-    problem: TransferProblem | Sequence[Sequence[str]],
+    images: ImageDataset | None = None,
     k: int = 5,
     n_images: int = 4,
     description: str = "target class",
@@ -105,37 +98,32 @@ def class_picker(
     Parameters
     ----------
     influence : one column for each target class, as `study.influence(by="class")` gives.
-    problem : source images and class names; or only names of source and of target classes, for figures without images.
+    images : the source, for pictures of each class; None draws none.
     k : source classes per side.
     n_images : images shown of each source class.
 
     Raises
     ------
-    ValueError : the influence is not source classes x target classes of the problem.
+    InputError : the images are of other classes than the influence, or its columns are single images.
 
     Examples
     --------
-    >>> dtl.widgets.class_picker(study.influence(by="class"), problem)
+    >>> picker = dtl.widgets.class_picker(influence, images=problem.source)
     """
-    if isinstance(problem, Sequence):
-        dataset, (sources, targets) = None, (tuple(map(str, names)) for names in problem)
-    else:
-        dataset, sources, targets = problem.source, problem.source.classes, problem.target_train.classes
-    if influence.values.shape != (len(sources), len(targets)):
-        raise ValueError(
-            f"the influence has shape {influence.values.shape}, but there are {len(sources)} source and {len(targets)} "
-            "target classes: estimate it with study.influence(by='class')."
-        )
-    tables = [plots.strongest(influence, sources, column, k) for column in range(len(targets))]
+    images = None if images is None else source_of(images)
+    influence = named_by(influence, images)
+    targets = targets_of(influence)
+    if influence.by == "image":
+        raise InputError("a figure for each image is too much: estimate with study.influence(by='class')")
+    tables = [plots.strongest(influence, column, k) for column in range(len(targets))]
     # One scale for all figures, so that target classes can be compared.
-    ends = np.concatenate([table["value"] + side * table["half_width"] for table in tables for side in (-1, 1)])
-    low, high = min(ends.min(), 0), max(ends.max(), 0)
-    margin = 0.04 * (high - low)
+    ends = pd.concat(tables)[["value", "low", "high"]].to_numpy()
+    low, high = np.min(ends, initial=0, where=np.isfinite(ends)), np.max(ends, initial=0, where=np.isfinite(ends))
+    margin = 0.04 * (high - low) or 1.0
     notes = [f"{influence.n_models} models, reliability {value:.2f}" for value in influence.reliability]
 
-    def figure(target: str) -> Figure:
-        column = targets.index(target)
-        ax = plots.influence_bars(influence, sources, column, k, dataset, n_images, title=target)
+    def figure(column: int) -> Figure:
+        ax = plots.influence_bars(influence, column, k, images, n_images, title=targets[column])
         ax.set_xlim(low - margin, high + margin)
         return cast(Figure, ax.figure)
 
@@ -150,54 +138,47 @@ def projection_picker(
     k: int = 8,
     description: str = "source class",
 ) -> ipywidgets.VBox:
-    """Choose a source class: see the k target validation examples that it helps most, and the k that it hurts most.
+    """Choose a source class: see the k target examples that it helps most, and the k that it hurts most.
 
     Parameters
     ----------
-    influence : one column for each validation example, as `study.influence()` gives.
-    problem : validation images and class names.
+    influence : one column for each example of a split, as `study.influence()` gives.
+    problem : target images and class names.
     k : examples per side.
 
     Raises
     ------
-    ValueError : the influence is not source classes x validation examples of the problem.
+    InputError : the influence is of another problem, or not of examples.
 
     Examples
     --------
-    >>> dtl.widgets.projection_picker(study.influence(), problem)
+    >>> picker = dtl.widgets.projection_picker(study.influence(), problem, k=4)
     """
-    sources, target = problem.source.classes, problem.target_validation
-    if influence.values.shape != (len(sources), len(target)):
-        raise ValueError(
-            f"the influence has shape {influence.values.shape}, but the problem has {len(sources)} source classes and "
-            f"{len(target)} validation examples: estimate it with study.influence()."
-        )
+    influence.check(problem, by="image")
+    check_number(k, 1, 10, "k, the examples per side,")
+    sources, target = problem.source.classes, problem.parts[f"target_{influence.split or 'validation'}"]
 
-    def shown(c: int) -> np.ndarray:
-        return np.concatenate([project(influence, c, k, most) for most in ("helped", "hurt")])
+    def chosen(c: int) -> tuple[np.ndarray, list[str]]:
+        index = np.concatenate([project(influence, c, k, most) for most in ("helped", "hurt")])
+        return index, [f"{value:+.1f}".replace("-", "−") for value in influence.values[c, index]]
 
-    def numbers(c: int) -> list[str]:
-        return [f"{value:+.1f}".replace("-", "−") for value in influence.values[c, shown(c)]]
-
-    def figure(name: str) -> Figure:
-        c = sources.index(name)
-        return cast(Figure, plots.images(target, shown(c).tolist(), numbers(c), columns=k).figure)
+    def figure(c: int) -> Figure:
+        index, numbers = chosen(c)
+        return cast(Figure, plots.images(target, index.tolist(), numbers, columns=k).figure)
 
     alts, captions = [], []
-    for c, name in enumerate(sources):
-        kinds = [target.classes[int(label)] for label in target.labels[shown(c)]]
-        pairs = [f"{kind} {number}" for kind, number in zip(kinds, numbers(c), strict=True)]
-        alts.append(
-            f"Two rows of target pictures. Helped most by {name}: {', '.join(pairs[:k])}; hurt most: "
-            f"{', '.join(pairs[k:])}."
-        )
-        found = false_discovery_control(influence.p_values()[c]) < 0.05
-        captions.append(
-            f'<p style="font-size: 0.9em; margin: 0.3em 0; {_TEXT}">Upper row: helped most by {html.escape(name)}; '
-            f"lower row: hurt most. Numbers are influences on the margin, ± "
-            f"{1.96 * np.median(influence.stderr[c]):.1f} at 95%. Of {len(target)} validation pictures "
-            f"{found.sum()} differ from zero at a false discovery rate of 5%.</p>"
-        )
+    for c, name in enumerate(shown(sources, 60)):
+        index, numbers = chosen(c)
+        kinds = (target.classes[int(label)] for label in np.asarray(target.labels)[index])
+        seen = [f"{kind} {number}" for kind, number in zip(kinds, numbers, strict=True)]
+        helped, hurt = ", ".join(seen[:k]), ", ".join(seen[k:])
+        alts.append(f"Two rows of target pictures. Helped most by {name}: {helped}; hurt most: {hurt}.")
+        found = (false_discovery_control(influence.p_values()[c]) < 0.05).sum()
+        captions.append(_html.paragraph(
+            f"Upper row: helped most by {name}; lower row: hurt most. Numbers are influences on the margin, with a "
+            f"standard error of {np.median(influence.stderr[c]):.1f}. Of {len(target.labels)} pictures "
+            f"{found} differ from zero at a false discovery rate of 5%."
+        ))  # fmt: skip
     return picker(sources, figure, alts, description, captions)
 
 
@@ -208,7 +189,7 @@ def mistake_picker(
     k: int = 4,
     description: str = "picture",
 ) -> ipywidgets.VBox:
-    """Choose a wrong prediction: see its picture, what helps and hurts it, and what retraining without a suspect says.
+    """Choose a wrong prediction: see its picture, what retraining without a suspect says, and what helps and hurts it.
 
     Parameters
     ----------
@@ -220,35 +201,40 @@ def mistake_picker(
 
     Raises
     ------
-    ValueError : the influence is not source classes x examples of the split.
+    InputError : the influence is of another problem or split, or not of examples.
 
     Examples
     --------
-    >>> dtl.widgets.mistake_picker(study.influence(), flips, problem)
+    >>> per_picture = study.influence()
+    >>> wrong = np.flatnonzero(study.outputs("correct").mean(axis=0) < 0.5)[:2].tolist()
+    >>> flips = dtl.flip_rate(study, wrong, per_picture.values[:, wrong[0]].argmin(), seeds=2, progress=False)
+    >>> picker = dtl.widgets.mistake_picker(per_picture, flips, problem)
     """
-    sources, dataset = problem.source.classes, problem.parts[f"target_{flips.attrs['split']}"]
-    if influence.values.shape != (len(sources), len(dataset)):
-        raise ValueError(
-            f"the influence has shape {influence.values.shape}, but the source has {len(sources)} classes and the "
-            f"{flips.attrs['split']} split {len(dataset)} examples: estimate it with study.influence(split=...)."
-        )
+    influence.check(problem, by="image")
+    choice(flips.attrs["split"], [influence.split or flips.attrs["split"]], "split of the influence")
+    dataset, sources = problem.parts[f"target_{flips.attrs['split']}"], problem.source.classes
+    examples = [int(example) for example in flips.example.values]
     arms = [sources.index(name) for name in flips.arm.values[1:]]
+    suspects = [sources[min(arms, key=lambda c: influence.values[c, example])] for example in examples]
     names, alts, captions = [], [], []
-    for example in flips.example.values:
+    for example, suspect in zip(examples, suspects, strict=True):
         of = flips.sel(example=example)
-        suspect = sources[min(arms, key=lambda c: influence.values[c, example])]
-        taken = of.label.values[of.share.sel(arm="full").values.argmax()]
+        taken = of.label.values[of.share.isel(arm=0).values.argmax()]
         seen = f"taken for {taken}" if taken != of.true else "most often right"
         names.append(f"{example}: {of.true.item()}, {seen}")
-        table = plots.strongest(influence, sources, int(example), k)
-        alts.append(f"Target picture {example}, {of.true.item()}. {influence_alt(table, 'it')}")
+        alt = influence_alt(plots.strongest(influence, example, k), "it")
+        alts.append(f"Target picture {example}, {of.true.item()}; bars of what is predicted. {alt}")
         captions.append(_shares(of, suspect))
 
-    def figure(name: str) -> Figure:
-        example = int(flips.example.values[names.index(name)])
-        drawing, (left, right) = plt.subplots(1, 2, figsize=(7, 3.6), width_ratios=(1, 3.2), layout="constrained")
-        plots.images(dataset, [example], ax=left)
-        plots.influence_bars(influence, sources, example, k, ax=right)
+    def figure(i: int) -> Figure:
+        drawing, axes = plt.subplot_mosaic(
+            [["picture", "flips"], ["bars", "bars"]],
+            figsize=(plots.WIDTH, 3.2 + 0.56 * k), width_ratios=(1, 3), height_ratios=(1.6, 1 + 0.56 * k),
+            layout="constrained",
+        )  # fmt: skip
+        plots.images(dataset, examples[i : i + 1], ax=axes["picture"])
+        plots.flip_bars(flips, examples[i], suspects[i], ax=axes["flips"])
+        plots.influence_bars(influence, examples[i], k, ax=axes["bars"])
         return drawing
 
     return picker(names, figure, alts, description, captions)
@@ -256,10 +242,10 @@ def mistake_picker(
 
 def flag_slider(
     ranking: pd.DataFrame,
-    problem: TransferProblem,
+    images: ImageDataset,
     hits: Sequence[bool] | np.ndarray,
     step: int = 8,
-    k: int = 16,
+    k: int = 12,
     description: str = "flagged",
 ) -> ipywidgets.VBox:
     """Drag a threshold: see how many source examples are flagged, with precision and recall, and the last ones flagged.
@@ -267,54 +253,42 @@ def flag_slider(
     Parameters
     ----------
     ranking : source examples, the most suspicious first, in a column `source`, as `leaked` and `misleading` give.
-    problem : source images and class names.
+    images : the source.
     hits : for each row of the ranking, whether it is what one looks for.
     step : examples between two stops of the slider; it has at most 12 stops.
     k : images shown, those flagged last.
 
     Raises
     ------
-    ValueError : not one hit for each row, no hit at all, or a step that is not in 1..rows.
+    InputError : not one hit for each row, no hit at all, or a step that is not in 1..rows.
 
     Examples
     --------
-    >>> dtl.widgets.flag_slider(ranking, problem, hits=problem.truth.example_role[ranking.source] == "leaked")
+    >>> import pandas as pd
+    >>> ranking = pd.DataFrame({"source": np.arange(40)})
+    >>> slider = dtl.widgets.flag_slider(ranking, problem.source, hits=np.arange(40) < 6)
     """
+    source = source_of(images)
     hits = np.asarray(hits)
     if hits.dtype != bool or len(hits) != len(ranking) or not hits.any():
-        raise ValueError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
-    if not 1 <= step <= len(ranking):
-        raise ValueError(f"step must lie in 1..{len(ranking)}, the rows of the ranking, not {step}.")
-    children, counts = [], range(step, min(len(ranking), 12 * step) + 1, step)
-    for flagged in counts:
-        found = int(hits[:flagged].sum())
-        last = ranking["source"].to_numpy()[max(0, flagged - k) : flagged].tolist()
-        marks = ["hit" if hit else "no hit" for hit in hits[max(0, flagged - k) : flagged]]
-        figure = cast(Figure, plots.images(problem.source, last, marks, columns=8).figure)
-        numbers = f"precision {found / flagged:.2f}, recall {found / hits.sum():.2f}"
-        alt = f"The {len(last)} source pictures flagged last of {flagged}, {marks.count('hit')} of them hits."
-        children.append(
-            f'<p style="font-size: 0.9em; margin: 0.3em 0; {_TEXT}">{flagged} flagged, {found} hits: {numbers}. '
-            f"Flagged last:</p>{_image(figure, alt)}"
-        )
-    slider = ipywidgets.SelectionSlider(
-        options=[str(count) for count in counts], description=description, style={"description_width": "initial"}
-    )
-    stack = ipywidgets.Stack([ipywidgets.HTML(child) for child in children], selected_index=0)
-    ipywidgets.jsdlink((slider, "index"), (stack, "selected_index"))
-    return ipywidgets.VBox([slider, stack])
+        raise InputError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
+    check_number(step, 1, len(ranking), "step, in rows of the ranking,")
+    stops = range(step, min(len(ranking), 12 * step) + 1, step)
+    index = ranking["source"].to_numpy()
+    last = [slice(max(0, stop - k), stop) for stop in stops]
 
+    def figure(i: int) -> Figure:
+        marks = np.where(hits[last[i]], "hit", "no hit").tolist()
+        return cast(Figure, plots.images(source, index[last[i]].tolist(), marks, columns=6).figure)
 
-def _shares(of: xr.Dataset, suspect: str) -> str:
-    """The share of each predicted label with the full source and without the suspect, as a table."""
-    labels = of.label.values.tolist()
-    rows = [("full source", of.sel(arm="full")), (f"without {suspect}", of.sel(arm=suspect))]
-    cells = [
-        [what, *(f"{share:.0%} ({low:.0%} to {high:.0%})" for share, low, high in
-                 zip(arm.share.values, arm.low.values, arm.high.values, strict=True))]
-        for what, arm in rows
-    ]  # fmt: skip
-    return _html_table(["predicted", *labels], cells, f"Share of {of.attrs['seeds']} retrained models, 95% intervals.")
+    alts, captions = [], []
+    for stop, those in zip(stops, last, strict=True):
+        found = hits[:stop].sum()
+        n = len(hits[those])
+        alts.append(f"The {n} source pictures flagged last of {stop}, {hits[those].sum()} of them hits.")
+        numbers = f"precision {found / stop:.2f}, recall {found / hits.sum():.2f}"
+        captions.append(_html.paragraph(f"{stop} flagged, {found} hits: {numbers}. Above: the {n} flagged last."))
+    return picker(list(map(str, stops)), figure, alts, description, captions, slider=True)
 
 
 def influence_alt(table: pd.DataFrame, target: str) -> str:
@@ -327,62 +301,47 @@ def influence_alt(table: pd.DataFrame, target: str) -> str:
 
     Examples
     --------
-    >>> dtl.widgets.influence_alt(dtl.plots.strongest(influence, names, target=0, k=1), "star")
-    'Bar chart with 95% intervals: helpful for star: apple +0.41 ± 0.08; harmful: sock −0.30 ± 0.07.'
+    >>> text = dtl.widgets.influence_alt(dtl.plots.strongest(influence, "sky", k=1), "sky")
+    >>> text.startswith("Bar chart, values ± standard errors: helpful for sky: ")
+    True
     """
-    numbers = _numbers(table)
-    sides = {}
-    for side, chosen in (("helpful", table["value"] > 0), ("harmful", table["value"] < 0)):
-        items = [f"{name} {number}" for name, number, keep in zip(table["name"], numbers, chosen, strict=True) if keep]
-        # the strongest first on both sides
-        sides[side] = ", ".join(items if side == "helpful" else items[::-1]) or "none"
-    text = f"Bar chart with 95% intervals: helpful for {target}: {sides['helpful']}; harmful: {sides['harmful']}."
+    helpful, harmful = (", ".join(map(" ".join, side)) or "none" for side in _sides(table))
+    text = f"Bar chart, values ± standard errors: helpful for {target}: {helpful}; harmful: {harmful}."
     unclear = table["name"][table["verdict"] == "unclear"].tolist()
-    return text + (f" The interval covers 0 for {', '.join(unclear)}." if unclear else "")
+    return text + (f" The 95% interval covers 0 for {', '.join(unclear)}." if unclear else "")
 
 
-def _numbers(table: pd.DataFrame) -> list[str]:
-    """Value ± half width of each class, with the decimals that the usual half width calls for."""
-    usual = float(np.median(table["half_width"])) if len(table) else 0.0
-    decimals = int(np.clip(-np.floor(np.log10(usual)), 2, 6)) if usual > 0 else 2
-    pairs = zip(table["value"], table["half_width"], strict=True)
-    return [f"{value:+.{decimals}f} ± {half:.{decimals}f}".replace("-", "−") for value, half in pairs]
+def _sides(table: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Name and value ± standard error of the helpful and of the harmful classes, the strongest first.
+
+    The decimals are those that the usual error calls for; a space that does not break keeps a number in one line.
+    """
+    usual = float(np.median(table["stderr"])) if len(table) else 0.0
+    decimals = int(np.clip(-np.floor(np.log10(usual)), 2, 6)) if 0 < usual < np.inf else 2
+    sides = [], []
+    for name, value, error in zip(table["name"], table["value"], table["stderr"], strict=True):
+        number = f"{value:+.{decimals}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
+        told = f"{error:.{decimals}f}" if float(error) < np.inf else "?"
+        sides[int(value < 0)].append((name, (number + told).replace("-", "−")))
+    return sides[0], sides[1][::-1]
 
 
 def _table(table: pd.DataFrame, target: str, note: str) -> str:
     """The numbers of the figure as a table: the most helpful on the left, the most harmful on the right."""
-    stars = np.where(table["verdict"] == "unclear", "*", "")
-    numbers = [number + star for number, star in zip(_numbers(table), stars, strict=True)]
-    rows = list(zip(table["name"], numbers, table["value"] > 0, strict=True))
-    helpful = [(name, number) for name, number, helps in rows if helps]
-    harmful = [(name, number) for name, number, helps in rows if not helps][::-1]
-    rows_of = zip_longest(helpful, harmful, fillvalue=("", ""))
-    heads = ("most helpful", "influence", "most harmful", "influence")
-    star = " * the interval covers 0." if "unclear" in set(table["verdict"]) else ""
-    caption = f"Influence of source classes on {target}, with 95% intervals ({note}).{star}"
-    return _html_table(heads, [(*left, *right) for left, right in rows_of], caption)
+    unclear = set(table["name"][table["verdict"] == "unclear"])
+    sides = [[f"{name} {number}" + "*" * (name in unclear) for name, number in side] for side in _sides(table)]
+    star = " * The 95% interval covers 0." if unclear else ""
+    caption = f"Influence of source classes on {target} ± standard error ({note}).{star}"
+    return _html.table(("most helpful", "most harmful"), list(zip_longest(*sides, fillvalue="")), caption)
 
 
-def _html_table(heads: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    cell = 'style="padding: 0 1.2em 0 0; text-align: left; border: 0"'
-    head = "".join(f'<th scope="col" {cell}>{html.escape(text)}</th>' for text in heads)
-    lines = ("".join(f"<td {cell}>{html.escape(text)}</td>" for text in row) for row in rows)
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
-    return (
-        f'<table style="border-collapse: collapse; font-size: 0.9em; margin: 0.3em 0; {_TEXT}">'
-        f'<caption style="caption-side: top; text-align: left; {_TEXT}">{html.escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    )
-
-
-def _image(figure: Figure, alt: str) -> str:
-    """The figure as an `<img>` with its data inside; the figure is closed, or the notebook would show it once more."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="webp", dpi=_DPI, facecolor="white", pil_kwargs={"quality": 80, "method": 6})
-    plt.close(figure)
-    width, height = (figure.get_size_inches() * 96).round().astype(int)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return (
-        f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" style="max-width: 100%; height: auto" '
-        f'src="data:image/webp;base64,{data}">'
-    )
+def _shares(of: xr.Dataset, suspect: str) -> str:
+    """The share of each predicted label with the full source and without the suspect, as a table."""
+    arms = [of.isel(arm=0), of.sel(arm=suspect)]
+    rows = []
+    for i, label in enumerate(of.label.values):
+        if any(arm.share.values[i] > 0 for arm in arms):
+            parts = ([f"{arm[name].values[i]:.0%}" for name in ("share", "low", "high")] for arm in arms)
+            rows.append([label, *("{} ({}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{})".format(*part) for part in parts)])
+    caption = f"Share of {of.attrs['seeds']} retrained models, with 95% intervals. True label: {of.true.item()}."
+    return _html.table(["predicted", "full source", f"without {suspect}"], rows, caption)

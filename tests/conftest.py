@@ -4,12 +4,16 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: many tiny nets, and other tests at the same time
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 import dtl
 from dtl.data import ImageDataset, TransferProblem
+from dtl.engine import workers
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,7 +24,7 @@ def one_torch_thread() -> None:
 @pytest.fixture(scope="session")
 def problem() -> TransferProblem:
     """The testbed at its smallest: 24 x 20 source, 40 + 40 + 40 target pictures."""
-    return dtl.testbed.make(0, per_class=20, train=5, validation=5, test=5)
+    return dtl.load("testbed", per_class=20, train=5, validation=5, test=5)
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +40,34 @@ def uneven(problem: TransferProblem) -> TransferProblem:
 @pytest.fixture(scope="session")
 def recipe() -> dtl.Recipe:
     return dtl.Recipe(epochs=1, widths=(8, 16), models_at_once=4, finetune_epochs=2)
+
+
+class Training:
+    """The one seam between a study and training: what is put here trains the batches, `sizes` are those trained.
+
+    A test that counts, blocks, breaks or replaces training does it by `replace`; `original` is the real one.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        self.original, self._patch = workers.train_batch, patch
+        self.replace(self.original)
+
+    def replace(self, train_batch: Callable[..., dict[str, np.ndarray]]) -> None:
+        def counted(*args: Any) -> dict[str, np.ndarray]:
+            self.sizes.append(len(args[1]))
+            return train_batch(*args)
+
+        self._patch.setattr(workers, "train_batch", counted)
+
+    def forbid(self) -> None:
+        def refused(*args: Any) -> dict[str, np.ndarray]:
+            raise AssertionError("training started")
+
+        self.replace(refused)
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Training:
+    """Counts, replaces or forbids the training of batches in this process."""
+    return Training(monkeypatch)

@@ -1,7 +1,13 @@
 """Datasets, problems, and folders of images in whatever format."""
 
+import dataclasses
 import logging
+import os
+import pickle
+import shutil
 import threading
+import typing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +16,10 @@ import torch
 from PIL import Image, features
 
 import dtl
-from dtl import data
+from dtl._files import save_tensors
 from dtl.data import ImageDataset, TransferProblem
+from dtl.datasets import folders as data
+from dtl.datasets.saved import save
 
 FORMATS = ["png", "jpg", "gif", "bmp", "webp", "tiff", "avif"]
 COLOURS = [(200, 30, 40), (20, 180, 60), (30, 60, 210)]
@@ -28,6 +36,10 @@ def tree(root, n=6, classes=("ant", "bee"), ending="png"):
         for i in range(n):
             picture((10 * k + i, 100, 200)).save(root / name / f"{i:02}.{ending}")
     return root
+
+
+def decode(path, size):
+    return data.square(data.open_rgb(path, size), size)
 
 
 def reds(dataset):
@@ -103,7 +115,7 @@ def test_a_dataset_refuses_what_is_not_one(arguments, message):
          "target_train has 1 class: influences and transfer need at least two"),
         ({"source": dataset(labels=[0] * 6)}, "source has classes without images: b"),
         ({"target_train": dataset(labels=[1] * 6)}, "target_train has classes without images: a"),
-        ({"target_test": dataset(classes=("a", "c"))}, "target_test has other classes than target_train"),
+        ({"target_test": dataset(classes=("a", "c"))}, "target_test lacks b and also has c"),
         ({"target_validation": dataset(n=0)},
          "target_validation has no images"),
         ({"target_test": dataset(side=5)}, "images of a problem must have one size"),
@@ -121,6 +133,84 @@ def test_load_names_what_it_knows():
         dtl.load("testbeds")
 
 
+# Problems by name
+
+
+def same(one, other):
+    return one.name == other.name and one.fingerprints == other.fingerprints
+
+
+def test_a_problem_by_name_is_pickled_as_its_name(tmp_path, folders):
+    problem = dtl.load("testbed", seed=np.int64(3), per_class=20)
+    assert problem.origin == {"load": "testbed", "options": {"seed": 3, "per_class": 20}}
+    text = pickle.dumps(problem)
+    assert len(text) < 1000 and same(pickle.loads(text), problem)
+    tree(tmp_path / "t")
+    text = pickle.dumps(folders(tmp_path / "t", tmp_path / "t"))
+    picture((1, 2, 3)).save(tmp_path / "t" / "ant" / "00.png")
+    with pytest.raises(ValueError, match="data of t-t have changed: .* now gives another source, target_"):
+        pickle.loads(text)
+    shutil.rmtree(tmp_path / "t")
+    with pytest.raises(FileNotFoundError, match="t is not a folder"):
+        pickle.loads(text)
+
+
+def test_a_problem_made_by_hand_is_pickled_as_its_tensors():
+    named = dtl.load("testbed-examples", per_class=2)
+    by_hand = dataclasses.replace(named, name="mine", per_class_accuracy=True)
+    again = pickle.loads(pickle.dumps(by_hand))
+    assert by_hand.origin is None and same(again, by_hand) and again.per_class_accuracy
+    assert again.truth.copy_of.tolist() == np.asarray(vars(named.truth)["copy_of"]).tolist()
+
+
+@pytest.mark.parametrize("name", ["testbed", "testbed-examples"])
+def test_a_saved_problem_is_the_same_with_all_that_was_planted(tmp_path, name):
+    problem = dataclasses.replace(dtl.load(name), name="kept", per_class_accuracy=name == "testbed")
+    again = dtl.load("file", path=save(problem, tmp_path / "new" / "p.safetensors"))
+    assert same(again, problem) and again.per_class_accuracy == problem.per_class_accuracy
+    assert again.origin == {"load": "file", "options": {"path": str(tmp_path / "new" / "p.safetensors")}}
+    for key, value in vars(problem.truth).items():
+        np.testing.assert_equal(getattr(again.truth, key), value)
+    held = bytearray((tmp_path / "new" / "p.safetensors").read_bytes())
+    held[-1] ^= 1
+    (tmp_path / "new" / "p.safetensors").write_bytes(held)
+    with pytest.raises(ValueError, match="p.safetensors is damaged"):
+        dtl.data.reopen(again.origin or {})
+    with pytest.raises(FileNotFoundError, match="nothing is no file: give one that dtl.datasets.saved.save wrote"):
+        dtl.load("file", path=tmp_path / "nothing")
+
+
+def test_both_notations_of_older_stores_are_understood(tmp_path, folders):
+    tree(tmp_path / "t")
+    options = {"source_dir": str(tmp_path / "t"), "target_dir": str(tmp_path / "t"), "size": 8,
+               "cache": str(tmp_path / "cache"), "show_progress": False}  # fmt: skip
+    problem = dtl.data.reopen({"from_folders": options})
+    assert problem.origin == {"load": "folders", "options": options}
+    assert same(problem, folders(tmp_path / "t", tmp_path / "t"))
+    assert dtl.data.reopen({"load": "testbed", "options": {"seed": 1}}).name == "testbed-1"
+
+
+@pytest.mark.parametrize("name", [n for n in dtl.data.LOADERS if "<" not in n] + ["imagenet-pets"])
+def test_every_name_has_a_loader_whose_options_have_types(name):
+    options = typing.get_type_hints(dtl.data.options_of(name))
+    assert options.pop("return") is TransferProblem and options
+
+
+def test_accuracy_is_the_mean_over_classes_where_the_problem_says_so():
+    correct = np.array([[True, True, True, False], [False, False, False, True]])
+    labels = torch.tensor([2, 2, 2, 5])  # others have no examples
+    problem = dtl.load("testbed", per_class=20)
+    np.testing.assert_allclose(problem.accuracy(correct, labels), [0.75, 0.25])
+    problem = dataclasses.replace(problem, name="any", per_class_accuracy=True)
+    np.testing.assert_allclose(problem.accuracy(correct, labels), [0.5, 0.5])
+
+
+def test_problems_and_datasets_are_shown_in_few_words():
+    problem = dtl.load("testbed")
+    assert repr(problem).count("\n") == 1 and len(repr(problem)) < 250
+    assert len(repr(problem.source)) < 120 and "classes a, b, c)" in repr(dataset(classes=("a", "b", "c")))
+
+
 # Folders
 
 
@@ -132,21 +222,22 @@ def test_every_format_is_read(tmp_path, folders, ending):
         for k, name in enumerate(("ant", "bee", "cat")):
             (tmp_path / part / name).mkdir(parents=True)
             for i in range(4):
-                picture(COLOURS[k]).save(tmp_path / part / name / f"{i}.{ending.upper() if i else ending}")
+                colour = tuple(channel + 12 * i for channel in COLOURS[k])
+                picture(colour).save(tmp_path / part / name / f"{i}.{ending.upper() if i else ending}")
     source = folders(tmp_path / "source", tmp_path / "target").source
     assert source.classes == ("ant", "bee", "cat") and source.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert source.images.shape == (12, 3, 8, 8)
-    expected = torch.tensor(COLOURS)[source.labels][..., None, None]
+    expected = (torch.tensor(COLOURS)[source.labels] + 12 * torch.arange(4).repeat(3)[:, None])[..., None, None]
     assert (source.images.int() - expected).abs().max() <= 6  # lossy formats
 
 
 MODES = {
     "grey": (Image.new("L", (24, 24), 120), "png", (120, 120, 120)),
     "grey jpg": (Image.new("L", (24, 24), 120), "jpg", (120, 120, 120)),
-    "grey 16 bit": (Image.fromarray(np.full((24, 24), 120 * 256 + 80, dtype=np.uint16)), "png", (120, 120, 120)),
-    "grey alpha": (Image.new("LA", (24, 24), (120, 200)), "png", (120, 120, 120)),
+    "grey 16 bit": (Image.fromarray(np.full((24, 24), 220 * 256 + 80, dtype=np.uint16)), "png", (220, 220, 220)),
+    "grey alpha": (Image.new("LA", (24, 24), (120, 200)), "png", (149, 149, 149)),
     "black and white": (Image.new("1", (24, 24), 1), "png", (255, 255, 255)),
-    "alpha": (Image.new("RGBA", (24, 24), (10, 200, 30, 128)), "png", (10, 200, 30)),
+    "alpha": (Image.new("RGBA", (24, 24), (10, 200, 30, 128)), "png", (132, 227, 142)),
     "palette": (picture((10, 200, 30)).quantize(4), "gif", (10, 200, 30)),
     "cmyk": (Image.new("CMYK", (24, 24), (255, 0, 0, 0)), "jpg", (0, 255, 255)),
 }
@@ -156,14 +247,14 @@ MODES = {
 def test_every_mode_becomes_rgb(tmp_path, mode):
     image, ending, expected = MODES[mode]
     image.save(tmp_path / f"x.{ending}")
-    decoded = data._decode(tmp_path / f"x.{ending}", 8)
+    decoded = decode(tmp_path / f"x.{ending}", 8)
     assert decoded.shape == (3, 8, 8) and decoded.dtype == torch.uint8
     assert (decoded.int() - torch.tensor(expected)[:, None, None]).abs().max() <= 3
 
 
 def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path):
     picture((10, 200, 30)).quantize(4).save(tmp_path / "x.png", transparency=bytes([0, 100, 200, 255]))
-    assert data._decode(tmp_path / "x.png", 8)[:, 4, 4].tolist() == [10, 200, 30]
+    assert decode(tmp_path / "x.png", 8)[:, 4, 4].tolist() == [255, 255, 255]  # its one colour stands for nothing
 
 
 def test_rotated_photographs_are_turned_upright(tmp_path):
@@ -172,7 +263,7 @@ def test_rotated_photographs_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn clockwise, which brings the upper half to the right
     image.save(tmp_path / "x.jpg", exif=exif, quality=95)
-    decoded = data._decode(tmp_path / "x.jpg", 8).float().mean(0)
+    decoded = decode(tmp_path / "x.jpg", 8).float().mean(0)
     assert decoded[:, 5:].max() < 30 and decoded[:, :3].min() > 225
 
 
@@ -182,7 +273,7 @@ def test_images_are_cropped_to_the_centre_and_resized(tmp_path, width, height):
     left, top = (width - side) // 2, (height - side) // 2
     image.paste((0, 255, 0), (left, top, left + side, top + side))
     image.save(tmp_path / "x.png")
-    red, green, _ = data._decode(tmp_path / "x.png", 8).float()
+    red, green, _ = decode(tmp_path / "x.png", 8).float()
     assert red.shape == (8, 8) and red[2:6, 2:6].max() < 20 and green[2:6, 2:6].min() > 235
     assert red.mean() < 25  # nothing but the central square, save for a rounded edge
 
@@ -191,15 +282,15 @@ def test_the_order_of_images_is_that_of_their_names_however_they_are_decoded(tmp
     tree(tmp_path / "a", n=10)
     later = threading.Event()
 
-    def decode(path, size):
+    def slowly(path, size):
         if path.name == "00.png" and path.parent.name == "ant":
             later.wait(5)  # the first image is ready last
         elif path.name == "01.png":
             later.set()
         return original(path, size)
 
-    original = data._decode
-    monkeypatch.setattr(data, "_decode", decode)
+    original = data.open_rgb
+    monkeypatch.setattr(data, "open_rgb", slowly)
     source = folders(tmp_path / "a", tmp_path / "a").source
     assert reds(source) == [10 * k + i for k in range(2) for i in range(10)]
     assert source.labels.tolist() == [0] * 10 + [1] * 10
@@ -223,8 +314,9 @@ def test_a_class_may_be_called_train(tmp_path, folders):
 @pytest.mark.parametrize("given", [(), ("validation",), ("test",)])
 def test_missing_splits_are_held_out_by_class_and_seed(tmp_path, folders, given):
     train = tmp_path / "t" / "train"
-    tree(train, n=10, classes=("ant",))
-    tree(train, n=6, classes=("bee",))
+    tree(train, n=10)
+    for i in range(6, 10):
+        (train / "bee" / f"{i:02}.png").unlink()
     for split in given:
         tree(tmp_path / "t" / split, n=1)
     first, again, other = (folders(train, tmp_path / "t", holdout=0.2, seed=seed) for seed in (0, 0, 1))
@@ -235,7 +327,7 @@ def test_missing_splits_are_held_out_by_class_and_seed(tmp_path, folders, given)
     for k in range(2):  # nothing is lost, nothing is in two splits
         parts = [first.target_train, *(first.parts[f"target_{split}"] for split in held)]
         pictures = sorted(red for part in parts for red in reds(part.subset(part.labels == k)))
-        assert pictures == list(range(10 if k == 0 else 6))
+        assert pictures == list(range(10) if k == 0 else range(10, 16))
     assert first.fingerprints == again.fingerprints
     assert first.fingerprints[f"target_{held[0]}"] != other.fingerprints[f"target_{held[0]}"]
 
@@ -245,7 +337,7 @@ def test_the_smallest_class_that_can_be_split_is(tmp_path, folders):
     problem = folders(tmp_path / "t", tmp_path / "t")
     assert [len(problem.parts[f"target_{split}"]) for split in ("train", "validation", "test")] == [2, 2, 2]
     (tmp_path / "t" / "bee" / "02.png").unlink()
-    with pytest.raises(ValueError, match="too few images to hold out validation and test: bee; add images or"):
+    with pytest.raises(ValueError, match="too few images to hold out validation and test, .*: bee; add images or"):
         folders(tmp_path / "t", tmp_path / "t")
 
 
@@ -257,20 +349,24 @@ def test_limit_draws_images_of_each_class_with_the_seed(tmp_path, folders):
     assert folders(tmp_path / "t", tmp_path / "t", limit=99).source.counts.tolist() == [10, 10]
 
 
-def test_the_cache_knows_images_by_content(tmp_path, folders, monkeypatch):
+def test_the_cache_knows_images_by_path_size_and_time(tmp_path, folders, monkeypatch):
     tree(tmp_path / "t")
     decoded = []
-    original = data._decode
-    monkeypatch.setattr(data, "_decode", lambda path, size: decoded.append(path) or original(path, size))
+    original = data.open_rgb
+    monkeypatch.setattr(data, "open_rgb", lambda path, size: decoded.append(path) or original(path, size))
     first = folders(tmp_path / "t", tmp_path / "t")
     assert len(decoded) == 12  # once, though the tree is read as source and as target
-    (tmp_path / "t").rename(tmp_path / "moved")
-    again = folders(tmp_path / "moved", tmp_path / "moved")
-    assert len(decoded) == 12 and again.fingerprints == first.fingerprints
-    picture((99, 0, 0)).save(tmp_path / "moved" / "ant" / "03.png")
-    changed = folders(tmp_path / "moved", tmp_path / "moved")
+    monkeypatch.setattr(Path, "read_bytes", None)  # no file is read to find what was kept
+    monkeypatch.setattr(Image, "open", None)
+    assert folders(tmp_path / "t", tmp_path / "t").fingerprints == first.fingerprints
+    monkeypatch.undo()
+    monkeypatch.setattr(data, "open_rgb", lambda path, size: decoded.append(path) or original(path, size))
+    before = (tmp_path / "t" / "ant" / "03.png").stat()
+    picture((99, 100, 200)).save(tmp_path / "t" / "ant" / "03.png")  # as many bytes as before
+    os.utime(tmp_path / "t" / "ant" / "03.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed = folders(tmp_path / "t", tmp_path / "t")
     assert len(decoded) == 24 and reds(changed.source)[3] == 99
-    folders(tmp_path / "moved", tmp_path / "moved", size=4)
+    folders(tmp_path / "t", tmp_path / "t", size=4)
     assert len(decoded) == 36
 
 
@@ -344,7 +440,7 @@ def test_an_unreadable_image_is_named(tmp_path, folders, name):
         bad.symlink_to(tmp_path / "gone.png")
     else:
         bad.write_bytes(BROKEN[name])
-    with pytest.raises(ValueError, match=f"cannot read the image .*{name}.*: replace or remove it"):
+    with pytest.raises(ValueError, match=f"cannot read 1 of 13 images: .*{name} .*: replace or remove them"):
         folders(tmp_path / "t", good)
 
 
@@ -369,7 +465,7 @@ def test_bad_settings(tmp_path, folders, option, message):
 def test_splits_with_other_classes(tmp_path, folders):
     tree(tmp_path / "t" / "train")
     tree(tmp_path / "t" / "test", classes=("ant", "cow"))
-    with pytest.raises(ValueError, match="target_test has other classes than target_train"):
+    with pytest.raises(ValueError, match="target_test lacks bee and also has cow"):
         folders(tmp_path / "t", tmp_path / "t")
 
 
@@ -377,7 +473,7 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, folders):
     source = tree(tmp_path / "source")
     values = np.linspace(0, 1, 24 * 24, dtype=np.float32).reshape(24, 24)
     Image.fromarray(values).save(source / "ant" / "depth.tiff")
-    with pytest.raises(ValueError, match="cannot read the image .*depth.tiff .*its pixels are 'F', 32 bits of unknown"):
+    with pytest.raises(ValueError, match="cannot read .*depth.tiff .*its pixels are 'F', 32 bits of unknown"):
         folders(source, tree(tmp_path / "target"))
 
 
@@ -411,21 +507,32 @@ def test_splits_are_found_in_any_case_and_nothing_of_the_users_is_passed_over(tm
 def test_a_link_that_leads_back_is_refused(tmp_path, folders):
     looped = tree(tmp_path / "looped")
     (looped / "ant" / "up").symlink_to(looped)
-    with pytest.raises(ValueError, match="is reached twice from .*looped: remove the link"):
+    with pytest.raises(ValueError, match="is reached twice, as .*looped.*: remove the link"):
         folders(looped, tree(tmp_path / "good"))
 
 
-def test_a_damaged_cache_is_decoded_again(tmp_path, folders, caplog):
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other shape", "no safetensors", "no images"])
+def test_a_damaged_cache_is_decoded_again(tmp_path, folders, caplog, damage):
     source, target = tree(tmp_path / "a"), tree(tmp_path / "b", n=9)
     first = folders(source, target)
     for file in (tmp_path / "cache").iterdir():
-        file.write_bytes(file.read_bytes()[:100])
+        held = file.read_bytes()
+        if damage in ("cut", "flipped"):
+            file.write_bytes(held[:100] if damage == "cut" else held[:-9] + bytes([held[-9] ^ 1]) + held[-8:])
+        elif damage == "no safetensors":
+            file.write_bytes(b"\0")
+        else:
+            name, shape = ("images", (12, 3, 8, 9)) if damage == "other shape" else ("pixels", (12, 3, 8, 8))
+            save_tensors(file, {name: torch.zeros(shape, dtype=torch.uint8)}, {"version": data.CACHE, "notes": "[]"})
     assert folders(source, target).fingerprints == first.fingerprints
-    assert "is damaged" in caplog.text and "decoded again" in caplog.text
+    assert "decoded again" in caplog.text and str(tmp_path / "cache") in caplog.text
+    caplog.clear()
+    assert folders(source, target).fingerprints == first.fingerprints
+    assert "decoded again" not in caplog.text  # it was kept anew
 
 
 def test_options_that_a_problem_does_not_take():
-    with pytest.raises(ValueError, match="problem 'testbed' takes no root: its options are seed, size"):
+    with pytest.raises(ValueError, match="problem 'testbed': .*keyword argument 'root'; its options are seed, size"):
         dtl.load("testbed", root="somewhere")
 
 

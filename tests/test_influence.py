@@ -1,5 +1,6 @@
 """Influences against a brute-force Algorithm 1, the known truth of simulated worlds, symmetries, and bad input."""
 
+import dataclasses
 import logging
 from itertools import combinations
 from typing import Any, NamedTuple
@@ -10,8 +11,10 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dtl._checks import InputError
+from dtl._evaluate import linear_datamodeling_score
 from dtl.design import DESIGNS, block_length, subset_masks
-from dtl.influence import Influence, estimate_influence, group_means, linear_datamodeling_score, models_needed
+from dtl.influence import Influence, estimate_influence, group_means, models_needed
 
 METHODS = ("difference", "ols", "ridge")
 K = 20  # q + 1 for the prime q = 19: balanced blocks of 38 models with subsets of exactly 10 classes
@@ -417,18 +420,21 @@ MASKS, OUTPUTS = subset_masks(6, 40, "random"), np.random.default_rng(0).normal(
         (dict(masks=MASKS * np.nan), "masks must be boolean or 0/1"),
         (dict(masks=MASKS[:-1]), r"got shapes \(39, 6\) and \(40, 3\)"),
         (dict(outputs=OUTPUTS[:, 0]), r"got shapes \(40, 6\) and \(40,\)"),
-        (dict(masks=MASKS[:1], outputs=OUTPUTS[:1]), "At least two models are needed, got 1"),
-        (dict(masks=MASKS[:, :1]), "At least two source classes are needed, got 1"),
-        (dict(outputs=OUTPUTS[:, :0]), "outputs hold no target"),
+        (dict(masks=MASKS[:1], outputs=OUTPUTS[:1]), "at least two models, two classes and a target are needed"),
+        (dict(masks=MASKS[:, :1]), "at least two models, two classes and a target are needed"),
+        (dict(outputs=OUTPUTS[:, :0]), "at least two models, two classes and a target are needed"),
         (dict(outputs=OUTPUTS.astype(str)), "outputs must be real numbers"),
-        (dict(masks=_with(MASKS, (slice(None), [1, 4]), False)), "Classes never in a subset: 1, 4"),
-        (dict(masks=_with(MASKS, (slice(None), 3), True)), "Classes always in a subset: 3"),
+        (dict(masks=_with(MASKS, (slice(None), [1, 4]), False)), "classes never in a subset: 1, 4"),
+        (dict(masks=_with(MASKS, (slice(None), 3), True)), "classes always in a subset: 3"),
         (dict(outputs=_with(OUTPUTS, ([5, 30], 1), [np.nan, np.inf])), "NaN or infinite for models 5, 30:"),
         (dict(outputs=OUTPUTS * np.nan), r"models 0, 1, 2, 3, 4, ... \(40 in all\)"),
-        (dict(method="lasso"), "Unknown method 'lasso': choose one of difference, ols, ridge"),
-        (dict(design="latin"), "Unknown design 'latin': choose one of balanced, random, paired"),
-        (dict(design="paired"), "Rows of a paired design must be pairs of complements"),
-        (dict(design="balanced"), "Rows of a balanced design must be pairs of complements"),
+        (dict(outputs=np.ma.masked_greater(OUTPUTS, 1)), "outputs have masked entries"),
+        (dict(masks=MASKS.repeat(2, axis=0), outputs=OUTPUTS.repeat(2, axis=0)), "each model is there 2 times"),
+        (dict(masks=np.tile(MASKS, (3, 1)), outputs=np.tile(OUTPUTS, (3, 1))), "each model is there 3 times"),
+        (dict(method="lasso"), "unknown method 'lasso': choose one of difference, ols, ridge"),
+        (dict(design="latin"), "unknown design 'latin': choose one of balanced, random, paired"),
+        (dict(design="paired"), "rows of a paired design must be pairs of complements"),
+        (dict(design="balanced"), "rows of a balanced design must be pairs of complements"),
         (dict(masks=MASKS[:6], outputs=OUTPUTS[:6], method="ols"), "OLS needs more than 6 models for 6 classes"),
         (dict(masks=MASKS[:9], outputs=OUTPUTS[:9], method="ridge"), "Ridge needs at least 11 models"),
         (dict(masks=MASKS[:4].repeat(10, axis=0), method="ols"), "too few distinct subsets for OLS"),
@@ -456,7 +462,7 @@ def test_p_values_are_those_of_a_t_test_on_pair_differences():
     for alternative in ("two-sided", "greater", "less"):
         expected = scipy.stats.ttest_1samp(signed, 0, alternative=alternative).pvalue  # pyright: ignore[reportAttributeAccessIssue]
         np.testing.assert_allclose(influence.p_values(alternative)[2], expected)
-    with pytest.raises(ValueError, match="Unknown alternative 'more'"):
+    with pytest.raises(ValueError, match="unknown alternative 'more'"):
         influence.p_values("more")
 
 
@@ -474,3 +480,57 @@ def test_noise_alone_gives_no_false_discoveries():
         p = np.minimum(1, 50 * influence.p_values("greater").min(axis=1))
         found += (scipy.stats.false_discovery_control(p) < 0.05).any()
     assert found <= 7  # 2 expected; 30 or so with normal tails
+
+
+def test_equal_subsets_and_chance_are_no_twins():
+    masks = subset_masks(4, 24)  # six subsets, four times each
+    assert estimate_influence(masks, np.random.default_rng(0).normal(size=(24, 2))).n_models == 24
+    assert estimate_influence(masks, np.ones((24, 2))).n_models == 24
+    outputs = (np.arange(24) % 5 > 2).astype(float)[:, None]
+    assert estimate_influence(masks, outputs).n_models == 24
+    assert (
+        estimate_influence(np.tile(MASKS, (2, 1)), np.tile(OUTPUTS, (2, 1)) + np.arange(80)[:, None] // 40).n_models
+        == 80
+    )
+
+
+def _of(truly, by, n, **changes):
+    names = dict(by=by, problem=truly.name, data=truly.fingerprints, split="validation")
+    values = np.zeros((truly.source.n_classes, n))
+    return Influence(values, values, np.zeros(n), "difference", "paired", 8, **(names | changes))
+
+
+def test_an_influence_knows_its_problem(problem):
+    other = dataclasses.replace(problem, target_train=problem.target_test)
+    _of(problem, "class", 4).check(problem, "class")
+    _of(problem, "image", 40).check(problem, "image")
+    _of(problem, "image", 40).check(dataclasses.replace(problem, name="renamed"))
+    _of(problem, "group", 7).check(problem)
+    _of(problem, "", 4, data={}, problem="").check(other, "class")  # of arrays: by the numbers of rows and columns
+    with pytest.raises(InputError, match=f"are of problem {problem.name}, whose target_train differ"):
+        _of(problem, "class", 4).check(other)
+    for influence, by in (
+        (_of(problem, "class", 4), "image"),
+        (_of(problem, "group", 40), "image"),
+        (_of(problem, "", 4), "image"),
+    ):
+        with pytest.raises(
+            InputError, match=r"a column for each target image is needed, 40 in all, as study.influence\(\)"
+        ):
+            influence.check(problem, by)
+    with pytest.raises(InputError, match="influence is of 23 classes but the source of .* has 24"):
+        dataclasses.replace(_of(problem, "class", 4, data={}), values=np.zeros((23, 4))).check(problem)
+    with pytest.raises(InputError, match="influence is of 24 images but the source of .* has 480"):
+        _of(problem, "class", 4, unit="example").check(problem)
+
+
+def test_a_table_has_a_row_for_each_target_and_source():
+    values = np.arange(6.0).reshape(3, 2)
+    named = Influence(
+        values, values / 10, np.array([0.5, 0.7]), "ols", "random", 9, sources=("a", "b", "c"), targets=("x", "y")
+    )
+    table = named.to_frame().set_index(["target", "source"])
+    assert table.index.tolist() == [("x", "a"), ("x", "b"), ("x", "c"), ("y", "a"), ("y", "b"), ("y", "c")]
+    assert table["influence"].tolist() == [0, 2, 4, 1, 3, 5] and table.loc[("y", "c")].tolist() == [5, 0.5, 0.7]
+    bare = Influence(values, values, np.zeros(2), "ols", "random", 9).to_frame()
+    assert bare["target"].tolist() == list("000111") and bare["source"].tolist() == list("012012")

@@ -62,8 +62,10 @@ def test_false_discoveries_are_kept_to_their_rate():
 
 def test_similarity_is_the_correlation_of_pixels():
     source, target = dataset(4), dataset(3, seed=1)
-    x, y = (d.images.flatten(1).double().numpy() for d in (source, target))
-    np.testing.assert_allclose(similarity(source, target), np.corrcoef(x, y)[:4, 4:], atol=1e-6)
+    x, y = (d.images.double() - d.images.double().mean((2, 3), keepdim=True) for d in (source, target))
+    expected = np.corrcoef(x.flatten(1), y.flatten(1))[:4, 4:]
+    np.testing.assert_allclose(similarity(source, target, aligned=False), expected, atol=1e-6)
+    np.testing.assert_allclose(similarity(source, target), expected, atol=1e-6)  # none of these is like another
     brighter = dtl.ImageDataset((source.images / 2 + 60).byte(), source.labels, source.classes)
     np.testing.assert_allclose(np.diag(similarity(source, brighter)), 1, atol=1e-3)
 
@@ -123,11 +125,11 @@ def test_the_testbed_of_examples_plants_what_it_says():
     assert (labels[role == "leaked"] == symbol[copy_of[role == "leaked"]]).all()
     like = similarity(problem.source, problem.target_validation)
     of_copies = like[np.flatnonzero(role == "leaked"), copy_of[role == "leaked"]]
-    assert 20 <= (of_copies > 0.93).sum() < 64  # the plain ones, not those that were moved
+    assert 15 <= (of_copies > 0.93).sum() < 64  # the plain ones, not those that were moved
     again = dtl.load("testbed-examples", seed=3)
     assert again.source.fingerprint == problem.source.fingerprint
     assert dtl.load("testbed-examples", seed=4).source.fingerprint != problem.source.fingerprint
-    with pytest.raises(ValueError, match="leaks in sixes and flawed in eights, not 16, 30, 7 and 16"):
+    with pytest.raises(ValueError, match="leaks in sixes .* and flawed in eights, not 16, 30, 7 and 16"):
         dtl.load("testbed-examples", leaks=7)
 
 

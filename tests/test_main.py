@@ -1,8 +1,11 @@
 """The command line, on toy studies: what it trains, prints and refuses, and with which exit code."""
 
+import contextlib
 import dataclasses
 import inspect
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -17,38 +20,60 @@ import xarray as xr
 import yaml
 import zarr
 from PIL import Image
-from typer.testing import CliRunner
 from zarr.storage import ZipStore
 
 import dtl
-from dtl import config, doctor
-from dtl.__main__ import app
-from dtl.config import Config
-from dtl.export import read_results
-from dtl.store import array_of
+from dtl import __main__ as command_line
+from dtl import data, doctor
+from dtl.engine import store as engine_store
+from dtl.engine.store import array_of
+from dtl.results import open as open_results
 
 N = 12  # models, in three batches
 PROBLEM = {"load": "testbed", "options": {"per_class": 20, "train": 5, "validation": 5, "test": 5}}
 RECIPE = {"epochs": 1, "widths": [8, 16], "models_at_once": 4, "finetune_epochs": 2}
 SETTINGS = {"problem": PROBLEM, "recipe": RECIPE, "store": "kept/toy", "models": N}
-BY_FLAGS = ["--problem", "testbed", *(f"--option={name}={value}" for name, value in PROBLEM["options"].items())]
+BY_FLAGS = ["--problem", "testbed", *(f"--options.{name}={value}" for name, value in PROBLEM["options"].items())]
+
+
+def invoke(*arguments):
+    """Exit code, standard output and standard error of a command."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = command_line.main([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
 
 
 def call(*arguments, code=0):
     """Standard output, or the one line of an error, of which nothing but a progress bar stands in front."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, result.output
+    found, out, err = invoke(*arguments)
+    assert found == code, err
     if not code:
-        return result.stdout
-    line = result.stderr.split("\r")[-1]
-    assert line.startswith("Error: ") and result.stderr.count("\n") == 1, result.stderr
+        return out
+    line = err.split("\r")[-1]
+    assert line.startswith("Error: ") and err.count("\n") == 1, err
     return line.removeprefix("Error: ").strip()
 
 
-def process(*arguments, cwd):
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "dtl", *map(str, arguments)]
+def process(*arguments, cwd, first=""):
+    """The command in a process of its own; `first` is Python that it runs before."""
+    code = f"import runpy, sys\n{first}\nsys.argv[0] = 'dtl'\nrunpy.run_module('dtl', run_name='__main__')"
+    command = [sys.executable, *(["-c", code] if first else ["-m", "dtl"]), *map(str, arguments)]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+ONE_BATCH = """
+import threading, time
+from dtl.engine import workers
+original, only_one = workers.train_batch, threading.Lock()
+
+def train_batch(*args):
+    while not only_one.acquire(blocking=False):  # the others wait until they are stopped, however fast the machine
+        time.sleep(0.01)
+    return original(*args)
+
+workers.train_batch = train_batch
+"""
 
 
 def saved(folder, **changes):
@@ -75,8 +100,7 @@ def no_data(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("data were loaded")
 
-    monkeypatch.setattr(config, "load", refuse)
-    monkeypatch.setattr(config, "from_folders", refuse)
+    monkeypatch.setattr(data, "load", refuse)
 
 
 def facts(store) -> dict[str, Any]:
@@ -84,48 +108,53 @@ def facts(store) -> dict[str, Any]:
 
 
 def same(store, study):
-    one, other = read_results(store).load(), study.results.load()
+    one, other = open_results(store).data.load(), study.results.load()
     xr.testing.assert_identical(one.drop_attrs(), other.drop_attrs())
 
 
 # Settings
 
 
-def test_every_setting_of_the_python_interface_can_be_given():
-    study = set(inspect.signature(dtl.Study).parameters)
-    run = {"models" if name == "n_models" else name for name in inspect.signature(dtl.Study.run).parameters}
-    settings = {field.name for field in dataclasses.fields(Config)}
-    flags = {"client", "start", "repair"}  # what belongs to one run, not to the study
-    assert study | run - {"self", "progress"} - flags == settings
-    shown = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).stdout
-    assert all(f"--{name} " in shown for name in settings | {"scheduler", "start", "repair", "source", "target"})
-
-
-def test_defaults_are_those_of_the_python_interface():
-    study, run = inspect.signature(dtl.Study).parameters, inspect.signature(dtl.Study.run).parameters
-    for name in ("design", "store", "seed", "fraction", "unit", "weights"):
-        assert getattr(Config, name) == study[name].default
-    assert Config.device == run["device"].default and (Config.transfer,) == study["transfer"].default
+def test_every_setting_of_the_python_interface_can_be_given_with_its_default():
+    study, run = (inspect.signature(f).parameters for f in (dtl.Study, dtl.Study.run))
+    code, shown, _ = invoke("run", "--help")
+    assert code == 0
+    for name, parameter in {**study, **run}.items():
+        flag = {"n_models": "models", "client": "scheduler"}.get(name, name)
+        if flag not in ("self", "progress"):
+            assert f"--{flag} " in shown or f"--{flag}\n" in shown, flag
+            default = parameter.default
+            if flag in ("design", "fraction", "unit", "seed", "device", "start"):
+                (said,) = re.findall(rf"  --{flag} .*?default:\s+(\S+)\)", shown, re.DOTALL)
+                assert said == str(default)
+    assert all(f"--{name} " in shown for name in ("source", "target", "options"))
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("modles: 3", "unknown setting 'modles': did you mean 'models'?"),
-        ("xyz: 3", "unknown setting 'xyz': use problem, recipe"),
-        ("models: many", "setting models cannot be 'many': Input should be a valid integer"),
-        ("seed: 1.5", "setting seed cannot be 1.5: Input should be a valid integer"),
+        ("modles: 3", "unknown setting --modles: did you mean --models?"),
+        ("xyz: 3", "unknown setting --xyz"),
+        ("models: many", "--models cannot be 'many': it must be int"),
+        ("seed: 1.5", "--seed cannot be '1.5': it must be int"),
+        ("seed: on", "--seed cannot be 'True': it must be int"),
+        ("fraction: yes", "--fraction cannot be 'True': it must be float"),
+        ("recipe: {epochs: on}", "recipe setting epochs cannot be 'on'"),
+        ("recipe: {augment: true}", "recipe.augment cannot be True: give a number"),
         ("- models", "settings must be names with values"),
         ("models: [3", "is no YAML file"),
+        ("models: 3\nseed: 1\nmodels: 4", 'found duplicate key "models"'),
+        ("recipe: {lr: 1, lr: 2}", 'found duplicate key "lr"'),
+        ("recipe: &x {lr: *x}", "is no YAML file"),
         ("recipe: {epoch: 3}", "unknown recipe setting 'epoch': did you mean 'epochs'?"),
         ("recipe: {epochs: four}", "recipe setting epochs cannot be 'four'"),
-        ("recipe: {epochs: 0}", "epochs must be a whole number of at least 1"),
+        ("recipe: {epochs: 0}", "recipe setting epochs cannot be 0"),
         ("recipe: {widths: 8}", "recipe setting widths cannot be 8"),
-        ("problem: {load: testbed, options: {sed: 1}}", "unknown option of the problem 'sed': did you mean 'seed'?"),
+        ("problem: {load: testbed, options: {sed: 1}}", "unexpected keyword argument 'sed'; its options are seed"),
         ("problem: {load: nothing}", "unknown problem 'nothing': known are"),
         ("problem: {name: testbed}", "give a problem, 'load' with a name"),
         ("problem: {}", "give a problem, 'load' with a name"),
-        ("problem: {from_folders: {source_dir: here}}", "the problem lacks target_dir"),
+        ("problem: {from_folders: {source_dir: here}}", "missing a required argument: 'target_dir'"),
         ("problem: {from_folders: {source_dir: a, target_dir: b}}", "is not a folder"),
         ("design: blanced", "blanced"),
         ("transfer: frozen", "unknown transfer"),
@@ -141,8 +170,11 @@ def test_defaults_are_those_of_the_python_interface():
 )
 def test_a_wrong_setting_is_one_line(text, message, tmp_path, monkeypatch):
     path = saved(tmp_path)
-    changed = yaml.safe_load(text) if "[3" not in text else None
-    path.write_text(yaml.safe_dump(SETTINGS | changed) if isinstance(changed, dict) else text)
+    changed = yaml.safe_load(text) if not re.search(r"\[3|models: 4|lr: 2|\*x", text) else None
+    if isinstance(changed, dict):
+        lines = yaml.safe_dump({k: v for k, v in SETTINGS.items() if k not in changed})
+        text = f"{lines}{text}\n"
+    path.write_text(text)
     assert message in call("run", path, code=2)
     assert not (tmp_path / "kept").exists()
 
@@ -150,14 +182,15 @@ def test_a_wrong_setting_is_one_line(text, message, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--modle", 3], "No such option: --modle"),
+        (["--modle", 3], "unknown setting --modle: did you mean --models?"),
+        (["--model", 3], "unknown setting --model: did you mean --models?"),
         (["--models", "x"], "--models"),
-        (["--recipe", "epochs"], "'epochs' must be NAME=VALUE"),
-        (["--recipe", "widths=[8"], "'widths=[8' must be NAME=VALUE"),
-        (["--recipe", "epoch=3"], "did you mean 'epochs'?"),
-        (["--option", "sede=3"], "did you mean 'seed'?"),
+        (["--recipe", "epochs"], "--recipe cannot be 'epochs'"),
+        (["--recipe.widths", "[8"], "recipe setting widths cannot be"),
+        (["--recipe.epoch", "3"], "did you mean 'epochs'?"),
+        (["--options.sede", "3"], "unexpected keyword argument 'sede'"),
         (["--problem", "testbed", "--source", "a"], "not both"),
-        (["--source", "a"], "the problem lacks target_dir"),
+        (["--source", "a"], "missing a required argument: 'target_dir'"),
         (["--store", ""], "'' is no folder"),
         (["--store", "s3://bucket/study"], "s3://bucket/study is a URL, not a folder"),
         (["--store", "."], "holds 'study.yaml' but no study: give another or an empty folder"),
@@ -169,17 +202,27 @@ def test_a_wrong_flag_is_one_line(flags, message, tmp_path, monkeypatch):
 
 
 def test_a_missing_file_and_a_missing_command_are_one_line(tmp_path):
-    assert "does not exist" in call("run", tmp_path / "none.yaml", code=2)
-    assert "No such command 'rnu'" in call("rnu", code=2)
-    result = CliRunner().invoke(app, [])
-    assert result.exit_code == 2 and "influence" in result.stdout and not result.stderr
+    assert "No such file" in call("run", tmp_path / "none.yaml", code=2)
+    assert "invalid choice: 'rnu'" in call("rnu", code=2)
+    code, out, err = invoke()
+    assert code == 2 and "influence" in out and not err
 
 
 def test_numbers_that_yaml_reads_as_strings_are_numbers(tmp_path):
     path = saved(tmp_path)
     path.write_text(path.read_text().replace("epochs: 1", "epochs: 1\n  lr: 3e-1\n  probe_l2: 1e-2"))
-    study = Config(**config.read_file(path)).study()
-    assert study.recipe.lr == 0.3 and study.recipe.probe_l2 == 0.01 and study.recipe.widths == (8, 16)
+    call("run", path, "--models", 2)
+    recipe = facts(tmp_path / "kept/toy")["settings"]["recipe"]
+    assert recipe["lr"] == 0.3 and recipe["probe_l2"] == 0.01 and recipe["widths"] == [8, 16]
+
+
+def test_bugs_show_their_traceback(tmp_path, monkeypatch):
+    def bug(*args, **options):
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(command_line.Study, "run", bug)
+    with pytest.raises(ValueError, match="broadcast"):
+        invoke("run", saved(tmp_path))
 
 
 # Run, resume, status
@@ -198,7 +241,7 @@ def test_run_in_a_process_from_another_folder_gives_the_arrays_of_the_python_int
 
 def test_flags_alone_do_the_same_and_are_relative_to_where_you_are(reference, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe = [f"--recipe={name}={value}" for name, value in RECIPE.items()]
+    recipe = [f"--recipe.{name}={value}" for name, value in RECIPE.items()]
     out = call("run", *BY_FLAGS, *recipe, "--store", "here", "--models", N, "--transfer", "fixed")
     assert out.endswith("here: 12 models done. Next: python -m dtl influence here\n")
     same(tmp_path / "here", reference)
@@ -215,15 +258,13 @@ def test_a_flag_wins_over_the_file(tmp_path):
         "transfer": "fixed,full",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]
-    call("run", path, *flags, "--store", tmp_path / "x", "--recipe", "augment=1", "--option", "seed=2")
+    call("run", path, *flags, "--store", tmp_path / "x", "--recipe.augment", 1, "--options.seed", 2)
     settings = facts(tmp_path / "x")["settings"]
     assert settings["seed"] == 4 and settings["transfer"] == ["fixed", "full"] and settings["unit"] == "example"
     assert settings["fraction"] == 0.25 and settings["design"] == "random"
     assert settings["recipe"] == dtl.Recipe(**RECIPE, augment=1).settings()  # the file's other ones are kept
-    assert (
-        settings["data"] == config.load_problem({**PROBLEM, "options": {**PROBLEM["options"], "seed": 2}}).fingerprints
-    )
-    assert read_results(tmp_path / "x").sizes["model"] == 4
+    assert settings["data"] == dtl.load("testbed", **PROBLEM["options"], seed=2).fingerprints
+    assert open_results(tmp_path / "x").data.sizes["model"] == 4
 
 
 def test_your_own_folders(tmp_path, monkeypatch):
@@ -236,56 +277,26 @@ def test_your_own_folders(tmp_path, monkeypatch):
     path = saved(tmp_path, problem={"from_folders": folders}, models=4)
     monkeypatch.chdir("/")
     call("run", path)
-    assert read_results(tmp_path / "kept/toy").source.values.tolist() == ["cat", "dog", "eel", "fox"]
-    given = ["--source", tmp_path / "animals", "--target", tmp_path / "pets", "--option", "size=8"]
-    out = call("resume", tmp_path / "kept/toy", *given, "--option", f"cache={tmp_path / 'decoded'}", "--models", 6)
+    assert open_results(tmp_path / "kept/toy").data.source.values.tolist() == ["cat", "dog", "eel", "fox"]
+    given = ["--source", tmp_path / "animals", "--target", tmp_path / "pets", "--options.size", 8]
+    out = call("resume", tmp_path / "kept/toy", *given, f"--options.cache={tmp_path / 'decoded'}", "--models", 6)
     assert "6 models done" in out
 
 
-# The command line, in which every batch but the first waits for Ctrl+C: no machine is fast enough to finish before.
-WAITING = """
-import itertools, signal, threading
-from dtl import workers
-from dtl.__main__ import app
-
-train, number, interrupted = workers.train_batch, itertools.count(), threading.Event()
-
-
-def stop(*_):
-    interrupted.set()
-    raise KeyboardInterrupt
-
-
-def waiting(*arguments):
-    if next(number):
-        interrupted.wait()
-    return train(*arguments)
-
-
-signal.signal(signal.SIGINT, stop)
-workers.train_batch = waiting
-app(prog_name="python -m dtl")
-"""
-
-
 def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_arrays(problem, recipe, tmp_path):
-    path, folder = saved(tmp_path, models=400), tmp_path / "kept/toy"
-    command = [sys.executable, "-c", WAITING, "run", str(path)]
-    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """Ctrl+C while batches are in flight that would never end."""
+    path = saved(tmp_path)
+    run, folder = process("run", path, cwd=tmp_path, first=ONE_BATCH), tmp_path / "kept/toy"
     while run.poll() is None and not any(folder.glob("done/c/*")):
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate()
     assert run.returncode == 130 and "Traceback" not in err
     assert err.splitlines()[-1].endswith("Saved models are safe: python -m dtl resume kept/toy")
-    n_done = int(np.sum(zarr.open_array(folder, path="done", mode="r")[:]))
-    assert 0 < n_done < 400
     out = call("status", folder)
-    assert f"{n_done} done, {400 - n_done} missing" in out and out.endswith(f"python -m dtl resume {folder}\n")
-    call("resume", folder, *BY_FLAGS, "--models", n_done + 4)
-    ours = read_results(folder).isel(model=slice(n_done + 4))
-    whole = dtl.Study(problem, recipe).run(n_done + 4, progress=False).results
-    xr.testing.assert_identical(ours.load().drop_attrs(), whole.load().drop_attrs())
+    assert "4 done, 8 missing" in out and out.endswith(f"python -m dtl resume {folder}\n")
+    call("resume", folder, *BY_FLAGS)
+    same(folder, dtl.Study(problem, recipe).run(N, progress=False))
 
 
 def test_resume_needs_the_store_alone(reference, tmp_path, monkeypatch):
@@ -306,12 +317,10 @@ def test_resume_says_what_it_lacks(problem, recipe, tmp_path):
 
 
 def test_status_reads_no_results_and_no_images(store, no_data, tmp_path):
-    copy = tmp_path / "copy"
-    for path in store.rglob("*"):
-        if path.is_file() and (path.name == "zarr.json" or "done" in path.parts):
-            target = copy / path.relative_to(store)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
+    copy = shutil.copytree(store, tmp_path / "copy")
+    for path in copy.rglob("c/**/*"):
+        if path.is_file() and not {"done", "digest"} & {*path.parts}:
+            path.write_bytes(b"cannot be read")
     out = call("status", copy)
     for found in ("load testbed", "24 source, 4 target", "12 done, 0 missing", "balanced", "epochs 1", f"{copy}, "):
         assert found in out
@@ -321,7 +330,8 @@ def test_status_reads_no_results_and_no_images(store, no_data, tmp_path):
 
 
 def test_a_store_that_was_killed_at_its_very_start(store, reference, tmp_path):
-    zarr.create_group(tmp_path / "toy", attributes=facts(store))
+    begun = {"settings", "problem", "origin", "source_classes", "target_classes", "n_units"}
+    zarr.create_group(tmp_path / "toy", attributes={k: v for k, v in facts(store).items() if k in begun} | {"runs": []})
     assert "0 done, 0 missing" in call("status", tmp_path / "toy")
     assert "has no finished model" in call("influence", tmp_path / "toy", code=2)
     assert "give the number of models: --models N" in call("resume", tmp_path / "toy", code=2)
@@ -330,7 +340,7 @@ def test_a_store_that_was_killed_at_its_very_start(store, reference, tmp_path):
 
 
 def test_models_that_diverge_are_a_failure_and_the_rest_is_kept(tmp_path):
-    message = call("run", saved(tmp_path), "--recipe", "lr=1e30", "--models", 4, code=1)
+    message = call("run", saved(tmp_path), "--recipe.lr", "1e30", "--models", 4, code=1)
     assert message.startswith("models 0, 1, 2, 3 diverged")
     assert "0 done, 4 missing" in call("status", tmp_path / "kept/toy")
 
@@ -352,12 +362,12 @@ def test_a_folder_without_a_study_is_refused_by_every_command(tmp_path):
 
 
 def test_a_store_of_another_format_is_refused(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(config, "FORMAT", 99)
+    monkeypatch.setattr(engine_store, "FORMAT", 99)
     assert "and this dtl reads 99" in call("status", store, code=2)
 
 
 def test_exit_codes_of_processes(tmp_path):
-    wrong = process("run", saved(tmp_path), "--recipe", "epoch=3", cwd=tmp_path)
+    wrong = process("run", saved(tmp_path), "--recipe.epoch", "3", cwd=tmp_path)
     (tmp_path / "file").write_text("")
     failed = process("run", saved(tmp_path), "--store", "file/x", cwd=tmp_path)
     for run, code, message in ((wrong, 2, "did you mean 'epochs'?"), (failed, 1, "give a folder that you may write")):
@@ -385,7 +395,19 @@ def test_parts_of_a_study_are_merged(reference, tmp_path):
     call("run", path, "--store", tmp_path / "other", "--models", 4, "--seed", 1)
     for parts in (("all", "other"), ("new", "a", "other")):
         assert "holds another study (seed is" in call("merge", *(tmp_path / part for part in parts), code=2)
-    assert "Missing argument 'STORE" in call("merge", tmp_path / "all", code=2)
+    assert "required: merge.stores" in call("merge", tmp_path / "all", code=2)
+
+
+def test_a_chunk_that_is_lost_is_named_and_trained_again(reference, tmp_path, caplog):
+    path, folder = saved(tmp_path), tmp_path / "kept/toy"
+    call("run", path)
+    (folder / "margin/c/0/1/0").unlink()
+    out = call("status", folder)
+    assert "8 done, 4 missing" in out and "lost      margin/c/0/1/0\n" in out and "resume" in out
+    assert "8 models, difference" in call("influence", folder)
+    assert "lacks margin/c/0/1/0: run again, which trains the models" in caplog.text
+    assert "12 models done" in call("run", path)
+    same(folder, reference)
 
 
 def test_a_damaged_chunk_is_named_and_trained_again_on_request(reference, tmp_path):
@@ -409,11 +431,11 @@ def test_weights_are_kept_where_asked(tmp_path, monkeypatch):
 
 def test_a_dry_run_writes_nothing_and_counts_what_is_missing(tmp_path):
     path = saved(tmp_path)
-    assert "12 models to train: about " in call("run", path, "--dry-run")
+    assert "12 models to train: " in call("run", path, "--dry-run")
     assert list(tmp_path.iterdir()) == [path]
     call("run", path, "--models", 4)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-    assert "8 models to train: about " in call("run", path, "--dry-run")
+    assert "8 models to train: " in call("run", path, "--dry-run")
     assert "No model is missing." in call("resume", tmp_path / "kept/toy", *BY_FLAGS, "--dry-run")
     assert "8 models to train" in call("resume", tmp_path / "kept/toy", *BY_FLAGS, "--models", N, "--dry-run")
     assert "14 models to train" in call("remove", tmp_path / "kept/toy", *BY_FLAGS, "--counts", "2,4", "--seeds", 2,
@@ -425,7 +447,7 @@ def test_expected_bytes_are_those_of_the_store(reference, problem, recipe):
     cost = doctor.measure(dtl.Study(problem, recipe), N)
     root = reference.store.open()
     stored = sum(array_of(root, n).nbytes_stored() for n in ("margin", "probability", "correct", "prediction"))
-    assert stored < N * cost.bytes < 2 * stored and cost.seconds > 0
+    assert stored < N * cost.bytes < 2 * stored and 0 < cost.least <= cost.most
 
 
 # Results
@@ -473,11 +495,11 @@ def test_influence_takes_the_options_of_the_python_interface(problem, recipe, tm
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--by", "colour"], "use all or class"),
-        (["--method", "magic"], "Unknown method 'magic'"),
-        (["--output", "loss"], "unknown output 'loss': this study has margin"),
-        (["--transfer", "full"], "unknown transfer 'full': this study has fixed"),
-        (["--split", "train"], "unknown split 'train'"),
+        (["--by", "colour"], "unknown groups 'colour': choose one of all, class"),
+        (["--method", "magic"], "nknown method 'magic'"),
+        (["--output", "loss"], "unknown output of this study 'loss': choose one of margin"),
+        (["--transfer", "full"], "unknown transfer of this study 'full': choose one of fixed"),
+        (["--split", "train"], "unknown split of this study 'train'"),
         (["--top", 0], "--top"),
         (["--out", "x.txt"], "end it with .csv"),
         (["--out", "nowhere/x.csv"], "nowhere is no folder"),
@@ -564,7 +586,7 @@ def test_removal_is_that_of_the_python_interface(reference, store, tmp_path):
         (["--counts", "2", "--device", "tpu"], "unknown device"),
         (["--counts", "2", "--out", "x.nc"], "end it with .csv"),
         (["--counts", "2", "--out", "nowhere/x.csv"], "nowhere is no folder"),
-        ([], "Missing option '--counts'"),
+        ([], "counts must be whole numbers with commas"),
     ],
 )
 def test_wrong_options_of_remove_are_one_line(flags, message, store):

@@ -1,5 +1,6 @@
 """Backbones: a stack of nets is its nets, and seeds decide their weights."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import dtl
-from dtl.models import Nets, _Patches, initialise
+from dtl._patches import Patches
+from dtl.models import Nets, initialise, states_of, unstack
 from dtl.training import check_size
 
 WIDTHS = {"small": (4, 8), "resnet9": (4, 8, 8, 16)}
@@ -40,6 +42,13 @@ def test_a_stack_is_its_nets(model, train):
     stack = Nets(model, 5, 3, WIDTHS[model]).train(train)
     stack.load_state_dict(stacked(nets))
     x = torch.randn(4, 9, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert [{*one} for one in states_of(stack)] == [{*stack.state_dict()}] * 3
+    for one, net in zip(unstack(stack), nets, strict=True):
+        assert all(torch.equal(v, net.state_dict()[k]) for k, v in one.state_dict().items()) and not one.training
+    shared = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():  # images that all nets look at need no copies
+        once, copied = (copy.deepcopy(stack).features(seen) for seen in (shared, shared.repeat(1, 3, 1, 1)))
+    torch.testing.assert_close(once, copied, rtol=1e-5, atol=1e-5)
     together, loss = stack(x), 0
     for m, net in enumerate(nets):
         alone = net(x[:, 3 * m : 3 * m + 3])
@@ -59,7 +68,7 @@ def test_a_stack_is_its_nets(model, train):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize(("height", "width"), [(6, 8), (5, 7), (2, 3)])
 def test_patches_are_a_convolution_with_its_gradients(height, width, dtype):
-    patches = _Patches(3, 5, n_models=2)
+    patches = Patches(3, 5, n_models=2)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, 6, height, width, generator=generator, requires_grad=True)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
@@ -108,7 +117,8 @@ def test_initialising_leaves_the_callers_random_numbers_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    initialise("small", 4, [1, 2])
+    unstack(initialise("small", 4, [1, 2]))
+    check_size(dtl.Recipe(), 16, 16)
     assert torch.equal(torch.rand(3), expected)
 
 

@@ -153,8 +153,9 @@ def test_table_of_contents_holds_every_chapter() -> None:
 
 def test_reference_page_holds_every_module() -> None:
     page = (ROOT / "book/dtl.md").read_text()
-    documented = re.findall(r"automodule:: dtl\.(\w+)", page)
-    modules = {path.stem for path in (ROOT / "dtl").glob("*.py") if not path.stem.startswith("_")}
+    documented = re.findall(r"automodule:: dtl\.([\w.]+)", page)
+    files = (path.relative_to(ROOT / "dtl").with_suffix("") for path in (ROOT / "dtl").rglob("*.py"))
+    modules = {".".join(file.parts) for file in files if not file.name.startswith("_")}
     assert set(documented) == modules and len(documented) == len(modules)
 
 

@@ -98,3 +98,28 @@ def test_bad_groupings(change, message):
     masks, outputs, *_ = world()
     with pytest.raises(ValueError, match=message):
         dtl.subpopulations(**({"masks": masks, "outputs": outputs} | change))
+
+
+SIGNED = np.array([[0.5, -1.0], [-0.2, 0.3], [-0.9, 0.4], [0.1, -0.1]])
+HARM = dtl.Influence(SIGNED, np.full((4, 2), 0.1), np.ones(2), "difference", "balanced", 100)
+
+
+def test_suspects_are_negative_and_the_worst_come_first():
+    assert dtl.suspects(HARM, 0, k=4).tolist() == [2, 1]
+    assert dtl.suspects(HARM, 1, k=1).tolist() == [0]
+    assert dtl.suspects(HARM, 0, k=4, least=3).tolist() == [2]
+    assert dtl.suspects(HARM, 1, k=4, least=11).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("example", "k", "message"),
+    [
+        (2, 1, r"example, .* must be one whole number in 0\.\.1, not 2"),
+        (-1, 1, "not -1"),
+        (0, 5, r"k, of the source classes, must be one whole number in 1\.\.4, not 5"),
+        (0, 0, "not 0"),
+    ],
+)
+def test_bad_suspects(example, k, message):
+    with pytest.raises(ValueError, match=message):
+        dtl.suspects(HARM, example, k)

@@ -14,7 +14,7 @@ import dtl
 
 SHARED = Path(__file__).parents[2] / "shared"
 CLASSES = {"bullfrog": "frog", "moving van": "truck", "sports car": "automobile", "tabby": "cat"}
-WNIDS = [wnid for wnid, name in dtl.imagenet200.NAMES.items() if name in CLASSES]
+WNIDS = [wnid for wnid, name in dtl.datasets.imagenet200.NAMES.items() if name in CLASSES]
 TOY = run.Size(
     "toy", dtl.Recipe(widths=(8, 16, 32), epochs=6, batch_size=16, augment=2, finetune_epochs=3, models_at_once=4),
     {"classes": list(CLASSES), "target_limit": 40, "holdout": 0.3},
@@ -101,7 +101,7 @@ def test_runs_in_the_wrong_order_are_refused(trees: Path, tmp_path: Path, monkey
 def test_hand_picked_order_keeps_the_near_classes_longest(experiment: run.Experiment) -> None:
     order = run.hand_picked(experiment.problem.source.classes)
     names = np.array(experiment.problem.source.classes)[order]
-    near = [name in dtl.imagenet200.CATEGORIES for name in names]
+    near = [name in dtl.datasets.imagenet200.CATEGORIES for name in names]
     assert sorted(order) == list(range(4)) and near == sorted(near) and sum(near) == 4
 
     assert run.hand_picked(["goose", "abacus", "alp", "tabby"])[:2] in ([1, 2], [2, 1])
@@ -110,7 +110,7 @@ def test_hand_picked_order_keeps_the_near_classes_longest(experiment: run.Experi
 def test_a_batch_of_the_shipped_study_comes_out_again() -> None:
     """Sums in another order change a model's margins, so models are compared in distribution and over subsets."""
     try:
-        (data, *_) = dtl.targets.data_folders(None, "ImageNet-200")
+        (data, *_) = dtl.datasets.targets.data_folders(None, "ImageNet-200")
         problem = run.Experiment(run.SIZES["cpu"], data, Path(), "cpu", Path()).problem
     except (ValueError, FileNotFoundError) as missing:
         pytest.skip(f"no images to train on: {missing}")

@@ -7,11 +7,12 @@ import pytest
 import torch
 import xarray as xr
 import zarr
+from scipy.stats import binomtest, norm
 
 import dtl
-from dtl import workers
+from dtl.engine import workers
 from dtl.influence import Influence
-from dtl.removal import removal_curve, select
+from dtl.removal import newcombe, removal_curve, select
 
 COUNTS = [1, 3]
 
@@ -76,23 +77,49 @@ def test_models_lack_the_first_classes_of_their_order(study, no_training, tmp_pa
     assert curve.order.values.tolist() == list(orders) and curve.attrs["transfer"] == "full"
     # the fake accuracies say which cell of the curve holds which model
     for k in (0, 1, 3):
-        assert (curve.validation.sel(count=k) == np.float32((24 - k) / 40)).all()
+        np.testing.assert_allclose(curve.validation.sel(count=k), (24 - k) / 40)
         np.testing.assert_allclose(curve.test.sel(count=k), (29 - k) / 40)
 
 
-def test_accuracy_is_that_of_the_papers_target(study, no_training):
-    """Pets are reported by class, CIFAR-10 by example; classes of unequal size tell them apart."""
+def test_accuracy_is_that_of_the_problem_or_ones_own(study, no_training):
+    """By class or by example: classes of unequal size tell them apart."""
     labels = np.repeat([0, 1, 2, 3], [4, 4, 4, 28])  # the fake models are right on the first of the 40 examples
     part = dataclasses.replace(study.problem.target_test, labels=torch.from_numpy(labels))
-    for name, expected in (
-        ("imagenet-pets", (3 + (np.array([29, 25]) - 12) / 28) / 4),
-        ("imagenet-cifar10", np.array([29, 25]) / 40),
-        ("pets", np.array([29, 25]) / 40),
-    ):
-        problem = dataclasses.replace(study.problem, name=name, target_test=part)
+    for per_class, expected in ((True, (3 + (np.array([29, 25]) - 12) / 28) / 4), (False, np.array([29, 25]) / 40)):
+        problem = dataclasses.replace(study.problem, target_test=part, per_class_accuracy=per_class, name="any")
         new = dtl.Study(problem, study.recipe)
         curve = removal_curve(new, influence_of(MEAN), [4], ["negative"], 2, progress=False)
         np.testing.assert_allclose(curve.test.isel(order=0, seed=0), expected, rtol=1e-6)
+    seen = []
+
+    def of_class_two(correct, labels):
+        seen.append((correct.shape, labels.tolist()))
+        return correct[:, labels == 2].mean(1)
+
+    own = removal_curve(new, influence_of(MEAN), [4], ["negative"], 2, accuracy=of_class_two, progress=False)
+    assert (own.test == 1).all() and seen[1] == ((4, 40), labels.tolist())
+
+
+def test_orders_of_ones_own_as_a_mapping_or_as_before(study, no_training, tmp_path):
+    picked = [5, 2, 9]
+    new = {"negative": None, "mine": picked}
+    for name, options in (("a", {"orders": new}), ("b", {"orders": ["negative", "mine"], "given": {"mine": picked}})):
+        removal_curve(study, influence_of(MEAN), [3], seeds=2, store=tmp_path / name, progress=False, **options)
+    np.testing.assert_array_equal(masks_of(tmp_path / "a"), masks_of(tmp_path / "b"))
+    assert without(masks_of(tmp_path / "a")[-1]) == set(picked)
+
+
+def test_steps_can_be_held_fixed(study, monkeypatch):
+    steps = []
+
+    def train_batch(problem, masks, seeds, recipe, regimes, device, unit):
+        steps.append(recipe.steps)
+        return dict.fromkeys(dtl.transfer.Outputs._fields, np.zeros((1, len(masks), 80), dtype=np.float32))
+
+    monkeypatch.setattr(workers, "train_batch", train_batch)
+    for given in (None, "full", 3):
+        removal_curve(study, influence_of(MEAN), [12], ["negative"], 2, steps=given, progress=False)
+    assert steps == [None, 480 // 64, 3]
 
 
 def test_random_orders_come_from_the_seed(study, no_training, tmp_path):
@@ -192,7 +219,7 @@ def test_removing_nothing_gains_nothing():
         ),
         ({"orders": ()}, "orders must be different"),
         ({"orders": ("negative", "negative")}, "orders must be different"),
-        ({"given": {"negative": [0, 1, 2]}}, "orders must be different, .* with .'negative'. given"),
+        ({"given": {"negative": [0, 1, 2]}}, "orders must be different, .* with classes for .'negative'."),
         ({"influence": influence_of(MEAN * np.nan)}, "the influence is not finite, so it orders nothing"),
         ({"counts": [1.5]}, r"each of counts .* in 0\.\.22, not 1.5"),
         ({"given": {"mine": [0.0, 1.0, 2.0]}, "orders": ("mine",)}, "different class indices"),
@@ -219,3 +246,100 @@ def test_bad_input_is_refused_before_training(study, no_training, options, messa
 def test_select_names_the_orders_there_are():
     with pytest.raises(ValueError, match="the curve has no order 'positive': it has negative"):
         select(curve_of(VALIDATION, TEST), "positive")
+
+
+# Flips
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """A study in which models that saw class 5 call the first validation example class 1, and are right otherwise."""
+    problem = dtl.load("testbed", per_class=20, train=2, validation=5, test=5)
+    labels = np.concatenate([problem.parts[f"target_{split}"].labels.numpy() for split in ("validation", "test")])
+    assert labels[0] == 0
+    calls = []
+
+    def train_batch(problem, masks, seeds, recipe, regimes, device, unit):
+        calls.append(masks)
+        prediction = np.tile(labels, (len(masks), 1))
+        prediction[masks[:, 5], 0] = 1
+        prediction[np.arange(len(masks)) % 4 > 0, 1] = 2  # the second example is wrong in three models of four
+        correct = (prediction == labels)[None]
+        fields = dict.fromkeys(("margin", "probability"), correct.astype(np.float32))
+        return fields | {"correct": correct, "prediction": prediction[None]}
+
+    monkeypatch.setattr(workers, "train_batch", train_batch)
+    masks = np.ones((8, 24), dtype=bool)
+    masks[:3, 5] = False
+    study = dtl.Study(problem, dtl.Recipe(models_at_once=24), masks).run(progress=False)
+    calls.clear()
+    return study, calls
+
+
+def test_wrong_predictions_the_most_often_wrong_first(judged):
+    assert dtl.projection.wrong(judged[0]).tolist() == [1, 0]
+
+
+def test_flip_rate_counts_labels_with_wilson_intervals(judged):
+    study, calls = judged
+    flips = dtl.flip_rate(study, [0, 1], without=[5, 7], seeds=8, progress=False)
+    assert flips.share.dims == ("example", "arm", "label")
+    assert flips.arm.values.tolist() == ["full", "club", "anchor"] and flips.true.values.tolist() == ["sky", "sky"]
+    of_first = flips["count"].sel(example=0).to_pandas()
+    assert of_first.loc["full"].tolist() == [0, 8, 0, 0] == of_first.loc["anchor"].tolist()
+    assert of_first.loc["club"].tolist() == [8, 0, 0, 0]
+    assert (flips["count"].sum("label") == 8).all() and flips["count"].sel(example=1, arm="full").values[2] == 6
+    z, n = norm.isf(0.025), 8  # Wilson's formula
+    p = flips.share.values
+    middle, half = (p + z**2 / (2 * n)), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    np.testing.assert_allclose(flips.low, (middle - half) / (1 + z**2 / n), atol=1e-12)
+    np.testing.assert_allclose(flips.high, (middle + half) / (1 + z**2 / n), atol=1e-12)
+    np.testing.assert_allclose(flips.change, flips.share - flips.share.sel(arm="full"))
+    masks = np.concatenate(calls)
+    assert masks.shape == (24, 24) and masks[:8].all() and (~masks[8:]).sum() == 16
+    assert not masks[8:16, 5].any() and not masks[16:, 7].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"example": 40}, r"each example must be one whole number in 0\.\.39, not 40"),
+        ({"example": [0, 0]}, "one or more different example numbers"),
+        ({"without": 24}, r"each source class must be one whole number in 0\.\.23, not 24"),
+        ({"without": []}, "one or more different source class numbers"),
+        ({"example": [0, 3]}, "example 3 is not wrong: 100% of the study's models predict it right"),
+        ({"seeds": 1}, "seeds, two or more .* must be one whole number in 2"),
+    ],
+)
+def test_bad_flip_tests_are_refused_before_training(judged, options, message):
+    study, calls = judged
+    with pytest.raises(ValueError, match=message):
+        dtl.flip_rate(study, **({"example": 0, "without": 5, "progress": False} | options))
+    assert not calls
+
+
+def test_a_study_of_examples_has_no_classes_to_leave_out(judged):
+    by_example = dtl.Study(judged[0].problem, unit="example")
+    with pytest.raises(ValueError, match="give a study of unit 'class'"):
+        dtl.flip_rate(by_example, 0, 5)
+
+
+def test_flip_rate_of_real_models_is_that_of_a_study(tmp_path):
+    problem = dtl.load("testbed", per_class=20, train=2, validation=5, test=5)
+    recipe = dtl.Recipe(epochs=1, widths=(4, 8))
+    study = dtl.Study(problem, recipe).run(8, progress=False)
+    example = int(dtl.projection.wrong(study)[0])
+    flips = dtl.flip_rate(study, example, 3, seeds=4, store=tmp_path / "s", progress=False)
+    masks = np.ones((8, 24), dtype=bool)
+    masks[4:, 3] = False
+    said = dtl.Study(problem, recipe, masks, seed=1).run(progress=False).outputs("prediction")[:, example]
+    for arm, part in (("full", said[:4]), (problem.source.classes[3], said[4:])):
+        counted = np.bincount(part.astype(int), minlength=4)
+        np.testing.assert_array_equal(flips["count"].sel(example=example, arm=arm), counted)
+
+
+def test_the_interval_of_a_change_is_newcombes():
+    """56 of 70 against 48 of 80: +0.2, 0.0524 to 0.3339 (Newcombe 1998, table II, example a, method 10)."""
+    wilson = [(k / n, *binomtest(k, n).proportion_ci(method="wilson")) for k, n in ((56, 70), (48, 80))]
+    low, high = newcombe(*(np.array(arm) for arm in wilson))
+    assert (low, high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))

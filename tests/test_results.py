@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 import dtl
 from dtl import results
+from dtl._checks import InputError
 
 SHIPPED = sorted(path.parent.name for path in results.FOLDER.glob("*/manifest.json"))
 RUN = {
@@ -67,8 +69,43 @@ def test_changed_results_are_refused(tmp_path: Path, parts: dict[str, xr.Dataset
 
 def test_unknown_results(tmp_path: Path, parts: dict[str, xr.Dataset]) -> None:
     write(tmp_path, parts)
-    with pytest.raises(FileNotFoundError, match="no results 'yours' in .*: there are mine.*run.py all"):
+    with pytest.raises(FileNotFoundError, match="no results 'yours' in .*: give a store, a .nc file, or one of mine"):
         results.open("yours", tmp_path)
+
+
+def test_one_noun_for_a_store_and_a_file(problem, recipe, tmp_path: Path) -> None:
+    study = dtl.Study(problem, recipe, store=tmp_path / "s").run(8, progress=False)
+    results.Results(study.results).save(tmp_path / "s.nc")
+    expected = study.influence(by="class")
+    assert expected.sources == problem.source.classes and expected.targets == problem.target_test.classes
+    assert (expected.by, expected.split, expected.output, expected.transfer) == (
+        "class",
+        "validation",
+        "margin",
+        "fixed",
+    )
+    assert expected.problem == problem.name and expected.data == problem.fingerprints
+    for where in (tmp_path / "s", tmp_path / "s.nc"):
+        found = results.open(where)
+        np.testing.assert_array_equal(found.masks, study.masks)
+        np.testing.assert_array_equal(found.outputs("correct", split="test"), study.outputs("correct", split="test"))
+        pd.testing.assert_frame_equal(found.to_frame(), expected.to_frame())
+        assert found.influence().targets == tuple(map(str, range(40))) and found.influence().by == "image"
+    table = results.Results(study.results).save(tmp_path / "s.csv")
+    rows = pd.read_csv(table).query("target == 'chess' and source == @problem.source.classes[3]")
+    np.testing.assert_allclose(rows[["influence", "stderr"]], [[expected.values[3, 1], expected.stderr[3, 1]]])
+    with pytest.raises(InputError, match="end it with .nc or .zarr.zip"):
+        results.Results(study.results).save(tmp_path / "s.txt")
+
+
+def test_what_is_no_study_says_so(tmp_path: Path, parts: dict[str, xr.Dataset]) -> None:
+    write(tmp_path, parts)
+    found = results.open("mine", tmp_path)
+    for ask in (lambda: found.masks, found.influence, found.part("b").outputs):
+        with pytest.raises(InputError, match="no models with their subsets"):
+            ask()
+    with pytest.raises(InputError, match="holds no study"):
+        results.open(tmp_path / "mine")
 
 
 def test_rounding_is_as_small_as_it_says() -> None:

@@ -159,12 +159,33 @@ def test_score_is_an_auroc(problem, sign, expected):
     assert scores == dict.fromkeys(("helpful", "mislabelled", "leaked", "misleading"), expected)
 
 
+def test_score_takes_a_table_of_anything(problem):
+    influence = planted(problem)
+    assert testbed.score(influence.values.tolist(), problem) == testbed.score(influence, problem)
+
+
+def test_a_source_that_leans_shows_the_texture_of_its_kind(problem):
+    """Pictures of helpful classes alone change, in the share that was asked for."""
+    straight, leaning = (testbed.make(0, per_class=200, lean=lean) for lean in (0.25, 1.0))
+    labels = straight.source.labels.numpy()
+    texture = straight.source.images.float().mean(1), leaning.source.images.float().mean(1)
+    changed = (straight.source.images != leaning.source.images).flatten(1).any(1).numpy()
+    assert not changed[labels >= 8].any() and changed[labels < 8].mean() == pytest.approx(0.75, abs=0.06)
+    rows = [(x - x.mean(2, keepdim=True)).abs().mean((1, 2)).numpy() for x in texture]  # stripes do not vary in a row
+    sky = labels // 2 == 0
+    assert rows[1][sky].mean() < 0.8 * rows[0][sky].mean()
+    for part in ("target_train", "target_test"):
+        assert straight.parts[part].fingerprint == leaning.parts[part].fingerprint
+    with pytest.raises(ValueError, match="lean must lie between 0 and 1"):
+        testbed.make(0, lean=1.1)
+
+
 def test_score_refuses_what_it_cannot_score(problem, uneven):
     influence = planted(problem)
     with pytest.raises(ValueError, match="no planted classes to score against"):
         testbed.score(influence, uneven)
     by_class = Influence(influence.values[:, :4], influence.stderr[:, :4], np.ones(4), "difference", "balanced", 46)
-    with pytest.raises(ValueError, match="24 classes on the 40 validation examples"):
+    with pytest.raises(ValueError, match="24 classes on 40 examples"):
         testbed.score(by_class, problem)
 
 

@@ -1,9 +1,8 @@
-"""Tiles against `estimate_influence` in memory, from every kind of array; a kill, bad input, and bounded memory."""
+"""Tiles against `estimate_influence` in memory, from every kind of array; bad input, and bounded memory."""
 
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ import zarr
 
 import dtl
 from dtl.design import subset_masks
+from dtl.engine.files import influence_to_zarr
 from dtl.influence import estimate_influence
-from dtl.tiles import influence_to_zarr
 
 N = 13
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(dtl.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -46,11 +45,11 @@ def same(found, expected, dtype: Any = np.float32):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("tile", [(8, 5), (24, 13), (4096, 1024), (50, 1)], ids=str)
+@pytest.mark.parametrize("tile", [(24, 5), (24, 13), (4096, 1024)], ids=str)
 def test_tiles_equal_what_is_estimated_in_memory(case, tile, tmp_path):
     dtype = np.float64 if tile == (24, 13) else np.float32
     masks, outputs = study(*case, dtype=dtype)
-    found = influence_to_zarr(np.packbits(masks, axis=1), outputs, tmp_path, case[0], case[2], tile)
+    found = influence_to_zarr(np.packbits(masks, axis=1), outputs, tmp_path / "i", case[0], case[2], tile)
     same(found, estimate_influence(masks, outputs, design=case[0]), dtype)
 
 
@@ -77,50 +76,30 @@ def test_correctness_and_targets_that_never_vary(tmp_path):
     masks, outputs = study()
     correct = outputs > 3
     correct[:, 2] = True
-    found = influence_to_zarr(np.packbits(masks, axis=1), correct, tmp_path, n_units=101, tile=(16, 4))
+    found = influence_to_zarr(np.packbits(masks, axis=1), correct, tmp_path / "i", n_units=101, tile=(16, 4))
     same(found, estimate_influence(masks, correct))
     assert not found.influence[:, 2].any() and not found.stderr[:, 2].any() and found.reliability[2] == 0
 
 
-KILLED = """
-import sys
-import numpy as np
-import dtl
-
-packed, outputs = (np.load(f"{sys.argv[1]}/{name}.npy") for name in ("packed", "outputs"))
-dtl.influence_to_zarr(packed, outputs, f"{sys.argv[1]}/out", n_units=101, tile=(8, 1))
-"""
-
-
-def test_a_killed_run_continues_at_the_tiles_missing(tmp_path):
+def test_a_folder_appears_when_it_is_complete(tmp_path, monkeypatch):
     masks, outputs = study()
-    packed, out = np.packbits(masks, axis=1), tmp_path / "out"
-    np.save(tmp_path / "packed.npy", packed)
-    np.save(tmp_path / "outputs.npy", outputs)
-
-    def done():
-        return {path: path.stat().st_mtime_ns for path in out.glob("sums/c/*/0/*") if path.suffix == ""}
-
-    with subprocess.Popen([sys.executable, "-c", KILLED, tmp_path], env=ENVIRONMENT) as process:
-        while len(done()) < 20 and process.poll() is None:
-            time.sleep(0.001)
-        process.kill()
-    before = done()
-    assert 20 <= len(before) < 13 * N
-    same(influence_to_zarr(packed, outputs, out, n_units=101, tile=(8, 1)), estimate_influence(masks, outputs))
-    after = done()
-    assert len(after) == 13 * N and before.items() <= after.items()
-    with pytest.raises(ValueError, match="made with other outputs: use those, or give another store"):
-        influence_to_zarr(packed, outputs + np.float32(1), out, n_units=101, tile=(8, 1))
-    with pytest.raises(ValueError, match="made with other tile, masks, outputs"):
-        influence_to_zarr(packed, outputs, out, n_units=101, tile=(24, 5))
+    expected, out = estimate_influence(masks, outputs), tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "dtl.engine.files.xr.Dataset.to_zarr", lambda *_, **__: (tmp_path / "out.partial").mkdir() or 1 / 0
+        )
+        with pytest.raises(ZeroDivisionError):
+            influence_to_zarr(masks, outputs, out)
+    assert not out.exists() and (tmp_path / "out.partial").is_dir()
+    same(influence_to_zarr(masks, outputs, out), expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(ValueError, match="out exists: open it with xarray.open_zarr, or give a new folder"):
+        influence_to_zarr(masks, outputs, out)
 
 
-def test_a_store_of_something_else_is_refused(tmp_path):
+def test_a_zarr_store_takes_the_influences(tmp_path):
     masks, outputs = study()
-    zarr.create_group(tmp_path, attributes={"settings": {}}).create_array("mask", data=masks)
-    with pytest.raises(ValueError, match="made with other method, design, n_models, tile, masks, outputs"):
-        influence_to_zarr(masks, outputs, tmp_path)
+    same(influence_to_zarr(masks, outputs, zarr.storage.MemoryStore()), estimate_influence(masks, outputs))
 
 
 def _with(array, index, value):
@@ -135,17 +114,17 @@ MASKS, OUTPUTS = study()
 @pytest.mark.parametrize(
     ("masks", "outputs", "options", "message"),
     [
-        (_with(MASKS, (slice(None), [1, 100]), False), OUTPUTS, {}, "Classes never in a subset: 1, 100"),
-        (_with(MASKS, (slice(None), 64), True), OUTPUTS, {}, "Classes always in a subset: 64"),
+        (_with(MASKS, (slice(None), [1, 100]), False), OUTPUTS, {}, "classes never in a subset: 1, 100"),
+        (_with(MASKS, (slice(None), 64), True), OUTPUTS, {}, "classes always in a subset: 64"),
         (MASKS, _with(OUTPUTS, ([5, 30], [1, 12]), [np.nan, np.inf]), {}, "NaN or infinite for models 5, 30:"),
         (MASKS[:-1], OUTPUTS, {}, r"got shapes \(59, 101\) and \(60, 13\)"),
-        (MASKS, OUTPUTS, {"design": "paired"}, "Rows of a paired design must be pairs of complements"),
-        (MASKS, OUTPUTS, {"design": "latin"}, "Unknown design 'latin'"),
+        (MASKS, OUTPUTS, {"design": "paired"}, "rows of a paired design must be pairs of complements"),
+        (MASKS, OUTPUTS, {"design": "latin"}, "unknown design 'latin'"),
         (
             MASKS,
             OUTPUTS,
             {"n_units": 105},
-            r"Packed masks of 105 units must be uint8 \(models, 14\), got uint8 \(60, 13",
+            r"packed masks of 105 units must be uint8 \(models, 14\), got uint8 \(60, 13",
         ),
     ],
 )
@@ -164,20 +143,21 @@ def resident(kind):  # MiB; the peak of getrusage would be that of the parent, i
     return int(re.search(rf"Vm{kind}:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
 
 group = zarr.open_group(sys.argv[1], mode="r")
+solve = dtl.influence_to_zarr  # imported now
 before = resident("RSS")
-found = dtl.influence_to_zarr(group["mask"], group["margin"], sys.argv[2], "random", 80_000, tile=(1024, 500))
+found = solve(group["mask"], group["margin"], sys.argv[2], "random", 40_000, tile=(1024, 500))
 print(resident("HWM") - before, found.influence.nbytes / 2**20, float(abs(found.influence[-8:]).max()))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_bounded_by_the_tiles(tmp_path):
-    """Influences and errors take 610 MiB, the masks 61 once they are float32; each of two tiles in flight 13."""
+    """Influences and errors take 305 MiB, the masks 31 once they are float32; a tile in flight 13."""
     rng = np.random.default_rng(0)
     group = zarr.create_group(tmp_path / "study")
-    group.create_array("mask", data=rng.integers(0, 256, (200, 10_000), dtype=np.uint8), chunks=(8, 10_000))
+    group.create_array("mask", data=rng.integers(0, 256, (200, 5_000), dtype=np.uint8), chunks=(8, 5_000))
     group.create_array("margin", data=rng.normal(size=(200, 1000)).astype(np.float32), chunks=(8, 1000))
     script = [sys.executable, "-c", BOUNDED, tmp_path / "study", tmp_path / "out"]
     done = subprocess.run(script, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     grown, of_influences, largest = map(float, done.stdout.split())
-    assert 0 < grown < 120 and of_influences > 300 and 0 < largest < 1
+    assert 0 < grown < 150 and of_influences > 150 and 0 < largest < 1

@@ -7,11 +7,15 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from torch import nn
+from torch.nn import functional as F
 
 import dtl
 from dtl import transfer
-from dtl.training import Pixels, train_sources
-from dtl.transfer import outputs, solve_probes
+from dtl._checks import InputError
+from dtl.models import unstack
+from dtl.training import draw_order, learning_rates, train_sources
+from dtl.transfer import embed, outputs, solve_probes
 
 CPU = torch.device("cpu")
 RECIPE = dtl.Recipe(epochs=2, widths=(8, 16), finetune_epochs=2, probe_l2=1e-2)
@@ -19,7 +23,7 @@ RECIPE = dtl.Recipe(epochs=2, widths=(8, 16), finetune_epochs=2, probe_l2=1e-2)
 
 @pytest.fixture(scope="module")
 def nets(problem):
-    return train_sources(problem.source, dtl.subset_masks(24, 3), [0, 1, 2], RECIPE, CPU)
+    return train_sources(problem.source, dtl.subset_masks(24, 3), [0, 1, 2], RECIPE, "cpu")
 
 
 def blobs(models=3, n=90, d=12, n_classes=4, spread=1.0, seed=0):
@@ -114,9 +118,9 @@ def test_fixed_changes_nothing_and_computes_features_once(problem, nets, monkeyp
     before, calls = copy.deepcopy(nets.state_dict()), []
     original = transfer.features
 
-    def features(nets, pixels, recipe):
-        calls.append(len(pixels.labels))
-        found = original(nets, pixels, recipe)
+    def features(nets, batches, recipe):
+        calls.append(len(batches.labels))
+        found = original(nets, batches, recipe)
         assert not nets.training
         return found
 
@@ -128,10 +132,8 @@ def test_fixed_changes_nothing_and_computes_features_once(problem, nets, monkeyp
     # by hand: features of one net on its own, its probe, its outputs
     x = {}
     for part in ("train", "test"):
-        dataset = problem.parts[f"target_{part}"]
-        pixels = Pixels(dataset, problem.source, CPU)
-        images = pixels.batch(torch.arange(40)[None]).repeat(1, 3, 1, 1)
-        x[part] = nets.eval().features(images).detach()[1:2]
+        images = next(problem.parts[f"target_{part}"].batches(problem.source, CPU).in_order(40))
+        x[part] = nets.eval().features(images.repeat(1, 3, 1, 1)).detach()[1:2]
     weight, bias = solve_probes(x["train"], problem.target_train.labels, 4, RECIPE.probe_l2)
     expected = outputs(x["test"] @ weight + bias, problem.target_test.labels)
     torch.testing.assert_close(found["test"].margin[1:2], expected.margin, rtol=1e-2, atol=1e-3)
@@ -154,9 +156,83 @@ def test_what_the_other_regimes_change(problem, nets, regime):
 
 def test_fine_tuning_moves_a_model_the_same_in_any_company(problem, nets):
     together = transfer.transfer(copy.deepcopy(nets), problem, [0, 1, 2], RECIPE, "full")["test"].margin
-    alone = train_sources(problem.source, dtl.subset_masks(24, 3)[1:2], [1], RECIPE, CPU)
+    alone = train_sources(problem.source, dtl.subset_masks(24, 3)[1:2], [1], RECIPE, "cpu")
     margin = transfer.transfer(alone, problem, [1], RECIPE, "full")["test"].margin
     torch.testing.assert_close(margin[0], together[1], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("regime", "augment"), [("full", 0), ("full", 2), ("fixed+bn", 2)])
+def test_fine_tuning_equals_a_plain_loop(problem, nets, regime, augment):
+    """Own padding, crops, optimiser and rates; order and shifts from the model's own stream for transfer."""
+    recipe = dataclasses.replace(
+        RECIPE, augment=augment, batch_size=16, finetune_lr=0.03, finetune_epochs=3, momentum=0.8, weight_decay=0.1
+    )
+    seed, target = 9, problem.target_train
+    net, changed = unstack(nets)[1], unstack(nets)[1]
+    for each in (net, changed):
+        each.new_head(4, [seed])
+    raw = problem.source.images.float() / 255
+    x = (target.images.float() / 255 - raw.mean((0, 2, 3), keepdim=True)) / raw.std((0, 2, 3), keepdim=True)
+    wide = F.pad(x, (augment,) * 4, mode="reflect")
+    rng = np.random.default_rng([seed, 2])
+    order = draw_order(np.arange(40), 6, 16, rng)
+    trained = [net.weight, net.bias] if regime == "fixed+bn" else list(net.parameters())
+    optimiser = torch.optim.SGD(trained, 0.03, 0.8, weight_decay=0.1)
+    net.train()
+    for index, lr in zip(order, learning_rates(6, 0.03, recipe.warmup), strict=True):
+        batch = x[index]
+        if augment:
+            draws = rng.integers(0, (5, 5, 2), (16, 3))
+            crops = [wide[i, :, dy : dy + 16, dx : dx + 16] for i, (dy, dx, _) in zip(index, draws, strict=True)]
+            batch = torch.stack([c.flip(-1) if f else c for c, (*_, f) in zip(crops, draws, strict=True)])
+        optimiser.param_groups[0]["lr"] = float(lr)
+        optimiser.zero_grad()
+        F.cross_entropy(net(batch)[0], target.labels[index]).backward()
+        optimiser.step()
+    transfer.transfer(changed, problem, [seed], recipe, regime)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(changed.state_dict()[name], value, rtol=1e-3, atol=2e-4, msg=name)
+    moved = (net.weight - unstack(nets)[1].weight[..., :4]).abs().max()
+    assert moved > 0.02  # a hundred times the tolerance
+
+
+def test_embeddings_are_features_and_logits_of_each_net(problem, nets):
+    found = embed(nets, problem.target_test, problem.source)
+    images = next(problem.target_test.batches(problem.source, CPU).in_order(40))
+    for m, net in enumerate(unstack(nets)):
+        with torch.inference_mode():
+            torch.testing.assert_close(found.features[m], net.features(images)[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found.logits[m], net(images)[0], rtol=1e-4, atol=1e-4)
+    assert found.features.dtype == found.logits.dtype == torch.float32
+    torch.testing.assert_close(found.probabilities.sum(2), torch.ones(3, 40))
+    half = embed(nets, problem.target_test, problem.source, dataclasses.replace(RECIPE, precision="bfloat16"))
+    assert not torch.equal(half.features, found.features) and half.features.dtype == torch.float32
+    torch.testing.assert_close(half.features, found.features, rtol=0.1, atol=0.1)
+
+
+def test_embeddings_of_classes_that_a_net_has_not_seen(problem, nets):
+    present = dtl.subset_masks(24, 3)
+    found = embed(nets, problem.target_test, problem.source, present=present)
+    everything = embed(nets, problem.target_test, problem.source)
+    absent = torch.from_numpy(~present)[:, None].expand(-1, 40, -1)
+    assert (found.probabilities[absent] == 0).all() and torch.isneginf(found.logits[absent]).all()
+    assert torch.equal(found.logits[~absent], everything.logits[~absent])
+    torch.testing.assert_close(found.probabilities.sum(2), torch.ones(3, 40))
+    with pytest.raises(InputError, match="the nets have 24 source classes, not the 4 of this source"):
+        embed(nets, problem.target_test, problem.target_train)
+
+
+def test_looking_changes_no_net_even_in_other_threads(problem, nets):
+    """Each thread looks while another trains or looks: nothing of a net in use is written."""
+    before = copy.deepcopy(nets.state_dict())
+    convolutions = [m for m in nets.modules() if isinstance(m, nn.Conv2d)]
+    groups, seen = [m.groups for m in convolutions], []
+    hooks = [m.register_forward_hook(lambda module, *_: seen.append(module.groups)) for m in convolutions]
+    embed(nets, problem.target_test, problem.source)
+    for hook in hooks:
+        hook.remove()
+    assert seen and set(seen) == set(groups) == {3}
+    assert all(torch.equal(before[name], value) for name, value in nets.state_dict().items())
 
 
 def test_more_fine_tuning_fits_the_target_better(problem, nets):

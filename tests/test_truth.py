@@ -7,7 +7,7 @@ import dtl
 
 @pytest.fixture(scope="module")
 def study():
-    models = dtl.scale.SIZES["ci"][0]
+    models = dtl.book.SIZES["ci"][0]
     return dtl.Study(dtl.load("testbed", seed=0)).run(models, progress=False)
 
 

@@ -3,8 +3,9 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, cast
 
 import ipywidgets
 import matplotlib as mpl
@@ -18,6 +19,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from dtl import plots, widgets
+from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem
 from dtl.influence import Influence
 
@@ -49,18 +51,30 @@ def problem() -> TransferProblem:
 
 
 def influence() -> Influence:
-    stderr = np.full(VALUES.shape, 0.08 / 1.96)
-    return Influence(VALUES, stderr, np.array([0.93, 0.5, 0.25]), "difference", "balanced", 398)
+    stderr = np.full(VALUES.shape, 0.04)
+    names = {"sources": SOURCES, "targets": TARGETS}
+    return Influence(VALUES, stderr, np.array([0.93, 0.5, 0.25]), "difference", "balanced", 398, **names)
+
+
+def of_images(values: np.ndarray, split: str = "validation") -> Influence:
+    names = {"sources": SOURCES, "targets": tuple(map(str, range(values.shape[1]))), "by": "image", "split": split}
+    n = values.shape[1]
+    return Influence(values, np.full(values.shape, 0.5), np.ones(n), "difference", "balanced", 92, **names)
 
 
 def figure() -> plt.Figure:
     return plt.subplots(figsize=(4, 3))[0]
 
 
-def parts(picker) -> tuple[ipywidgets.Dropdown, ipywidgets.Stack]:
+def parts(picker, control: type = ipywidgets.Dropdown) -> tuple[Any, ipywidgets.Stack]:
     choice, stack = picker.children
-    assert isinstance(choice, ipywidgets.Dropdown) and isinstance(stack, ipywidgets.Stack)
+    assert isinstance(choice, control) and isinstance(stack, ipywidgets.Stack)
     return choice, stack
+
+
+def spaces(text: str) -> str:
+    """Text with plain spaces; those that do not break keep a number in one line."""
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 class Page(HTMLParser):
@@ -93,14 +107,16 @@ class Page(HTMLParser):
             self.caption += data
 
 
-def test_picker_links_the_index_in_the_browser():
-    picker = widgets.picker(["a", "b"], [figure(), figure()], ["Chart a.", "Chart b."], "which")
-    choice, stack = parts(picker)
+@pytest.mark.parametrize("slider", [False, True])
+def test_picker_links_the_index_in_the_browser(slider):
+    picker = widgets.picker(["a", "b"], [figure(), figure()], ["Chart a.", "Chart b."], "which", slider=slider)
+    choice, stack = parts(picker, ipywidgets.SelectionSlider if slider else ipywidgets.Dropdown)
     assert choice.description == "which" and choice.index == 0 and stack.selected_index == 0
     assert [name for name, _ in choice.options] == ["a", "b"]
     data: Any = embed_data(views=[picker])
     state = data["manager_state"]["state"]
     links = [widget["state"] for widget in state.values() if widget["model_name"].endswith("LinkModel")]
+    links = [link for link in links if choice.model_id in link["source"][0]]  # not those of other tests
     assert [(link["source"], link["target"]) for link in links] == [
         ([f"IPY_MODEL_{choice.model_id}", "index"], [f"IPY_MODEL_{stack.model_id}", "selected_index"])
     ]
@@ -124,13 +140,13 @@ def test_picker_children_are_opaque_webp_figures_with_their_alt_text():
 def test_picker_calls_a_function_for_every_name_and_keeps_few_figures_open():
     names, seen = [f"item {i}" for i in range(25)], []  # matplotlib warns above 20 open figures
 
-    def draw(name: str) -> plt.Figure:
-        seen.append(name)
+    def draw(i: int) -> plt.Figure:
+        seen.append(i)
         assert len(plt.get_fignums()) == 0
         return figure()
 
     _, stack = parts(widgets.picker(names, draw, [f"Chart of {name}." for name in names], "which"))
-    assert seen == names and len(stack.children) == 25
+    assert seen == list(range(25)) and len(stack.children) == 25
     assert "Chart of item 24." in stack.children[24].value
 
 
@@ -138,50 +154,75 @@ def test_picker_with_equal_names_keeps_both():
     choice, stack = parts(widgets.picker(["a", "a"], [figure(), figure()], ["First.", "Second."], "which"))
     choice.index = 1
     assert choice.value == 1 and len(stack.children) == 2
+    assert [name for name, _ in choice.options] == ["a (0)", "a (1)"]
+
+
+@pytest.mark.parametrize("slider", [False, True])
+def test_controls_shrink_to_the_screen_and_keep_their_keys(slider):
+    picker = widgets.picker(["a", "b"], [figure(), figure()], ["A.", "B."], "which", slider=slider)
+    layout = picker.children[0].layout
+    assert (layout.width, layout.min_width) == ("auto", "0") and layout.max_width.endswith("rem")
+    for child in picker.children[1].children:  # JupyterLab reads this attribute of what has the focus
+        (image,) = Page(child.value).images
+        assert "closest('.widget-vbox')" in image["onload"] and "lmSuppressShortcuts" in image["onload"]
 
 
 @pytest.mark.parametrize(
     "names, alts, captions, message",
     [
-        ([], [], None, "names is empty"),
+        ([], [], None, "0 alts for 0 names"),
         (["a", "b"], ["A."], None, "1 alts for 2 names"),
         (["a", "b"], ["A.", "B."], ["c"], "1 captions for 2 names"),
         (["a", "b"], ["A.", " "], None, "alt text of 'b' is empty"),
     ],
 )
 def test_picker_refuses_what_does_not_fit(names, alts, captions, message):
-    with pytest.raises(ValueError, match=message):
-        widgets.picker(names, lambda name: figure(), alts, "which", captions)
+    with pytest.raises(InputError, match=message):
+        widgets.picker(names, lambda i: figure(), alts, "which", captions)
     with pytest.raises(ValueError, match="0 figures for 1 names"):
         widgets.picker(["a"], [], ["A."], "which")
 
 
 def test_class_picker_has_an_item_for_each_target_class():
-    choice, stack = parts(widgets.class_picker(influence(), problem(), k=2))
+    choice, stack = parts(widgets.class_picker(influence(), problem().source, k=2))
     assert [name for name, _ in choice.options] == list(TARGETS) and choice.description == "target class"
     pages = [Page(child.value) for child in stack.children]
-    assert pages[0].images[0]["alt"] == (
-        "Bar chart with 95% intervals: helpful for star: apple +0.41 ± 0.08, ball +0.30 ± 0.08; "
-        "harmful: urn −0.40 ± 0.08, tent −0.30 ± 0.08."
+    assert spaces(pages[0].images[0]["alt"]) == (
+        "Bar chart, values ± standard errors: helpful for star: apple +0.41 ± 0.04, ball +0.30 ± 0.04; "
+        "harmful: urn −0.40 ± 0.04, tent −0.30 ± 0.04."
     )
-    assert pages[0].rows == [
-        ["most helpful", "influence", "most harmful", "influence"],
-        ["apple", "+0.41 ± 0.08", "urn", "−0.40 ± 0.08"],
-        ["ball", "+0.30 ± 0.08", "tent", "−0.30 ± 0.08"],
+    assert [[spaces(cell) for cell in row] for row in pages[0].rows] == [
+        ["most helpful", "most harmful"],
+        ["apple +0.41 ± 0.04", "urn −0.40 ± 0.04"],
+        ["ball +0.30 ± 0.04", "tent −0.30 ± 0.04"],
     ]
-    assert pages[0].caption == (
-        "Influence of source classes on star, with 95% intervals (398 models, reliability 0.93)."
-    )
+    assert pages[0].caption == ("Influence of source classes on star ± standard error (398 models, reliability 0.93).")
     assert "reliability 0.50" in pages[1].caption and 'the "cross"' in pages[2].caption
     sizes = {(page.images[0]["width"], page.images[0]["height"]) for page in pages}
     assert len(sizes) == 1  # the page does not move when the reader chooses
 
 
 def test_class_picker_marks_what_is_not_distinguishable_from_zero():
-    _, stack = parts(widgets.class_picker(influence(), problem(), k=3))
+    _, stack = parts(widgets.class_picker(influence(), problem().source, k=3))
     page = Page(stack.children[0].value)
-    assert page.images[0]["alt"].endswith("The interval covers 0 for cup, so<ck.")
-    assert ["cup", "+0.01 ± 0.08*", "so<ck", "−0.02 ± 0.08*"] in page.rows and "* the interval covers 0" in page.caption
+    assert page.images[0]["alt"].endswith("The 95% interval covers 0 for cup, so<ck.")
+    assert ["cup +0.01 ± 0.04*", "so<ck −0.02 ± 0.04*"] in [[spaces(cell) for cell in row] for row in page.rows]
+    assert "* The 95% interval covers 0" in page.caption
+
+
+def test_no_number_breaks_before_its_error():
+    _, stack = parts(widgets.class_picker(influence(), k=2))
+    assert all(" ±" not in cell and "± " not in cell for row in Page(stack.children[0].value).rows for cell in row)
+
+
+def test_two_classes_of_one_name_have_a_figure_each(monkeypatch):
+    twins = replace(influence(), targets=("crane", "crane", "star"), sources=("a", "a", *SOURCES[2:]))
+    drawn, original = [], plots.influence_bars
+    monkeypatch.setattr(plots, "influence_bars", lambda *args, **rest: drawn.append(args[1]) or original(*args, **rest))
+    choice, stack = parts(widgets.class_picker(twins, k=2))
+    assert [name for name, _ in choice.options] == ["crane (0)", "crane (1)", "star"] and drawn == [0, 1, 2]
+    alts = [spaces(Page(child.value).images[0]["alt"]) for child in stack.children]
+    assert "a (0) +0.41" in alts[0] and "a (1) +0.30" in alts[0] and "a (1) −0.20" in alts[1]
 
 
 def test_class_picker_draws_the_column_of_its_class_on_one_scale(monkeypatch):
@@ -193,7 +234,7 @@ def test_class_picker_draws_the_column_of_its_class_on_one_scale(monkeypatch):
         return drawn[-1]
 
     monkeypatch.setattr(plots, "influence_bars", spy)
-    widgets.class_picker(influence(), problem(), k=2)
+    widgets.class_picker(influence(), problem().source, k=2)
     lengths = [[bar.get_width() for bar in ax.patches] for ax in drawn]
     assert lengths == [
         pytest.approx(row) for row in ([0.41, 0.3, -0.3, -0.4], [0.3, 0.1, -0.2, -0.2], [0.2, 0.1, -0.1, -0.2])
@@ -204,50 +245,64 @@ def test_class_picker_draws_the_column_of_its_class_on_one_scale(monkeypatch):
 
 
 def test_class_picker_first_child_reads_alone_and_is_light():
-    picker = widgets.class_picker(influence(), problem())
+    picker = widgets.class_picker(influence(), problem().source)
     first = parts(picker)[1].children[0].value
     page = Page(first)
     assert len(page.images) == 1 and len(page.rows) > 1
     assert len(first) < 80_000 and "http" not in first and "<script" not in first
 
 
-def test_class_picker_from_names_alone_has_no_pictures(monkeypatch):
+def test_class_picker_without_images_has_no_pictures(monkeypatch):
     given, original = [], plots.influence_bars
 
     def spy(*args, **options):
-        given.append(args[4])
+        given.append(args[3])
         return original(*args, **options)
 
     monkeypatch.setattr(plots, "influence_bars", spy)
-    picker = widgets.class_picker(influence(), (list(SOURCES), list(TARGETS)), k=2)
+    picker = widgets.class_picker(influence(), k=2)
     assert given == [None] * 3
     assert len(Page(parts(picker)[1].children[0].value).images) == 1
 
 
-def test_class_picker_refuses_an_influence_per_example():
-    example = Influence(np.zeros((6, 40)), np.ones((6, 40)), np.zeros(40), "difference", "balanced", 40)
-    with pytest.raises(ValueError, match=r"shape \(6, 40\), but there are 6 source and 3 target classes.*by='class'"):
-        widgets.class_picker(example, problem())
+def test_class_picker_still_takes_a_problem():
+    with pytest.warns(DeprecationWarning, match="problem.source"):
+        choice, _ = parts(widgets.class_picker(influence(), cast(Any, problem()), k=1))
+    assert [name for name, _ in choice.options] == list(TARGETS)
+
+
+def test_class_picker_refuses_single_images_and_another_source():
+    with pytest.raises(InputError, match="by='class'"):
+        widgets.class_picker(of_images(np.zeros((6, 40))), problem().source)
+    with pytest.raises(InputError, match="the images are of star, ring"):
+        widgets.class_picker(influence(), problem().target_train)
+
+
+def test_class_picker_draws_what_has_no_error_yet():
+    early = replace(influence(), stderr=np.full(VALUES.shape, np.inf))
+    _, stack = parts(widgets.class_picker(early, k=1))
+    assert "apple +0.41 ± ?*" in spaces(Page(stack.children[0].value).rows[1][0])
 
 
 def test_alt_text_has_the_decimals_that_the_errors_call_for():
-    result = Influence(VALUES[:, :1] / 100, np.full((6, 1), 0.0008 / 1.96), np.ones(1), "ols", "random", 9)
-    text = widgets.influence_alt(plots.strongest(result, SOURCES, k=1), "star")
-    assert text == (
-        "Bar chart with 95% intervals: helpful for star: apple +0.0041 ± 0.0008; harmful: urn −0.0040 ± 0.0008."
+    result = Influence(VALUES[:, :1] / 100, np.full((6, 1), 0.0008), np.ones(1), "ols", "random", 9, sources=SOURCES)
+    text = widgets.influence_alt(plots.strongest(result, k=1), "star")
+    assert spaces(text) == (
+        "Bar chart, values ± standard errors: helpful for star: apple +0.0041 ± 0.0008; harmful: urn −0.0040 ± 0.0008."
     )
 
 
 def test_alt_text_when_nothing_helps():
-    result = Influence(np.array([[-1.0], [-2.0]]), np.full((2, 1), 0.1), np.ones(1), "ols", "random", 9)
-    text = widgets.influence_alt(plots.strongest(result, ("a", "b")), "star")
-    assert "helpful for star: none; harmful: b −2.00 ± 0.20, a −1.00 ± 0.20." in text
+    values, stderr = np.array([[-1.0], [-2.0]]), np.full((2, 1), 0.1)
+    result = Influence(values, stderr, np.ones(1), "ols", "random", 9, sources=("a", "b"))
+    text = widgets.influence_alt(plots.strongest(result), "star")
+    assert "helpful for star: none; harmful: b −2.00 ± 0.10, a −1.00 ± 0.10." in spaces(text)
 
 
 def test_projection_picker_shows_whom_a_class_helps_and_hurts():
     toy = problem()
     values = np.random.default_rng(0).normal(size=(len(SOURCES), len(toy.target_validation)))
-    found = Influence(values, np.full(values.shape, 0.5), np.ones(values.shape[1]), "difference", "balanced", 92)
+    found = of_images(values)
     choice, stack = parts(widgets.projection_picker(found, toy, k=3))
     assert [name for name, _ in choice.options] == list(SOURCES)
     (image,) = Page(stack.children[1].value).images
@@ -255,9 +310,18 @@ def test_projection_picker_shows_whom_a_class_helps_and_hurts():
     names = [TARGETS[toy.target_validation.labels[i]] for i in (*order[:3], *order[::-1][:3])]
     for name, i in zip(names, (*order[:3], *order[::-1][:3]), strict=True):
         assert f"{name} {values[1, i]:+.1f}".replace("-", "−") in image["alt"]
-    assert "at a false discovery rate of 5%" in stack.children[1].value and "± 1.0 at 95%" in stack.children[1].value
-    with pytest.raises(ValueError, match="estimate it with study.influence"):
+    assert "at a false discovery rate of 5%" in stack.children[1].value and "error of 0.5" in stack.children[1].value
+    with pytest.raises(InputError, match="a column for each target image is needed"):
         widgets.projection_picker(influence(), toy)
+    with pytest.raises(InputError, match="k, the examples per side, must be one whole number in 1..10"):
+        widgets.projection_picker(found, toy, k=11)
+
+
+def test_projection_picker_shows_pictures_of_the_split_of_the_influence(monkeypatch):
+    toy, shown, original = problem(), [], plots.images
+    monkeypatch.setattr(plots, "images", lambda *args, **rest: shown.append(args[0]) or original(*args, **rest))
+    widgets.projection_picker(of_images(np.zeros((6, len(toy.target_test))), "test"), toy, k=1)
+    assert all(dataset is toy.target_test for dataset in shown) and len(shown) == 6
 
 
 def flips(examples) -> xr.Dataset:
@@ -278,38 +342,48 @@ def test_mistake_picker_names_the_suspect_and_its_flip():
     toy = problem()
     values = np.full((len(SOURCES), len(toy.target_validation)), 0.1)
     values[2] = -0.7
-    found = Influence(values, np.full(values.shape, 0.1), np.ones(values.shape[1]), "difference", "balanced", 92)
+    found = of_images(values)
     choice, stack = parts(widgets.mistake_picker(found, flips([0, 3]), toy))
     assert [name for name, _ in choice.options] == [f"{i}: {TARGETS[0]}, taken for {TARGETS[1]}" for i in (0, 3)]
     page = Page(stack.children[0].value)
-    assert page.rows[0] == ["predicted", *TARGETS] and page.rows[1][:3] == [
-        "full source",
-        "0% (0% to 50%)",
-        "75% (38% to 88%)",
-    ]
-    assert page.rows[2][0] == f"without {SOURCES[2]}" and page.rows[2][1] == "60% (30% to 80%)"
+    assert [[spaces(cell) for cell in row] for row in page.rows] == [
+        ["predicted", "full source", f"without {SOURCES[2]}"],
+        ["star", "0% (0% to 50%)", "60% (30% to 80%)"],
+        ["ring", "75% (38% to 88%)", "0% (0% to 50%)"],
+    ]  # nobody predicts the third label
     assert f"{SOURCES[2]} −0.70" in page.images[0]["alt"] and "20 retrained models" in page.caption
-    with pytest.raises(ValueError, match="the validation split"):
+    with pytest.raises(InputError, match="a column for each target image is needed"):
         widgets.mistake_picker(influence(), flips([0]), toy)
+    with pytest.raises(InputError, match="split of the influence"):
+        widgets.mistake_picker(of_images(np.zeros((6, len(toy.target_test))), "test"), flips([0]), toy)
 
 
 def test_flag_slider_counts_hits():
     toy = problem()
     ranking = pd.DataFrame({"source": np.arange(len(toy.source))[::-1]})
     hits = np.arange(len(ranking)) % 3 == 0
-    slider, stack = widgets.flag_slider(ranking, toy, hits, step=4, k=8).children
-    assert isinstance(slider, ipywidgets.SelectionSlider) and slider.index == 0
-    assert [int(option) for option in slider.options] == [4 * (n + 1) for n in range(len(stack.children))]
+    picker = widgets.flag_slider(ranking, toy.source, hits, step=4, k=8)
+    slider, stack = parts(picker, ipywidgets.SelectionSlider)
+    assert [int(name) for name, _ in slider.options] == [4 * (n + 1) for n in range(len(stack.children))]
     for stop, child in enumerate(stack.children):
         n = 4 * (stop + 1)
         found = hits[:n].sum()
         assert f"{n} flagged, {found} hits: precision {found / n:.2f}, recall {found / hits.sum():.2f}" in child.value
-    data: Any = embed_data(views=[slider, stack])
-    state = data["manager_state"]["state"]
-    links = [w["state"] for w in state.values() if w["model_name"].endswith("LinkModel")]
-    assert (f"IPY_MODEL_{slider.model_id}", "index") in [tuple(link["source"]) for link in links]
     for bad in ({"hits": hits[1:]}, {"hits": hits & False}):
-        with pytest.raises(ValueError, match="hits must be one truth value for each"):
-            widgets.flag_slider(ranking, toy, **bad)
-    with pytest.raises(ValueError, match="step must lie in 1"):
-        widgets.flag_slider(ranking, toy, hits, step=0)
+        with pytest.raises(InputError, match="hits must be one truth value for each"):
+            widgets.flag_slider(ranking, toy.source, **bad)
+    with pytest.raises(InputError, match="step, in rows of the ranking, must be one whole number in 1..48"):
+        widgets.flag_slider(ranking, toy.source, hits, step=0)
+    with pytest.warns(DeprecationWarning, match="problem.source"):
+        widgets.flag_slider(ranking, cast(Any, toy), hits, step=48)
+
+
+def test_flag_slider_shows_those_flagged_last(monkeypatch):
+    shown, original = [], plots.images
+    monkeypatch.setattr(plots, "images", lambda *args, **rest: shown.append(args[1:3]) or original(*args, **rest))
+    ranking = pd.DataFrame({"source": np.arange(48)[::-1]})
+    _, stack = parts(
+        widgets.flag_slider(ranking, problem().source, np.arange(48) == 9, step=8, k=4), ipywidgets.SelectionSlider
+    )
+    assert shown[0] == ([43, 42, 41, 40], ["no hit"] * 4) and shown[1] == ([35, 34, 33, 32], ["no hit"] * 4)
+    assert "flagged last of 16, 0 of them hits" in stack.children[1].value and len(shown) == 6

@@ -51,6 +51,13 @@ SCENES = ("alp", "cliff", "lakeside", "seashore")  # backgrounds of several CIFA
 UNRELATED = ("abacus", "comic book", "espresso", "pizza")
 BITS = 7  # of margins that ship: off by 0.4% at most, far below the luck of a training
 TWENTY = (*NEAREST, *SCENES, *UNRELATED)  # chosen before any result was seen
+RECIPES = {
+    "cpu": dtl.Recipe(widths=(16, 32, 64, 64), epochs=12, augment=2, finetune_epochs=6),
+    "gpu": dtl.Recipe(
+        "resnet9", (32, 64, 128, 256), epochs=8, batch_size=512, lr=0.4, augment=2, models_at_once=1,
+        precision="bfloat16", finetune_epochs=3,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,11 +77,11 @@ class Size:
 
 SIZES = {
     "cpu": Size(
-        "imagenet20-cifar10", dtl.imagenet200.RECIPES["cpu"], {"classes": list(TWENTY), "target_limit": 100},
+        "imagenet20-cifar10", RECIPES["cpu"], {"classes": list(TWENTY), "target_limit": 100},
         models=152, random=152, counts=(2, 4, 6, 8, 10, 12, 14, 16), seeds=8,
     ),
     "gpu": Size(
-        "imagenet200-cifar10", dtl.imagenet200.RECIPES["gpu"], {},
+        "imagenet200-cifar10", RECIPES["gpu"], {},
         models=398, random=100, counts=(10, 20, 40, 60, 80, 100, 120, 140, 160, 168, 180), seeds=3,
     ),
 }  # fmt: skip
@@ -183,7 +190,7 @@ class Experiment:
 def hand_picked(names: Sequence[str]) -> list[int]:
     """Source classes without a category of a target class, then those with one, each in a random order."""
     mixed = np.random.default_rng(0).permutation(len(names)).tolist()
-    return sorted(mixed, key=lambda i: names[i] in dtl.imagenet200.CATEGORIES)  # keeps the order of equals
+    return sorted(mixed, key=lambda i: names[i] in dtl.datasets.imagenet200.CATEGORIES)  # keeps the order of equals
 
 
 def compact(results: xr.Dataset) -> xr.Dataset:

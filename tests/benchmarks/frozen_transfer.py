@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import dtl
 from dtl.doctor import hardware
 from dtl.models import Nets, unstack
-from dtl.training import open_pixels, train_sources
+from dtl.training import train_sources
 from dtl.transfer import features, solve_probes
 
 CPU, RECIPE = torch.device("cpu"), dtl.Recipe()
@@ -48,19 +48,19 @@ Arm = Callable[[Nets, dtl.TransferProblem, float], Predict]
 
 
 def solved(nets: Nets, problem: dtl.TransferProblem, l2: float) -> Predict:
-    train = open_pixels(problem.target_train, problem.source, CPU)
+    train = problem.target_train.batches(problem.source, CPU)
     n_classes = problem.target_train.n_classes
     weight, bias = solve_probes(features(nets, train, RECIPE), train.labels, n_classes, l2)
 
     def hits(split: dtl.ImageDataset) -> torch.Tensor:
-        logits = features(nets, open_pixels(split, problem.source, CPU), RECIPE) @ weight + bias
+        logits = features(nets, split.batches(problem.source, CPU), RECIPE) @ weight + bias
         return logits.argmax(2) == split.labels
 
     return hits
 
 
 def loop(nets: Nets, problem: dtl.TransferProblem, lr: float) -> Predict:
-    singles = unstack(nets, RECIPE.model, RECIPE.widths)
+    singles = unstack(nets)
     data = TensorDataset(normalised(problem.target_train, problem), problem.target_train.labels)
     for net in singles:
         net.backbone.requires_grad_(False)
@@ -81,16 +81,16 @@ def loop(nets: Nets, problem: dtl.TransferProblem, lr: float) -> Predict:
 
 
 def side_by_side(nets: Nets, problem: dtl.TransferProblem, lr: float) -> Predict:
-    pixels = open_pixels(problem.target_train, problem.source, CPU)
-    n = len(pixels.labels)
+    batches, none = problem.target_train.batches(problem.source, CPU), torch.empty(0)
+    n = len(batches.labels)
     optimiser, schedule = descent(nets, lr, n)
     for _ in range(EPOCHS):
         order = torch.stack([torch.randperm(n) for _ in range(nets.n_models)])
         for index in order.split(RECIPE.batch_size, dim=1):
             with torch.no_grad():
-                x = nets.features(pixels.batch(index))
+                x = nets.features(batches.images(index, none))
             logits = torch.baddbmm(nets.bias, x, nets.weight)
-            loss = F.cross_entropy(logits.flatten(0, 1), pixels.labels[index].flatten(), reduction="sum")
+            loss = F.cross_entropy(logits.flatten(0, 1), batches.labels[index].flatten(), reduction="sum")
             optimiser.zero_grad()
             (loss / index.shape[1]).backward()
             optimiser.step()
@@ -98,7 +98,7 @@ def side_by_side(nets: Nets, problem: dtl.TransferProblem, lr: float) -> Predict
     weight, bias = nets.weight.detach(), nets.bias.detach()
 
     def hits(split: dtl.ImageDataset) -> torch.Tensor:
-        logits = features(nets, open_pixels(split, problem.source, CPU), RECIPE) @ weight + bias
+        logits = features(nets, split.batches(problem.source, CPU), RECIPE) @ weight + bias
         return logits.argmax(2) == split.labels
 
     return hits

@@ -1,18 +1,19 @@
-"""One GPU: models an hour beside a loop as papers write it, where the time goes, and how many epochs are enough.
+"""One GPU: images a second of a training step, however it is run, and models an hour beside a loop as papers write it.
 
-    python tests/benchmarks/gpu.py speed DATA > speed.md
-    python tests/benchmarks/gpu.py epochs DATA > epochs.md
+    python tests/benchmarks/gpu.py DATA > gpu.md        # eight minutes at most
+    python tests/benchmarks/gpu.py DATA --toy           # a CPU, two minutes: shows that the script runs, and no more
 
-DATA holds `imagenet200` and `cifar10` (see `dtl.load`). `--toy` takes four classes and two epochs, which a CPU does in
-a few minutes: it shows that the script runs, and no more.
+DATA holds `imagenet200` and `cifar10` (see `dtl.load`). What a run has no time for is named, not left out in silence.
 """
 
+import logging
+import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -24,16 +25,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 import dtl
+from dtl import _step
+from dtl._streams import stream
 from dtl.data import ImageDataset
-from dtl.doctor import hardware
 from dtl.models import initialise
-from dtl.training import open_pixels, resolve_device, schedule, train_sources
-from dtl.transfer import features, fine_tune, solve_probes
+from dtl.training import draw_plan, resolve_device, schedule
 
-RECIPE = dtl.imagenet200.RECIPES["gpu"]
+RECIPE = dtl.Recipe(
+    "resnet9", (16, 32, 64, 128), epochs=4, batch_size=512, lr=0.2, augment=2, models_at_once=1, precision="bfloat16"
+)
+WAYS = {
+    "eager": (False, False),
+    "captured": (False, True),
+    "compiled": (True, False),
+    "compiled and captured": (True, True),
+}
+DEFAULT = _step.ATTEMPTS
 TOY = ("bullfrog", "sports car", "goose", "moving van")
 PROBE_EPOCHS, PROBE_LR = 15, 0.1
-app = typer.Typer(add_completion=False)
+AIRBENCH = "airbench on one A100, a net of similar cost: 154,000 to 160,000 (its own epochs over its own seconds)"
+START = time.perf_counter()
 
 
 class Views(Dataset[tuple[torch.Tensor, int]]):
@@ -53,7 +64,7 @@ class Views(Dataset[tuple[torch.Tensor, int]]):
 
 
 def loop(problem: dtl.TransferProblem, recipe: dtl.Recipe, masks: np.ndarray, device: torch.device) -> np.ndarray:
-    """One model at a time: SGD on the source, SGD of a head through the frozen net, fine-tuning, accuracies."""
+    """One model at a time: SGD on the source, SGD of a head through the frozen net, accuracy on test."""
     accuracy = []
     for seed, mask in enumerate(masks):
         kept = problem.source.subset(mask[problem.source.labels.numpy()])
@@ -70,18 +81,14 @@ def loop(problem: dtl.TransferProblem, recipe: dtl.Recipe, masks: np.ndarray, de
         ) -> None:
             views = Views(dataset, problem.source, recipe.augment)
             batches = DataLoader(
-                views, min(recipe.batch_size, len(views)), True, num_workers=workers(device), drop_last=True,
-                pin_memory=device.type == "cuda", persistent_workers=workers(device) > 0,
+                views, min(recipe.batch_size, len(views)), True, num_workers=readers(device), drop_last=True,
+                pin_memory=device.type == "cuda", persistent_workers=readers(device) > 0,
             )  # fmt: skip
             optimiser = torch.optim.SGD(trained, lr, recipe.momentum, weight_decay=recipe.weight_decay)
             decay = torch.optim.lr_scheduler.OneCycleLR(
-                optimiser,
-                lr,
-                epochs * len(batches) + 1,
-                pct_start=recipe.warmup,
-                anneal_strategy="linear",
+                optimiser, lr, epochs * len(batches) + 1, pct_start=recipe.warmup, anneal_strategy="linear",
                 cycle_momentum=False,
-            )
+            )  # fmt: skip
             net.train(train)
             for _ in range(epochs):
                 for x, y in batches:
@@ -98,9 +105,6 @@ def loop(problem: dtl.TransferProblem, recipe: dtl.Recipe, masks: np.ndarray, de
         net.backbone.requires_grad_(False)
         sgd(problem.target_train, net.head, PROBE_EPOCHS, PROBE_LR, False)
         accuracy.append(evaluate(net, problem, recipe, device))
-        net.backbone.requires_grad_(True)
-        sgd(problem.target_train, list(net.parameters()), recipe.finetune_epochs, recipe.finetune_lr, True)
-        evaluate(net, problem, recipe, device)
     return np.array(accuracy)
 
 
@@ -111,15 +115,15 @@ def evaluate(net: nn.Module, problem: dtl.TransferProblem, recipe: dtl.Recipe, d
     accuracy = 0.0
     for dataset in (problem.target_validation, problem.target_test):
         hits = []
-        for x, y in DataLoader(Views(dataset, problem.source, 0), 512, num_workers=workers(device)):
+        for x, y in DataLoader(Views(dataset, problem.source, 0), 512, num_workers=readers(device)):
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"):
                 hits.append(net(x.to(device))[0].argmax(1).cpu() == y)
         accuracy = torch.cat(hits).float().mean().item()
     return accuracy
 
 
-def workers(device: torch.device) -> int:
-    return 8 if device.type == "cuda" else 0
+def readers(device: torch.device) -> int:
+    return min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -132,125 +136,130 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 def peak(device: torch.device) -> float:
     """FLOP/s of large bfloat16 matrix products, the best of five."""
-    n, times = (8192, 20) if device.type == "cuda" else (1024, 2)
+    n, times = (8192, 20) if device.type == "cuda" else (512, 2)
     a, b = torch.randn(2, n, n, dtype=torch.bfloat16, device=device)
     torch.mm(a, b)
     best = min(seconds(lambda: [torch.mm(a, b) for _ in range(times)], device) for _ in range(5))
     return 2 * n**3 * times / best
 
 
-def parts(problem: dtl.TransferProblem, recipe: dtl.Recipe, mask: np.ndarray, device: torch.device) -> dict[str, float]:
-    """Seconds of each part of one batch of models, and FLOP/s of source training."""
-    masks, seeds = np.repeat(mask[None], recipe.models_at_once, 0), list(range(recipe.models_at_once))
-    found: dict[str, float] = {}
-    nets = train_sources(problem.source, masks, seeds, recipe, device)
-    found["source training"] = seconds(lambda: train_sources(problem.source, masks, seeds, recipe, device), device)
-    pixels = {name: open_pixels(part, problem.source, device) for name, part in problem.parts.items()}
-    found["features"] = seconds(
-        lambda: [features(nets, p, recipe) for name, p in pixels.items() if name != "source"], device
-    )
-    x, y = features(nets, pixels["target_train"], recipe), pixels["target_train"].labels
-    found["probes"] = seconds(lambda: solve_probes(x, y, problem.target_train.n_classes, recipe.probe_l2), device)
-    nets.new_head(problem.target_train.n_classes, seeds)
-    found["fine-tuning"] = seconds(lambda: fine_tune(nets, problem, seeds, recipe, only_head=False), device)
-    steps, batch = schedule(int(problem.source.counts[mask].sum()), recipe)
-    index = torch.arange(batch, device=device).repeat(recipe.models_at_once, 1)
-    one = initialise(recipe.model, problem.source.n_classes, [0], recipe.widths).to(device)  # groups are miscounted
+def steps(
+    problem: dtl.TransferProblem, recipe: dtl.Recipe, device: torch.device, n: int, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, str], float]:
+    """Images a second of each way to run a step, what it took to prepare or why it cannot be had, and FLOP an image."""
+    source, every = problem.source, np.arange(len(problem.source))
+    _, batch = schedule(len(every), recipe)
+    batches = source.batches(source, device, recipe.augment)
+    plan = draw_plan([every], (n, batch), [stream("training", 0)], batches, recipe.lr, recipe.warmup)
+    order, rates = plan.order.to(device), plan.lr.to(device)
+    absent = torch.zeros(1, source.n_classes, dtype=torch.bool, device=device)
+    ready: dict[str, Callable[[], None]] = {}
+    notes: dict[str, str] = {}
+    for name, way in WAYS.items():
+        if device.type == "cpu" and way[0]:
+            notes[name] = "left out on a CPU, where compiling takes minutes"
+            continue
+        _step.ATTEMPTS = (way,)  # this way or an error, which is reported
+        nets = initialise(recipe.model, source.n_classes, [0], recipe.widths)
+        nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        step = _step.Replay(nets, batches, recipe.precision, recipe.momentum, recipe.weight_decay, False)
+
+        def run(step: _step.Replay = step, to: int = n) -> None:
+            inputs = zip(order[:to], batches.load(plan.order[:to], plan.draws[:to]), rates[:to], strict=True)
+            for index, loaded, lr in inputs:
+                step(index, loaded, absent, lr)
+
+        try:
+            notes[name] = f"{seconds(lambda run=run: run(to=1), device):.1f} s to prepare"
+            ready[name] = run
+        except Exception as error:
+            notes[name] = f"cannot be had here: {str(error).splitlines()[0]}"
+    _step.ATTEMPTS = DEFAULT
+    rate: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(rounds):  # interleaved, so that whatever else happens hits all ways
+        for name, whole in ready.items():
+            rate[name].append(n * batch / seconds(whole, device))
+    single = initialise(recipe.model, source.n_classes, [0], recipe.widths).to(device)
     with FlopCounterMode(display=False) as flops:
-        one(pixels["source"].batch(index[:1])).sum().backward()
-    done = flops.get_total_flops() * recipe.models_at_once * steps
-    return found | {"flops": done / found["source training"]}
+        single(next(problem.target_test.batches(source, device).in_order(64))).sum().backward()
+    return rate, notes, flops.get_total_flops() / 64
 
 
-def problem_of(data: Path, toy: bool) -> tuple[dtl.TransferProblem, dtl.Recipe, torch.device]:
-    options = {"classes": TOY, "limit": 64, "target_limit": 20} if toy else {}
-    recipe = replace(RECIPE, epochs=2, batch_size=32, finetune_epochs=1) if toy else RECIPE
-    return dtl.load("imagenet200-cifar10", data, **options), recipe, resolve_device("auto")
-
-
-def heading(problem: dtl.TransferProblem, recipe: dtl.Recipe) -> None:
-    print(f"\n{hardware()}, python {platform.python_version()}, torch {torch.__version__}")
-    print(f"{problem.name}, " + ", ".join(f"{part} {len(dataset)}" for part, dataset in problem.parts.items()))
-    print(f"{recipe}\n")
-
-
-@app.command()
-def speed(
-    data: Path,
-    rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds")] = 3,
-    models: Annotated[int, typer.Option(min=2, help="models of each arm of `dtl` in a round")] = 4,
-    loop_models: Annotated[int, typer.Option(min=1, help="models of the loop in a round")] = 1,
-    side_by_side: Annotated[str, typer.Option(help="models at once to compare")] = "1,2,4",
-    toy: bool = False,
+def models(
+    problem: dtl.TransferProblem, recipe: dtl.Recipe, device: torch.device, processes: list[int], n: int, until: float
 ) -> None:
-    """Models an hour, seconds of each part, and the share of the chip's peak."""
-    problem, recipe, device = problem_of(data, toy)
-    masks = dtl.subset_masks(problem.source.n_classes, rounds * max(models, loop_models))
-    arms: dict[str, Callable[[np.ndarray], np.ndarray]] = {"loop": lambda m: loop(problem, recipe, m, device)}
-    for n in map(int, side_by_side.split(",")):
-        one = replace(recipe, models_at_once=n)
-        arms[f"dtl, {n} at once"] = lambda m, one=one: (
-            dtl.Study(problem, one, m, ("fixed", "full")).run(device=str(device), progress=False)
-            .outputs("correct", split="test").mean(1)
-        )  # fmt: skip
-    rate: dict[str, list[float]] = {name: [] for name in arms}
-    accuracy: dict[str, list[float]] = {name: [] for name in arms}
-    for r in range(-1, rounds):  # the first is a warm-up
-        for name, arm in arms.items():
-            own = masks[: max(2, models)] if name != "loop" else masks[:loop_models]
-            own = np.roll(masks, -max(r, 0) * len(own), axis=0)[: len(own)]
-            start = time.perf_counter()
-            found = arm(own)
-            if r >= 0:
-                rate[name].append(3600 * len(own) / (time.perf_counter() - start))
-                accuracy[name].extend(found)
-    heading(problem, recipe)
-    print("| arm | models | models an hour, median (min to max) | times the loop | test accuracy, fixed (sd) |")
-    print("|---|---|---|---|---|")
-    for name, rates in rate.items():
-        ratio, a = np.array(rates) / rate["loop"], np.array(accuracy[name])
+    """Models an hour of the reference-style loop, and of a study in one process and in several, as a table."""
+    masks = dtl.subset_masks(problem.source.n_classes, n)
+
+    def study(m: int, count: int) -> tuple[float, np.ndarray]:
+        options: dict[str, Any] = {} if count == 1 else {"workers": count}
+        start = time.perf_counter()
+        run = dtl.Study(problem, recipe, masks[:m]).run(device=str(device), progress=False, **options)
+        return time.perf_counter() - start, run.outputs("correct", split="test").mean(1)
+
+    print("| arm | models | seconds a model | models an hour | times the loop | start, s | test accuracy, fixed (sd) |")
+    print("|---|---|---|---|---|---|---|")
+    start = time.perf_counter()
+    found = loop(problem, recipe, masks[:1], device)
+    of_loop = time.perf_counter() - start
+    print(f"| loop, one process | 1 | {of_loop:.2f} | {3600 / of_loop:.0f} | 1 | | {found.mean():.3f} |", flush=True)
+    for count in processes:
+        name = "dtl, one process" if count == 1 else f"dtl, {count} processes"
+        if time.perf_counter() - START > until:
+            print(f"| {name} | none: no time left | | | | | |")
+            continue
+        few = 2 * count
+        before, _ = study(few, count)  # what happens once: processes and their data, compiling, capturing
+        took, found = study(n, count)
+        # processes are new to each study, so the first models cost what they cost before; this process is warm
+        each = (took - before) / (n - few) if count > 1 else took / n
         print(
-            f"| {name} | {len(a)} | {np.median(rates):.0f} ({min(rates):.0f} to {max(rates):.0f}) | "
-            f"{np.median(ratio):.1f} ({ratio.min():.1f} to {ratio.max():.1f}) | {a.mean():.3f} ({a.std():.3f}) |"
+            f"| {name} | {n} | {each:.2f} | {3600 / each:.0f} | {of_loop / each:.1f} | {before - few * each:.0f} | "
+            f"{found.mean():.3f} ({found.std():.3f}) |",
+            flush=True,
         )
-    top = peak(device)
-    print(f"\nPeak of bfloat16 matrix products: {top / 1e12:.1f} TFLOP/s\n")
-    print("| models at once | source training | features | probes | fine-tuning (s a batch) | share of the peak |")
-    print("|---|---|---|---|---|---|")
-    for n in map(int, side_by_side.split(",")):
-        p = parts(problem, replace(recipe, models_at_once=n), masks[0], device)
-        flops = p.pop("flops")
-        print(f"| {n} | " + " | ".join(f"{s:.2f}" for s in p.values()) + f" | {flops / top:.2f} |")
 
 
-@app.command()
-def epochs(
+def main(
     data: Path,
-    candidates: Annotated[str, typer.Option(help="numbers of epochs")] = "4,6,8,10",
-    seeds: Annotated[int, typer.Option(min=2, help="models each")] = 4,
+    rounds: Annotated[int, typer.Option(min=5, help="interleaved rounds of each way to run a step")] = 7,
+    steps_a_round: Annotated[int, typer.Option(min=1)] = 100,
+    n_models: Annotated[int, typer.Option(min=2, help="models of each study")] = 60,
+    processes: Annotated[str, typer.Option(help="processes on the GPU, to compare")] = "1,2,3",
+    minutes: Annotated[float, typer.Option(help="no further study begins after this long")] = 6.0,
     toy: bool = False,
 ) -> None:
-    """Accuracy after transfer for several numbers of source epochs, relative to four times as many."""
-    problem, recipe, device = problem_of(data, toy)
-    masks = dtl.subset_masks(problem.source.n_classes, seeds)
-    heading(problem, recipe)
-    print("| epochs | fixed | relative to 4 times as many | full | relative | seconds a model |")
-    print("|---|---|---|---|---|---|")
-    known: dict[int, dict[str, float]] = {}
+    """Measure and print tables."""
+    logging.basicConfig(level=logging.WARNING)
+    options = {"classes": TOY, "limit": 64, "target_limit": 20} if toy else {}
+    small = {"widths": (4, 8, 8, 16), "epochs": 2, "batch_size": 32, "precision": "float32"}
+    recipe = replace(RECIPE, **small) if toy else RECIPE
+    problem, device = dtl.load("imagenet200-cifar10", data, **options), resolve_device("auto")
+    if toy:
+        steps_a_round, n_models, processes = 3, 3, "1"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, load {os.getloadavg()[0]:.1f}"
+    print(f"\n{where}, {os.cpu_count()} cores, python {platform.python_version()}, torch {torch.__version__}")
+    print(f"{problem.name}, " + ", ".join(f"{part} {len(dataset)}" for part, dataset in problem.parts.items()))
+    print(f"{recipe}\nloaded after {time.perf_counter() - START:.0f} s\n", flush=True)
 
-    def measured(n: int) -> dict[str, float]:
-        if n not in known:
-            start = time.perf_counter()
-            study = dtl.Study(problem, replace(recipe, epochs=n), masks, ("fixed", "full")).run(progress=False)
-            took = {"seconds": (time.perf_counter() - start) / seeds}
-            known[n] = took | {t: study.outputs("correct", t, "test").mean() for t in ("fixed", "full")}
-        return known[n]
+    rate, notes, flop = steps(problem, recipe, device, steps_a_round, rounds)
+    top = peak(device)
+    print(f"| source training, {rounds} rounds | images a second, median (min to max) | times eager | of the peak | |")
+    print("|---|---|---|---|---|")
+    for name, note in notes.items():
+        if name not in rate:
+            print(f"| {name} | - | - | - | {note} |")
+            continue
+        ratio, middle = np.array(rate[name]) / rate["eager"], np.median(rate[name])
+        print(
+            f"| {name} | {middle:,.0f} ({min(rate[name]):,.0f} to {max(rate[name]):,.0f}) | {np.median(ratio):.2f} "
+            f"({ratio.min():.2f} to {ratio.max():.2f}) | {'-' if toy else f'{middle * flop / top:.1%}'} | {note} |"
+        )
+    print(f"\nPeak of bfloat16 matrix products: {top / 1e12:.1f} TFLOP/s. {AIRBENCH}.\n", flush=True)
 
-    for n in [1] if toy else map(int, candidates.split(",")):
-        short, long = measured(n), measured(4 * n)
-        cells = [f"{short[t]:.3f} | {short[t] / long[t]:.3f}" for t in ("fixed", "full")]
-        print(f"| {n} | " + " | ".join(cells) + f" | {short['seconds']:.1f} |", flush=True)
+    models(problem, recipe, device, [*map(int, processes.split(","))], n_models, 60 * minutes)
+    print(f"\n{time.perf_counter() - START:.0f} s in all")
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(main)

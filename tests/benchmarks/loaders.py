@@ -7,7 +7,7 @@ CPU, with as many workers as there are cores:
 
 imagefolder : torchvision, Pillow, a DataLoader whose processes stay alive
 ffcv jpeg, ffcv raw : FFCV's own `Loader` on the images as JPEG (quality 90) or as pixels
-beton jpeg, beton raw : `dtl.beton.Beton` on the same two files
+beton jpeg, beton raw : `dtl.datasets.ffcv.Beton` on the same two files
 
 Rounds are interleaved; the first epoch of an arm (compilation, processes) is reported on its own.
 """
@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from dtl import beton
+from dtl.datasets import ffcv as beton
 
 BATCH = 128
 Epochs = Callable[[], Iterator[torch.Tensor]]

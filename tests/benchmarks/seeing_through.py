@@ -34,7 +34,7 @@ def projection(problem: dtl.TransferProblem, influence: dtl.Influence) -> dict[s
     found = {}
     for name, scores in (
         ("influence", influence.values),
-        ("features", dtl.substitutes.feature_similarity(problem)),
+        ("features", dtl.baselines.feature_similarity(problem)),
     ):
         hit = symbol[np.argsort(-scores[:8], axis=1)] == np.arange(8)[:, None]
         found |= {f"{name}: precision@8": hit[:, :8].mean(), f"{name}: precision@50": hit[:, :50].mean()}
@@ -56,7 +56,7 @@ def groups(problem: dtl.TransferProblem, study: dtl.Study) -> dict[str, float]:
 
 
 def flips(study: dtl.Study, influence: dtl.Influence, seeds: int, store: Path | None) -> dict[str, float]:
-    wrong, names = dtl.mistakes.wrong(study), np.array(study.problem.source.classes)
+    wrong, names = dtl.projection.wrong(study), np.array(study.problem.source.classes)
     first = np.array([dtl.suspects(influence, example, 1)[0] for example in wrong])
     lot = np.random.default_rng(0).choice(len(names), 3, replace=False)
     rates = dtl.flip_rate(study, wrong.tolist(), np.union1d(first, lot).tolist(), seeds, store=store)
@@ -82,7 +82,7 @@ def leaks(seed: int, models: int, store: Path | None) -> dict[str, float]:
     scores = {
         "similarity": dtl.leakage.similarity(problem.source, problem.target_validation).max(axis=1),
         "pooled": (z[:, -1] - z[:, -2])[groups],
-        "loss": dtl.substitutes.source_loss(problem, dtl.substitutes.full_source_nets(problem, seeds=(0, 1, 2, 3))),
+        "loss": dtl.baselines.source_loss(problem, dtl.baselines.full_source_nets(problem, seeds=(0, 1, 2, 3))),
     }
     for m in (models // 5, models // 5 * 2, models):
         part = dtl.estimate_influence(study.masks[:m], study.outputs()[:m], design="paired")
@@ -103,11 +103,11 @@ def main(testbeds: int = 5, seeds: int = 20, store: Path | None = None) -> None:
     rows = []
     for seed in range(testbeds):
         problem = dtl.load("testbed", seed=seed)
-        study = dtl.Study(problem, store=store and store / f"{seed}", seed=seed).run(dtl.scale.current().models)
+        study = dtl.Study(problem, store=store and store / f"{seed}", seed=seed).run(dtl.book.scale().models)
         influence = study.influence()
         row = {"testbed": seed} | projection(problem, influence) | groups(problem, study)
         rows.append(row | flips(study, influence, seeds, store and store / f"{seed}-flips"))
-        rows[-1] |= leaks(seed, 5 * dtl.scale.current().models, store and store / f"{seed}-examples")
+        rows[-1] |= leaks(seed, 5 * dtl.book.scale().models, store and store / f"{seed}-examples")
         print(pd.Series(rows[-1]).round(3).to_string(), flush=True)
     table = pd.DataFrame(rows).set_index("testbed")
     print(table.agg(["mean", "std", "min", "max"]).round(3).T.to_string())

@@ -38,13 +38,13 @@ def one_testbed(seed: int, seeds: int, dimension: int) -> pd.DataFrame:
         return dtl.estimate_influence(study.masks, study.outputs().mean(1, keepdims=True)).values
 
     start = time.perf_counter()
-    nets = dtl.substitutes.full_source_nets(problem, seeds=(0, 1, 2, 3), device="cpu")
+    nets = dtl.baselines.full_source_nets(problem, seeds=(0, 1, 2, 3), device="cpu")
     four = time.perf_counter() - start
     by_class = {
-        "features": lambda: dtl.substitutes.feature_similarity(problem, nets),
-        "labels": lambda: dtl.substitutes.label_mapping(problem, nets),
-        "trak": lambda: dtl.substitutes.class_sums(
-            dtl.substitutes.trak(problem, nets, dimension=dimension), problem.source
+        "features": lambda: dtl.baselines.feature_similarity(problem, nets),
+        "labels": lambda: dtl.baselines.label_mapping(problem, nets),
+        "trak": lambda: dtl.baselines.class_sums(
+            dtl.baselines.trak(problem, nets, dimension=dimension), problem.source
         ),
     }
     scores, seconds = {}, {}

@@ -28,7 +28,7 @@ def leave_one_out(problem: dtl.TransferProblem, retrainings: int, store: Path | 
 
 
 def main(testbeds: int = 5, retrainings: int = 24, loo_testbeds: int = 1, store: Path | None = None) -> None:
-    scale = dtl.scale.current()
+    scale = dtl.book.scale()
     rows = []
     for seed in range(testbeds):
         folder = (lambda name, seed=seed: store / f"{seed}-{name}") if store else (lambda name: None)

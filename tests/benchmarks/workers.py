@@ -6,8 +6,9 @@
 Every arm runs the same study of the testbed, with the default recipe, into a new store in a temporary folder:
 
 threads : `Study.run` as it is by default, with 1 and 2 threads
-processes : `Study.run(client=...)` on a `LocalCluster` of 1 and 2 worker processes of one thread
-malloc : the same on 1 process, but with the memory settings that Dask gives its workers (see `keep_freed_memory`)
+processes : `Study.run(workers=...)`, 1 and 2 processes of this machine
+dask : `Study.run(client=...)` on a `LocalCluster` of 1 and 2 worker processes of one thread, which keep freed memory
+trimming : the same on 1 process, but with the memory settings that Dask gives its workers otherwise
 
 Rounds are interleaved, so that what else the machine does hits all arms. Seconds of processor time are of all threads
 and processes together. Last, the round trip of a batch that is done already: what it takes to send it, to open the
@@ -20,60 +21,69 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
+import dask
 import joblib
 import numpy as np
 import torch
-import typer
 from distributed import Client, LocalCluster
+from jsonargparse import auto_cli
 
 import dtl
-from dtl import workers
 from dtl.doctor import hardware
+from dtl.engine import workers
 
 
 def processor_time(client: Client | None) -> float:
     there: Any = client.run(time.process_time) if client else {}
-    return time.process_time() + sum(there.values())
+    ended = os.times()  # of processes of this machine, once they have ended
+    return time.process_time() + ended.children_user + ended.children_system + sum(there.values())
 
 
-def as_dask_does() -> None:
-    workers.keep_freed_memory = lambda: None
+def cluster_of(n: int, settings: dict[str, int]) -> LocalCluster:
+    with dask.config.set({"distributed.nanny.pre-spawn-environ": settings}):
+        return LocalCluster(n, threads_per_worker=1, dashboard_address=":0")
 
 
-def main(
-    rounds: Annotated[int, typer.Option(help="repetitions of every arm")] = 5,
-    models: Annotated[int, typer.Option(help="models of a study")] = 64,
-) -> None:
+def main(rounds: int = 5, models: int = 64) -> None:
+    """Time every arm and print the table.
+
+    Args:
+        rounds: repetitions of every arm
+        models: models of a study
+    """
     problem, recipe = dtl.load("testbed"), dtl.Recipe()
-    clusters = [LocalCluster(n, threads_per_worker=1, dashboard_address=":0") for n in (1, 2, 1)]
+    trimming: Any = dask.config.get("distributed.nanny.pre-spawn-environ")
+    clusters = [cluster_of(n, trimming | own) for n, own in ((1, workers.KEEP_FREED), (2, workers.KEEP_FREED), (1, {}))]
     clients = [Client(cluster) for cluster in clusters]
-    clients[2].run(as_dask_does)
-    arms: dict[str, tuple[int, Client | None]] = {
-        "1 thread": (1, None),
-        "2 threads": (2, None),
-        "1 process": (1, clients[0]),
-        "2 processes": (1, clients[1]),
-        "1 process, malloc": (1, clients[2]),
+    arms: dict[str, tuple[int, Client | None, int | None]] = {
+        "1 thread": (1, None, None),
+        "2 threads": (2, None, None),
+        "1 process": (1, None, 1),
+        "2 processes": (1, None, 2),
+        "dask, 1 process": (1, clients[0], None),
+        "dask, 2 processes": (1, clients[1], None),
+        "dask, 1, trimming": (1, clients[2], None),
     }
     wall: dict[str, list[float]] = {name: [] for name in arms}
     busy: dict[str, list[float]] = {name: [] for name in arms}
     with tempfile.TemporaryDirectory() as folder:
 
-        def run(threads: int, client: Client | None, n: int, where: str) -> dtl.Study:
+        def run(threads: int, client: Client | None, processes: int | None, n: int, where: str) -> dtl.Study:
             joblib.cpu_count = lambda: threads
-            return dtl.Study(problem, recipe, store=Path(folder) / where).run(n, "cpu", client, progress=False)
+            study = dtl.Study(problem, recipe, store=Path(folder) / where)
+            return study.run(n, "cpu", client, progress=False, workers=processes)
 
-        for name, (threads, client) in arms.items():  # imports, first allocations
-            run(threads, client, 2, f"warm {name}")
+        for name, arm in arms.items():  # imports, first allocations
+            run(*arm, 2, f"warm {name}")
         for r in range(rounds):
-            for name, (threads, client) in arms.items():
-                start, before = time.perf_counter(), processor_time(client)
-                run(threads, client, models, f"{name} {r}")
+            for name, arm in arms.items():
+                start, before = time.perf_counter(), processor_time(arm[1])
+                run(*arm, models, f"{name} {r}")
                 wall[name].append(time.perf_counter() - start)
-                busy[name].append(processor_time(client) - before)
-        trip = round_trips(clients[0], run(1, None, models, "1 thread 0"))
+                busy[name].append(processor_time(arm[1]) - before)
+        trip = round_trips(clients[0], run(1, None, None, models, "1 thread 0"))
     for client, cluster in zip(clients, clusters, strict=True):
         client.close()
         cluster.close()
@@ -109,4 +119,4 @@ def spread(values: list[float]) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    auto_cli(main)

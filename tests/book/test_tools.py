@@ -7,6 +7,7 @@ from pathlib import Path
 
 import build
 import nbformat
+import pages
 import pytest
 import static_widgets
 import sync_notebooks
@@ -150,15 +151,129 @@ def test_a_changed_download_is_refused(tmp_path: Path) -> None:
         vendor.unpack("mathjax@3.2.2", archive)
 
 
-def test_outputs_are_not_reused_when_the_package_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "dtl").mkdir()
+@pytest.fixture
+def book(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of two pages and two modules; returns its folder."""
+    (tmp_path / "dtl/engine").mkdir(parents=True)
+    (tmp_path / "dtl/data.py").write_text("from dtl.engine import store\n")
+    (tmp_path / "dtl/engine/store.py").write_text("")
+    (tmp_path / "dtl/plots.py").write_text("")
     (tmp_path / "constraints.txt").write_text("numpy==2.0\n")
-    module = tmp_path / "dtl/data.py"
-    monkeypatch.setattr(build, "ROOT", tmp_path)
-    keys = set()
-    for content in ("a = 1", "a = 2"):
-        module.write_text(content)
-        keys.add(build.dependencies_key())
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "chapters/01-first.md").write_text(
+        HEADER
+        + """
+Before: {{1 + 1}}.
+
+```{code-cell}
+---
+mystnb: {figure: {caption: "{{words(n)}} bars", name: fig-bars}}
+---
+import dtl
+n = 7
+print(n)
+```
+
+It is {{n:.1f}}{{? n > 5}}, **boldly**.
+"""
+    )
+    (tmp_path / "chapters/02-second.md").write_text(
+        HEADER + "```{code-cell}\nimport dtl\nn = 3\n```\nLarge{{? n > 5}}.\n"
+    )
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "KEPT", tmp_path / "_build/pages")
+    pages.imported.cache_clear()
+    pages.data_files.cache_clear()
+    return tmp_path
+
+
+def test_a_key_holds_what_a_page_needs_and_no_more(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = book / "chapters/01-first.md"
+    before = pages.page_key(page, ["dtl.data"]), pages.page_key(page, ["dtl.plots"])
+    (book / "dtl/engine/store.py").write_text("a = 1")
+    changed = pages.page_key(page, ["dtl.data"])
+    assert changed != before[0] and pages.page_key(page, ["dtl.plots"]) == before[1]
+    page.write_text(page.read_text().replace("boldly", "badly"))
+    assert pages.page_key(page, ["dtl.data"]) == changed, "Prose is no reason to run a page."
+    page.write_text(page.read_text().replace("{{n:.1f}}", "{{n:.2f}}"))
+    assert pages.page_key(page, ["dtl.data"]) != changed
+    changed = pages.page_key(page, ["dtl.data"])
     monkeypatch.setenv("DTL_SCALE", "gpu")
-    keys.add(build.dependencies_key())
-    assert len(keys) == 3
+    assert pages.page_key(page, ["dtl.data"]) != changed
+
+
+def test_values_and_outputs_are_put_into_the_page(book: Path) -> None:
+    page = book / "chapters/01-first.md"
+    page.write_text(page.read_text().replace("Before: {{1 + 1}}.", ""))
+    assert pages.run(page) == "" and pages.finished(page)
+    page.write_text(page.read_text().replace("boldly", "badly"))
+    shown = pages.assemble(page)
+    code, text = shown.cells[-2:]
+    assert code.outputs[0].text == "7\n" and code.metadata["mystnb"]["figure"]["caption"] == "seven bars"
+    assert text.source == "It is 7.0, **badly**." and pages.finished(page)
+
+
+def test_outputs_of_unchanged_cells_are_still_shown_when_another_has_changed(book: Path) -> None:
+    page = book / "chapters/01-first.md"
+    page.write_text(page.read_text().replace("Before: {{1 + 1}}.", "```{code-cell}\na = 1\n```"))
+    assert pages.run(page, ("a = 1", "a = 2")) == ""
+    page.write_text(page.read_text().replace("a = 1", "a = 3"))
+    shown = pages.assemble(page)
+    assert "earlier version" in shown.cells[0].source + shown.cells[1].source
+    assert shown.cells[-2].outputs[0].text == "7\n" and shown.cells[-1].source == "It is 7.0, **boldly**."
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "shows"),
+    [
+        (("n = 3", "n = 3 / 0"), "ZeroDivisionError", "ZeroDivisionError"),
+        (("n > 5", "m > 5"), "{{? m > 5}}", "NameError"),
+        (("n > 5", "n > 5"), "claims that are not so in this run: 1", "Large **[not so in this run]**."),
+        (("n = 3", "import os; os._exit(1)"), "the kernel died in the cell", "os._exit(1)"),
+    ],
+)
+def test_a_page_that_fails_keeps_no_other_from_running(
+    book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change, error: str, shows: str
+) -> None:
+    page, good = book / "chapters/02-second.md", book / "chapters/03-third.md"
+    page.write_text(page.read_text().replace(*change))
+    good.write_text(HEADER + "```{code-cell}\nimport dtl\n```\n")
+    monkeypatch.setattr(build, "STUDIES", book / "_build/studies")
+    problems = build.execute(["02-second", "03-third"])
+    assert error in problems["02-second"] and problems["03-third"] == "" and pages.finished(good)
+    assert error in capsys.readouterr().err
+    shown = pages.assemble(page)
+    assert any("did not run well" in cell.source for cell in shown.cells) and shows in str(shown.cells)
+    assert list(build.execute(["02-second", "03-third"])) == ["02-second"], "What is finished is not run again."
+
+
+def test_a_kernel_that_hangs_is_ended(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "IDLE", 8)
+    page = book / "chapters/02-second.md"
+    page.write_text(page.read_text().replace("n = 3", "import time; time.sleep(1000)"))
+    assert "has done nothing" in pages.run(page)
+    monkeypatch.setattr(pages, "WORK", 4)
+    page.write_text(page.read_text().replace("time.sleep(1000)", "\nwhile True: pass"))
+    assert "of processor time" in pages.run(page)
+
+
+def test_studies_are_kept_while_what_trains_them_is_unchanged(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "STUDIES", book / "_build/studies")
+    monkeypatch.setattr(pages, "STUDIES_NEED", ["dtl.data"])
+    build.execute(["02-second"])
+    study = book / "_build/studies/some"
+    study.mkdir()
+    (book / "dtl/plots.py").write_text("a = 1")
+    build.execute(["02-second"])
+    assert study.is_dir()
+    (book / "dtl/engine/store.py").write_text("a = 1")
+    build.execute(["02-second"])
+    assert not study.exists()
+
+
+def test_a_notebook_says_what_quotes_the_run(tmp_path: Path) -> None:
+    page = notebook(tmp_path, "# Head\n\nPlain.\n\n:::{tip}\nIt is {{n}},\n\nand $2^{{n}}$.\n:::\n\nMore.\n")
+    kinds = [(cell.cell_type, cell.source) for cell in page.cells[1:]]
+    assert kinds[0] == ("markdown", "# Head\n\nPlain.") and kinds[2] == ("markdown", "More.")
+    assert kinds[1][0] == "code" and kinds[1][1].startswith('dtl.book.say(r"""\n> **Tip**\n>\n> It is {{n}},')
+    assert page.cells[2].metadata["jupyter"]["source_hidden"]

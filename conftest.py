@@ -1,0 +1,34 @@
+"""The names that examples in docstrings may use: a small problem, a study of it and its influence."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+
+@cache
+def example_names() -> dict[str, Any]:
+    import numpy as np
+    import torch
+
+    import dtl
+
+    problem = dtl.load("testbed", seed=0, per_class=20, train=5, validation=5, test=5)
+    recipe = dtl.Recipe(epochs=2, widths=(8, 16), models_at_once=8, finetune_epochs=2)
+    study = dtl.Study(problem, recipe, design="paired").run(8, "cpu", progress=False)
+    found = dict(dtl=dtl, np=np, torch=torch, problem=problem, recipe=recipe, study=study)
+    leaks = dtl.load("testbed-examples", per_class=6, leaks=6, flawed=8)
+    found["examples"] = dtl.Study(leaks, recipe, design="random", unit="example").run(16, "cpu", progress=False)
+    return found | {"influence": study.influence(by="class")}
+
+
+@pytest.fixture(autouse=True)
+def names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
+    """Examples run in an empty folder; `study` has eight models on classes, `examples` sixteen on single images."""
+    if isinstance(request.node, pytest.DoctestItem):
+        request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
+        doctest_namespace.update(example_names())

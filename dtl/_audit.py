@@ -1,0 +1,158 @@
+"""Which changes of its images move a transferred model more than one trained from scratch, whence, and what to do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import false_discovery_control
+from scipy.stats import t as student
+
+from dtl._checks import InputError, check_number
+from dtl._retrain import retrain
+from dtl.bias import bias_transfer, compare, cost, repairs, shift
+from dtl.influence import estimate_influence
+from dtl.study import Study
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What `audit` found; printed, it is a section of a report.
+
+    Attributes
+    ----------
+    cells : view, measure and target class, what the transferred models and those from scratch do, the difference with
+        its standard error, and q, the false discovery rate that pays for the number of cells looked at
+    sources : for each view that was found, source classes whose influence on it is established
+    repairs : what each repair leaves of the strongest finding, and what it costs; None where nothing was found
+    """
+
+    problem: str
+    regime: str
+    seeds: int
+    level: float
+    cells: pd.DataFrame
+    sources: pd.DataFrame
+    repairs: pd.DataFrame | None
+
+    @property
+    def found(self) -> pd.DataFrame:
+        """The cells in which transfer moves the model more than training from scratch does, the strongest first."""
+        return self.cells[self.cells.q < self.level].sort_values("difference", ascending=False, ignore_index=True)
+
+    def __str__(self) -> str:
+        head = f"## Bias that came with the source: {self.problem}, {self.regime} transfer\n\n"
+        looked = (
+            f"{len(self.cells)} cells were looked at, {self.seeds} models each, false discovery rate {self.level}. "
+        )
+        if self.found.empty:
+            return head + looked + "In none does the transferred model move more than one trained from scratch.\n"
+        parts = [
+            head + looked + "These changes move your model more than one trained from scratch:\n",
+            _table(self.found),
+            "\nThese source classes bring it (influence on the share of predictions that change):\n",
+            _table(self.sources) if len(self.sources) else "none is established: train more models, on smaller subsets",
+        ]
+        if self.repairs is not None:
+            parts += ["\nWhat repairs leave of the strongest one, the cheapest first:\n", _table(self.repairs)]
+            good = self.repairs[self.repairs.enough]
+            said = f"The cheapest that takes away at least half of it: {good.repair.iloc[0]}." if len(good) else None
+            parts.append(said or "None takes away half of it: do not deploy where this change can happen.")
+        return "\n".join(parts) + "\n"
+
+
+def audit(
+    study: Study,
+    seeds: int = 8,
+    *,
+    transfer: str | None = None,
+    level: float = 0.05,
+    repair: bool = True,
+    **options: Any,
+) -> Audit:
+    """Compare a transferred model with one from scratch on every view of the problem, then look for source and repair.
+
+    Parameters
+    ----------
+    study : of a problem with views, run: its models, on subsets, say which source classes bring what is found
+    seeds : models of the whole source, and from scratch, on which the comparison stands
+    transfer : regime; default the study's first
+    level : false discovery rate
+    repair : also try the repairs on the strongest finding
+    options : as in `dtl.retrain`
+
+    Raises
+    ------
+    InputError : a problem without views, or a study that has not run
+
+    >>> viewed = problem.with_views({"square": dtl.datasets.overlays.Square()})
+    >>> study = dtl.Study(viewed, dtl.Recipe(epochs=1)).run(4, progress=False)
+    >>> dtl.audit(study, seeds=2, progress=False).cells.shape
+    (6, 8)
+    """
+    if not study.problem.views:
+        raise InputError("an audit needs views, the changes to look at: give a study of problem.with_views({...})")
+    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
+    regime = study.transfer[0] if transfer is None else transfer
+    own = study.results.sel(transfer=regime)
+    both = retrain(study, {"model": study.problem}, seeds, transfer=(regime, "scratch"), **options).isel(arm=0)
+    rows = []
+    for view in study.problem.views:
+        for measure, toward in [("drop", None), ("changed", None)] + [("toward", c) for c in own["class"].values]:
+            each = shift(both, view, measure, toward)
+            pair = compare(each.sel(transfer=regime), each.sel(transfer="scratch"))
+            row = {"view": view, "measure": measure, "class": toward or ""}
+            row |= {"transferred": float(each.sel(transfer=regime).mean()), "scratch": float(each[1].mean())}
+            rows.append(row | {"difference": float(pair.difference), "stderr": float(pair.stderr)})
+    cells = pd.DataFrame(rows)
+    errors = cells.stderr.where(cells.stderr > 0, np.inf)  # predictions that never change say nothing of luck
+    cells["q"] = false_discovery_control(student.sf(cells.difference / errors, seeds - 1))
+    found = cells[cells.q < level].sort_values("difference", ascending=False)
+    named = pd.concat([_bringers(study, own, view, level) for view in dict.fromkeys(found["view"])] or [_NOBODY])
+    fixes = None
+    if repair and len(found):
+        first = found.iloc[0]
+        classes = named[named["view"] == first["view"]]["source"].tolist()
+        fixes = _repairs(study, first, classes, seeds, regime, options)
+    return Audit(study.problem.name, regime, seeds, level, cells, named.reset_index(drop=True), fixes)
+
+
+_NOBODY = pd.DataFrame(columns=["view", "source", "influence", "stderr", "q"])
+
+
+def _bringers(study: Study, own: Any, view: str, level: float) -> pd.DataFrame:
+    """Source classes with an established influence on the share of predictions that a view changes."""
+    moved = shift(own, view, "changed", split="validation").values
+    if not np.ptp(moved):
+        return _NOBODY
+    influence = estimate_influence(study.masks, moved[:, None])
+    q = false_discovery_control(influence.p_values("greater")[:, 0])
+    order = [c for c in np.argsort(-influence.values[:, 0]) if q[c] < level]
+    values = {"influence": influence.values[order, 0], "stderr": influence.stderr[order, 0], "q": q[order]}
+    return pd.DataFrame({"view": view, "source": np.array(study.problem.source.classes)[order]} | values)
+
+
+def _repairs(
+    study: Study, cell: pd.Series, classes: Sequence[str], seeds: int, regime: str, options: dict[str, Any]
+) -> pd.DataFrame:
+    """What every repair leaves of one cell, the cheapest first: sources trained, then images changed, then steps."""
+    names = study.problem.source.classes
+    arms = repairs(study, study.problem.views[cell["view"]], [names.index(c) for c in classes])
+    measure = partial(shift, view=cell["view"], measure=cell["measure"], toward=cell["class"] or None)
+    after = bias_transfer(study, arms, measure, seeds, transfer=regime, **options)
+    excess = after.bias_mean.sel(arm="as it is") - cell["scratch"]
+    enough = (after.bias_change_high < 0) & (after.bias_mean - cell["scratch"] <= excess / 2)
+    table = pd.DataFrame([{"repair": name} | cost(study, arm) for name, arm in arms.items()])
+    for column, of in {"leaves": "bias_mean", "stderr": "bias_stderr", "accuracy": "accuracy_mean"}.items():
+        table[column] = after[of].sel(arm=list(arms)).values
+    table["enough"] = enough.sel(arm=list(arms)).values
+    return table.sort_values(["source trainings", "images to change", "steps"], kind="stable", ignore_index=True)
+
+
+def _table(table: pd.DataFrame) -> str:
+    """A table in Markdown."""
+    cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
+    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,104 @@
+"""What a wrong argument says: one sentence that names the argument, what it may be, and what it was."""
+
+import operator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from functools import wraps
+from numbers import Integral
+from typing import Any, TypeVar
+from unicodedata import normalize
+
+import numpy as np
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """An argument, a file or a setting that cannot be used, in one sentence that says what to do about it."""
+
+
+class Diverged(RuntimeError):
+    """Models whose training left finite numbers; all others are saved."""
+
+
+def check_number(value: object, low: int, high: int, what: str) -> None:
+    """InputError unless `value` is one whole number in low..high; names and arrays are none."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not low <= int(value) <= high:
+        raise InputError(f"{what} must be one whole number in {low}..{high}, not {value!r}")
+
+
+def whole(name: str, value: object, least: int) -> int:
+    """`value` as an int of at least `least`; InputError for anything else."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} must be an integer, got {value!r}.") from None
+    if number < least:
+        raise InputError(f"{name} must be at least {least}, got {number}.")
+    return number
+
+
+def choice(value: object, known: Iterable[object], what: str) -> None:
+    """InputError unless `value` is one of the known names."""
+    known = list(known)
+    if value not in known:
+        raise InputError(f"unknown {what} {value!r}: choose one of {', '.join(map(str, known))}")
+
+
+def some(names: Sequence[object], most: int = 5) -> str:
+    """The first names, as words."""
+    text = ", ".join(map(str, names[:most]))
+    return text if len(names) <= most else f"{text}, ... ({len(names)} in all)"
+
+
+def listed(flags: np.ndarray, most: int = 5) -> str:
+    """The first numbers at which flags are true, as words."""
+    return some(np.flatnonzero(flags).tolist(), most)
+
+
+def in_plain_words(what: str) -> Callable[[type[T]], type[T]]:
+    """For a pydantic dataclass: what it refuses is an InputError that names `what`, such as "recipe setting"."""
+
+    def decorate(of: type[T]) -> type[T]:
+        validate: Any = of.__init__
+
+        @wraps(validate)
+        def __init__(self: T, *args: Any, **settings: Any) -> None:
+            try:
+                validate(self, *args, **settings)
+            except ValueError as errors:  # pydantic's own error, whose import is slow
+                raise InputError(_sentence(errors, what, list(of.__annotations__))) from None
+
+        of.__init__ = __init__
+        return of
+
+    return decorate
+
+
+def _sentence(errors: Any, what: str, known: list[str]) -> str:
+    """The first of pydantic's errors in one sentence."""
+    error = errors.errors()[0]
+    name = ".".join(map(str, error["loc"]))
+    if error["type"] == "value_error":  # one of our own checks
+        return str(error["ctx"]["error"])
+    if error["type"] == "unexpected_keyword_argument":
+        near = get_close_matches(name, known, 1)
+        return f"unknown {what} {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"use {', '.join(known)}")
+    return f"{what} {name} cannot be {error['input']!r}: {error['msg'].replace('Input should', 'it should')}"
+
+
+def class_names(names: Iterable[object]) -> tuple[str, ...]:
+    """Names as text that can be written and shown: in one Unicode form, bytes that are no UTF-8 escaped.
+
+    >>> class_names([7, "tom", np.str_("rex")])
+    ('7', 'tom', 'rex')
+    """
+    try:
+        found = tuple(normalize("NFC", str(name)).encode("utf-8", "backslashreplace").decode() for name in names)
+    except TypeError:
+        raise InputError(f"classes must be a sequence of names, not {names!r}") from None
+    twice = [name for name, n in Counter(found).items() if n > 1]
+    if twice:
+        raise InputError(f"more than one class is called {some(twice)}: give each a name of its own")
+    return found

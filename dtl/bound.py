@@ -1,0 +1,327 @@
+"""A certified bound on the target loss of a linear head, from the source loss: task transfer analysis.
+
+Mehra, Zhang and Hamm (2024) turn the source task into the target task in three steps and bound what each costs: the
+class prior, the label set, the features. Here all distributions are those of the images at hand, so that the bound is a
+statement about numbers that can be checked, and the target is pulled back into the source's logits by an affine map,
+so that no inverse is needed and encoders may differ.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import ot
+import torch
+from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment, minimize
+from scipy.special import log_softmax, logsumexp, xlogy
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+
+from dtl._checks import InputError, choice
+from dtl._released import Released, released_objective, released_terms
+from dtl._scores import checked
+
+__all__ = ["Bound", "Released", "Side", "released_objective", "released_terms", "task_transfer_bound"]
+
+LEARN = ("none", "map", "joint")
+
+
+class Side(NamedTuple):
+    """Logits (n, J) of the kept source classes, and labels (n,): of source classes, or of target classes."""
+
+    logits: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """Three terms that bound the loss of a classifier on target images, in nats; their sum is `rhs`.
+
+    Attributes
+    ----------
+    source_loss : loss of the source head on source images, classes re-weighted to the prior that the target needs
+    label_mismatch : entropy of target classes given the source classes that they are made from; 0 if one-to-one
+    feature_mismatch : optimal transport of source logits to target logits within classes, times temperature; not a
+        distance, as the temperature is chosen to make the sum small
+    measured : loss of the bounded classifier itself, which never exceeds rhs
+    entropy : loss of the classifier that knows class frequencies only; rhs above it says nothing
+    joint : (K_T, K_S) joint distribution of target and source classes: the assignment
+    linear : whether the bounded classifier is a linear head (every target class is assigned to one source class)
+    temperature, offsets : of the source logits, (J,), chosen exactly
+    """
+
+    source_loss: float
+    label_mismatch: float
+    feature_mismatch: float
+    measured: float
+    entropy: float
+    joint: np.ndarray
+    temperature: float
+    offsets: np.ndarray
+    source: Side
+    to_logits: Callable[[np.ndarray], np.ndarray]
+    n_features: int
+
+    @property
+    def rhs(self) -> float:
+        """The bound: never below `measured`."""
+        return self.source_loss + self.label_mismatch + self.feature_mismatch
+
+    @property
+    def certified(self) -> float:
+        """Nats by which the bound beats class frequencies; negative where it says nothing."""
+        return self.entropy - self.rhs
+
+    @property
+    def linear(self) -> bool:
+        return bool(((self.joint > 0).sum(1) == 1).all())
+
+    @property
+    def assignment(self) -> np.ndarray:
+        """The source class that each target class is mostly made from, (K_T,)."""
+        return self.joint.argmax(1)
+
+    def on(self, features: ArrayLike, labels: ArrayLike) -> "Bound":
+        """The bound of the same classifier for other target images, (n, d) and (n,), such as held-out ones.
+
+        Nothing is fitted; only class frequencies and optimal transport are those of the new images.
+        """
+        x, y = _target(features, labels, len(self.joint), self.n_features)
+        fixed = self.joint, self.temperature, self.offsets, self.to_logits
+        return _terms(self.source, Side(self.to_logits(x), y), *fixed, self.n_features)
+
+
+def _target(features: ArrayLike, labels: ArrayLike, n_classes: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    x, _ = checked(features, labels, "target")
+    y = np.asarray(labels)
+    if y.max() >= n_classes or x.shape[1] != width:
+        raise InputError(
+            f"the bound is for {n_classes} target classes and {width} features, not for labels up to {y.max()} and "
+            f"{x.shape[1]} features"
+        )
+    return x, y
+
+
+def cost(source: np.ndarray, target: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """The most that the loss can rise from source logits (n, J) to target logits (m, J), (n, m).
+
+    -log sum_j B_ij softmax(a)_j has the gradient p - r, with p and r distributions and r on the `support` (J,) of B_i.
+    """
+    rise = target - source[:, None]
+    return rise.max(2) - rise[..., support].min(2)
+
+
+def _plans(source: Side, target: Side, share: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Optimal transport within each target class as pairs of images: source, target, mass of the pair, cost of it.
+
+    share : (K_T, J), distribution of kept source classes within each target class
+    """
+    counts, pairs = np.bincount(source.labels, minlength=share.shape[1]), []
+    for i in np.unique(target.labels):
+        rows, columns = np.flatnonzero(share[i, source.labels] > 0), np.flatnonzero(target.labels == i)
+        mass = (share[i] / counts)[source.labels[rows]]
+        costs = cost(source.logits[rows], target.logits[columns], share[i] > 0)
+        plan = ot.emd(mass / mass.sum(), np.full(len(columns), 1 / len(columns)), costs, numItermax=10**7)
+        n, t = plan.nonzero()
+        pairs.append((rows[n], columns[t], plan[n, t] * len(columns) / len(target.labels), costs[n, t]))
+    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
+
+
+def _terms(
+    source: Side,
+    target: Side,
+    joint: np.ndarray,
+    temperature: float,
+    offsets: np.ndarray,
+    to_logits: Callable,
+    width: int,
+) -> Bound:
+    small = joint[:, joint.any(0)]
+    prior, share = small / small.sum(0), small / small.sum(1, keepdims=True)
+    classes = np.bincount(target.labels, minlength=len(joint)) / len(target.labels)
+    needed = classes @ share  # how often each source class is needed
+    loss = -log_softmax(temperature * source.logits + offsets, 1)[np.arange(len(source.labels)), source.labels]
+    log_prior = np.log(np.where(share > 0, prior, 1))
+    n, t, mass, far = _plans(source, target, share)
+    p = log_softmax(temperature * target.logits + offsets, 1)
+    with np.errstate(divide="ignore"):
+        measured = -logsumexp(p + np.log(prior[target.labels]), 1).mean()
+    return Bound(
+        source_loss=float((needed / np.bincount(source.labels))[source.labels] @ loss),
+        label_mismatch=float(0 - (classes @ (share * log_prior)).sum()),
+        feature_mismatch=float(temperature * (mass @ far)),
+        measured=float(measured),
+        entropy=float(-xlogy(classes, classes).sum()),
+        joint=joint, temperature=float(temperature), offsets=offsets, source=source, to_logits=to_logits,
+        n_features=width,
+    )  # fmt: skip
+
+
+def _temper(source: Side, prior: np.ndarray, mismatch: float) -> tuple[float, np.ndarray]:
+    """Temperature s >= 0 and offsets that minimise source loss + s * mismatch, which is convex in them.
+
+    At s = 0 the sum is the entropy of the prior, so a one-to-one bound never exceeds that of the target classes.
+    """
+    scale, weight = source.logits.std() or 1.0, (prior / np.bincount(source.labels))[source.labels]
+    a, rows = source.logits / scale, np.arange(len(source.labels))
+
+    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x[0] * a + x[1:]
+        off = np.exp(log_softmax(z, 1))
+        off[rows, source.labels] -= 1
+        off *= weight[:, None]
+        value = weight @ (logsumexp(z, 1) - z[rows, source.labels]) + x[0] * mismatch / scale
+        return float(value), np.r_[(off * a).sum() + mismatch / scale, off.sum(0)]
+
+    start = np.r_[0.0, np.log(prior)]
+    bounds = [(0, None)] + [(None, None)] * len(prior)
+    found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9})
+    best = found.x if found.fun <= loss(start)[0] else start
+    return best[0] / scale, best[1:]
+
+
+def task_transfer_bound(
+    source: ArrayLike,
+    source_labels: ArrayLike,
+    head: tuple[ArrayLike, ArrayLike],
+    target: ArrayLike,
+    labels: ArrayLike,
+    learn: str = "none",
+    assignment: ArrayLike | None = None,
+    steps: int = 60,
+) -> Bound:
+    """Bound the target loss of a head that is made from the source head.
+
+    Parameters
+    ----------
+    source, source_labels : (N, d) features and (N,) int: images of the source, all or a sample
+    head : (d, K_S) weights and (K_S,) biases of the source head
+    target, labels : (n, d') features and (n,) int, 0..K_T-1
+    learn : what leads from target features to source logits. "none": the source head; "map": an affine map, learned;
+        "joint": also the source head is learned again, with a penalty, on the classes that are needed. A learned map
+        does not choose its own temperature: that comes from maps that have not seen the image
+    assignment : (K_T,) int, the source class for each target class, or (K_T, K_S), shares of source classes for each.
+        Default: the best one-to-one assignment by the source head, or with K_T > K_S with classes shared evenly
+    steps : of Adam, for a learned map
+
+    Returns
+    -------
+    Bound: rhs >= measured always, and rhs <= entropy if every target class has one source class
+
+    >>> head = [[-9.0, 9.0]], [4.5, -4.5]
+    >>> bound = dtl.bound.task_transfer_bound([[0.0], [1.0]], [0, 1], head, [[0.1], [0.9]], [1, 0])
+    >>> bound.assignment.tolist(), bound.measured <= bound.rhs <= bound.entropy
+    ([1, 0], True)
+    """
+    choice(learn, LEARN, "learn")
+    z, _ = checked(source, source_labels, "source")
+    weight, bias = (np.asarray(part, dtype=np.float64) for part in head)
+    of_source = np.asarray(source_labels)
+    if weight.ndim != 2 or bias.shape != weight.shape[1:] or not np.isfinite(weight).all():
+        raise InputError(f"head must be finite, (d, K) and (K,), not {weight.shape} and {bias.shape}")
+    if z.shape[1] != len(weight) or of_source.max() >= len(bias):
+        raise InputError(
+            f"the head takes {len(weight)} features and knows {len(bias)} classes, but the source has {z.shape[1]} "
+            f"features and labels up to {of_source.max()}"
+        )
+    x, _ = checked(target, labels, "target")
+    y = np.asarray(labels)
+    counts = np.bincount(y)
+    if not counts.all():
+        raise InputError(f"target class {int(np.argmin(counts))} has no image: number classes without gaps")
+    if x.shape[1] != len(weight) and learn == "none":
+        raise InputError(
+            f"the head takes {len(weight)} features, not {x.shape[1]}: use learn='map' for another encoder"
+        )
+    logits = z @ weight + bias
+    if assignment is None:
+        assignment = _assign(logits, of_source, x @ weight + bias if x.shape[1] == len(weight) else None, y)
+    joint = _joint(np.asarray(assignment), counts / len(y), len(bias), of_source)
+    kept = np.flatnonzero(joint.any(0))
+    rows = np.isin(of_source, kept)
+    near = Side(logits[rows][:, kept], np.searchsorted(kept, of_source[rows]))
+    if learn == "joint" and len(kept) > 1:
+        near = near._replace(logits=_penalised(z[rows], near.labels))
+    share, prior = joint[:, kept] / joint[:, kept].sum(1, keepdims=True), joint[:, kept].sum(0)
+    if learn == "none":
+
+        def to_logits(features: np.ndarray) -> np.ndarray:
+            return features @ weight[:, kept] + bias[kept]
+
+        unseen = to_logits(x)
+    else:
+        if counts.min() < 2:
+            raise InputError("a map is learned on one part and judged on another: give two images of every class")
+        to_logits, unseen = _learn(near, x, y, share, steps), np.empty((len(x), len(kept)))
+        for seen, left in StratifiedKFold(min(3, int(counts.min())), shuffle=True, random_state=0).split(x, y):
+            unseen[left] = _learn(near, x[seen], y[seen], share, steps)(x[left])
+    *_, mass, far = _plans(near, Side(unseen, y), share)
+    there = Side(to_logits(x), y)
+    found = _terms(near, there, joint, *_temper(near, prior, float(mass @ far)), to_logits, x.shape[1])
+    nothing = _terms(near, there, joint, 0.0, np.log(prior), to_logits, x.shape[1])
+    return found if found.rhs <= nothing.rhs else nothing
+
+
+def _assign(logits: np.ndarray, of_source: np.ndarray, target: np.ndarray | None, y: np.ndarray) -> np.ndarray:
+    """The source class for each target class that gives the least loss (Hungarian method), (K_T,).
+
+    Without target logits, those of another encoder, the source classes that the head itself knows best.
+    """
+    there = np.unique(of_source)
+    if target is None:
+        own = [-log_softmax(logits[of_source == j], 1)[:, j].mean() for j in there]
+        loss = np.tile(own, (y.max() + 1, 1))
+    else:
+        loss = np.stack([-log_softmax(target[y == i], 1).mean(0)[there] for i in range(y.max() + 1)])
+    times = -(-len(loss) // len(there))  # how many target classes may share a source class
+    return there[linear_sum_assignment(np.tile(loss, times))[1] % len(there)]
+
+
+def _joint(assignment: np.ndarray, classes: np.ndarray, n_source: int, of_source: np.ndarray) -> np.ndarray:
+    """(K_T, K_S) from one source class for each target class, or from shares of all."""
+    if assignment.ndim == 1 and assignment.dtype.kind in "iu" and len(assignment) == len(classes):
+        if not np.isin(assignment, of_source).all():
+            raise InputError(f"assignment {assignment.tolist()} names a source class without images")
+        return classes[:, None] * np.eye(n_source)[assignment]
+    if assignment.shape != (len(classes), n_source) or not (assignment >= 0).all() or not assignment.sum(1).all():
+        raise InputError(
+            f"assignment must be one of {n_source} source classes for each of {len(classes)} target classes, or shares "
+            f"({len(classes)}, {n_source}) that are not negative, not {assignment.dtype} {assignment.shape}"
+        )
+    if assignment[:, np.setdiff1d(np.arange(n_source), of_source)].any():
+        raise InputError("assignment gives a share to a source class without images")
+    return classes[:, None] * assignment / assignment.sum(1, keepdims=True)
+
+
+def _penalised(z: np.ndarray, labels: np.ndarray, l2: float = 4.0) -> np.ndarray:
+    """Logits (n, J) of a smooth source head: a small spread within classes makes transport cheap."""
+    z = StandardScaler().fit_transform(z)
+    found = LogisticRegression(C=1 / (l2 * len(z)), max_iter=1000).fit(z, labels).decision_function(z)
+    return found if found.ndim == 2 else np.stack([-found, found], 1) / 2
+
+
+def _learn(
+    source: Side, x: np.ndarray, y: np.ndarray, share: np.ndarray, steps: int, lr: float = 0.003, l2: float = 1.0
+) -> Callable[[np.ndarray], np.ndarray]:
+    """An affine map from target features to source logits: ridge regression on class means, then less transport."""
+    scaler, spread = StandardScaler().fit(x), source.logits.std() or 1.0
+    known = source._replace(logits=source.logits / spread)
+    means = np.stack([known.logits[known.labels == j].mean(0) for j in range(share.shape[1])])
+    start = Ridge(l2 * len(x)).fit(scaler.transform(x), (share @ means)[y])
+    inputs = torch.from_numpy(np.c_[scaler.transform(x), np.ones(len(x))])
+    weight = torch.tensor(np.c_[start.coef_, start.intercept_].T, requires_grad=True)
+    support, logits, adam = torch.tensor(share > 0)[y], torch.tensor(known.logits), torch.optim.Adam([weight], lr=lr)
+    for step in range(steps):
+        v = inputs @ weight
+        if step % 10 == 0:
+            n, t, mass = map(torch.from_numpy, _plans(known, Side(v.detach().numpy(), y), share)[:3])
+        rise = v[t] - logits[n]
+        loss = mass @ (rise.amax(1) - rise.where(support[t], torch.inf).amin(1))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    final = weight.detach().numpy() * spread
+    return lambda features: scaler.transform(features) @ final[:-1] + final[-1]

@@ -1,0 +1,511 @@
+"""The results of a study on disk: one Zarr group, one chunk per batch of models, `done` written last.
+
+Nothing that was lost or changed on the way becomes a number. Every chunk carries a CRC-32C checksum; every row of a
+model has a digest, which finds chunks that were exchanged; the description of the study is sealed; and what is marked
+done has reached the disk. Nothing in a store is ever unpickled.
+"""
+
+import asyncio
+import errno
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from zlib import crc32
+
+import dask.array
+import numpy as np
+import xarray as xr
+import zarr
+from filelock import FileLock, Timeout
+from zarr.abc.store import Store as ZarrStore
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.storage import LocalStore, MemoryStore
+
+from dtl._checks import InputError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 3
+SPLITS = ("validation", "test")  # in the order of the target axis
+OUTPUTS = {"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"}
+ARRAYS = ("label", "split", "mask", "seed", *OUTPUTS)
+CODECS = (ZstdCodec(), Crc32cCodec())
+FILL = {"f": np.nan, "i": -1, "b": False, "u": 0}
+WRITE_ALL: Any = {"write_empty_chunks": True}  # also chunks of zeros: one that is missing has been lost
+
+
+class Durable(LocalStore):
+    """A folder whose files, and their names, have reached the disk when a write returns; writes wait side by side."""
+
+    async def set(self, key: str, value: Any) -> None:
+        await super().set(key, value)
+        await asyncio.to_thread(self._flush, self.root / key)
+
+    def _flush(self, file: Path) -> None:
+        for path in (file, *(above for above in file.parents if above.is_relative_to(self.root))):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+class Store:
+    """Arrays over models that grow, and that a kill at any moment leaves consistent.
+
+    Parameters
+    ----------
+    location : folder, a Zarr store, or None for memory
+    settings : what decides the numbers; a store that was made with others is refused
+
+    >>> Store(None, {"seed": 0}).ready
+    False
+    """
+
+    def __init__(self, location: str | Path | ZarrStore | None, settings: dict[str, object]) -> None:
+        if isinstance(location, str | Path):
+            location = Durable(local_folder(location))
+        self.zarr: ZarrStore = MemoryStore() if location is None else location
+        self.settings = settings
+        if self.ready:
+            try:
+                marks_of(self.open())  # says what has been lost
+            except InputError as error:  # which a run with repair=True may mend
+                logger.warning("%s", error)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where other processes find the store; None for one in memory or of another kind."""
+        known = isinstance(self.zarr, LocalStore) and type(self.zarr) in (LocalStore, Durable)
+        return self.zarr.root.absolute() if known else None  # pyright: ignore[reportAttributeAccessIssue]
+
+    @property
+    def exists(self) -> bool:
+        """Whether a study is there; in a folder, which has a lock, one without models leaves it to other settings."""
+        root = self._group()
+        other = root is not None and _differences(root.attrs.get("settings"), self.settings)
+        return root is not None and not (other and self.folder is not None and _unused(root))
+
+    def _group(self) -> zarr.Group | None:
+        """The group that is there; InputError for anything else, which must not be written into."""
+        try:
+            return _open(self.zarr)
+        except FileNotFoundError:
+            folder = self.folder
+            kept = sorted(folder.iterdir()) if folder and folder.is_dir() else []
+            kept = [path.name for path in kept if path.name[0] != "." and path.suffix != ".partial"]  # of a kill
+            if kept and "zarr.json" not in kept:  # another process may just have begun
+                raise InputError(f"{folder} holds {kept[0]!r} but no study: give another or an empty folder") from None
+            return None
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has room for models; a run that was killed at its very start leaves a group without."""
+        return self.exists and bool(self.open().attrs["runs"])
+
+    def open(self, mode: Literal["r", "r+"] = "r") -> zarr.Group:
+        """The group, after a check that it holds this study."""
+        root = _open(self.zarr, mode)
+        if "settings" not in root.attrs:
+            raise InputError(f"{self.zarr} holds Zarr data but no study: give another folder")
+        differences = _differences(root.attrs["settings"], self.settings)
+        if differences:
+            raise InputError(
+                f"{self.zarr} holds another study ({'; '.join(differences)}): use its settings, or another folder"
+            )
+        return _sealed(root)
+
+    def open_during(self, run: str) -> zarr.Group | None:
+        """The group open for writing while `run` is its latest run, otherwise None.
+
+        A worker asks before it saves: its machine may not see the coordinator's disk, and a worker that outlived its
+        coordinator must not write into the run of the next one.
+        """
+        if not self.exists:
+            return None
+        root = self.open("r+")
+        runs: Any = root.attrs["runs"]
+        return root if runs and runs[-1]["id"] == run else None
+
+    def prepare(
+        self, constants: Mapping[str, np.ndarray], per_model: Mapping[str, np.ndarray], outputs: Mapping[str, str],
+        shape: tuple[int, int], batch: int, attributes: Mapping[str, object], run: Mapping[str, Any],
+    ) -> zarr.Group:  # fmt: skip
+        """The group open for writing, with room for every model; may be repeated after a kill at any point.
+
+        constants : (target,) arrays;  per_model : arrays with models first, then source, or uint8 of eight each
+        outputs : name -> dtype of arrays (transfer, model, target), with (transfers, targets) = `shape`
+        """
+        if self.zarr.read_only:
+            raise OSError(errno.EROFS, f"{self.zarr} is read-only: open it for writing, or give another folder")
+        n = len(next(iter(per_model.values())))
+        columns = [*per_model, *(f"{name}/{t}" for name in outputs for t in range(shape[0]))]
+        like = {
+            "done": (("model",), np.zeros(n, bool)),
+            "digest": (("model", "column"), np.zeros((n, len(columns)), "u4")),
+        }
+        like |= {name: (("target",), values) for name, values in constants.items()}
+        for name, values in per_model.items():
+            units = "packed_source" if values.dtype == np.uint8 else "source"
+            like[name] = ("model", units)[: values.ndim], values
+        for name, dtype in outputs.items():
+            nothing = np.broadcast_to(np.zeros((), dtype), (shape[0], n, shape[1]))  # which takes no memory
+            like[name] = ("transfer", "model", "target"), nothing
+        with self.writing("the settings of the study"):
+            if not self.exists:
+                if self._group() is None:
+                    zarr.create_group(self.zarr)
+                root = zarr.open_group(self.zarr, mode="r+")
+                for name in (name for name in like if name in root):  # of a study without models
+                    del root[name]  # and nothing else: weights and notes may lie beside
+                _seal(root, {"settings": self.settings, "runs": [], **attributes})
+            root = self.open("r+")
+            facts: Any = root.attrs.asdict()
+            if facts["runs"] and not _columns(root):
+                del like["digest"]  # a store of dtl 0.1 goes on without
+            for name, (dims, values) in like.items():
+                array = _room(root, name, dims, values, batch, columns)
+                if name in constants or name in per_model:
+                    array[: len(values)] = values
+            facts["constants"] = {
+                name: _digests(name, [0], values[None]).tolist() for name, values in constants.items()
+            }
+            facts["arrays"] = {name: _described(array_of(root, name)) for name in like}
+            _seal(root, {**facts, "runs": [*facts["runs"], run]})
+        return root
+
+    def save(self, root: zarr.Group, rows: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
+        """Write outputs (transfer, len(rows), target) of models `rows` of a batch, then mark them done."""
+        if not len(rows):
+            return
+        with self.writing(f"models {rows[0]} to {rows[-1]}"):
+            kept: Any = {name: array_of(root, name).oindex[rows] for name in ("mask", "seed")}
+            for name, values in outputs.items():
+                array = array_of(root, name)
+                array.oindex[:, rows] = values.astype(array.dtype)
+                kept |= {f"{name}/{t}": of.astype(array.dtype) for t, of in enumerate(values)}
+            if columns := _columns(root):
+                found = np.stack([_digests(name, rows, kept[name]) for name in columns], axis=1)
+                array_of(root, "digest").oindex[rows] = found
+            array_of(root, "done").oindex[rows] = True
+
+    def record(self, root: zarr.Group, **facts: str) -> None:
+        """Add facts to the record of the latest run; a second value of one is added to the first."""
+        runs: Any = root.attrs["runs"]
+        latest = dict(runs[-1])
+        for name, value in facts.items():
+            known = latest[name].split(", ") if latest.get(name) else []
+            latest[name] = ", ".join(known if value in known else [*known, value])
+        if latest != runs[-1]:
+            with self.writing("the record of the run"):
+                _seal(root, {**root.attrs.asdict(), "runs": [*runs[:-1], latest]})
+
+    def repair(self, names: Sequence[str]) -> list[str]:
+        """Empty every chunk that is damaged, or missing though its models are done; these models are not done then.
+
+        Returns the names of the chunks. A run fills them again.
+        """
+        if not self.ready:
+            return []
+        root, repaired = self.open("r+"), []
+        done = array_of(root, "done")
+        known: Any = root.attrs.get("arrays", ("done", *names))
+        first = ("done", "digest")  # which tell of the others
+        for name in (*(name for name in first if name in known), *(name for name in known if name not in first)):
+            array = array_of(root, name)
+            checked = _Checked(root, array, None if name in ("done", "digest") else marks_of(root, search=False))
+            for chunk, region in _chunks(array):
+                try:
+                    checked[region]
+                except ValueError:
+                    repaired.append(chunk)
+                    models = dict(zip(_dims(array), region, strict=True)).get("model", slice(0))
+                    with self.writing(f"the repair of {chunk}"):
+                        done[models] = False  # first, so that a kill in between shows no empty chunk
+                        array[region] = array.fill_value
+        return repaired
+
+    def merge(self, root: zarr.Group, other: zarr.Group, names: Sequence[str]) -> None:
+        """Copy arrays `names` of the models that are done only in `other`; InputError if any others differ."""
+        both = [(group, marks_of(group)) for group in (root, other)]
+        mine, theirs = (np.flatnonzero(marks.done) for _, marks in both)
+        here, there = ({name: read(group, name, marks) for name in names} for group, marks in both)
+        common, new = np.intersect1d(theirs, mine), np.setdiff1d(theirs, mine)
+        differ = [(here[n][:, common] != there[n][:, common]).any(("transfer", "target")) for n in names]
+        differing = common[np.any(differ, axis=0)]
+        if len(differing):
+            raise InputError(
+                f"models {', '.join(map(str, differing))} are done in both stores and differ (other hardware or "
+                "versions?): merge stores that share no models"
+            )
+        for rows in np.split(new, np.flatnonzero(np.diff(new // array_of(root, "done").chunks[0])) + 1):
+            self.save(root, rows, {name: np.asarray(there[name][:, rows]) for name in names})
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Turns a failed write into one error that says what is safe and what to do."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message = (
+                    f"disk full while saving {what} to {self.zarr}: all saved before is safe; free space and run again"
+                )
+            else:
+                message = f"cannot save {what} to {self.zarr} ({error}): give a folder that you may write to"
+            raise OSError(error.errno, message) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One writer at a time; a second one says that it waits."""
+        if not isinstance(self.zarr, LocalStore) or self.zarr.read_only:
+            yield
+            return
+        with self.writing("its lock file"):
+            self.zarr.root.parent.mkdir(parents=True, exist_ok=True)
+            path = Path(f"{self.zarr.root}.lock")
+            path.touch()  # where it cannot be made, FileLock would wait forever
+            lock = FileLock(path)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                logger.warning("another process is writing %s: waiting for it to end", self.zarr.root)
+                lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def open_store(location: str | Path) -> zarr.Group:
+    """The group of a study in a folder, read-only; InputError if there is none. No data is loaded."""
+    try:
+        root = _open(LocalStore(local_folder(location), read_only=True))
+        settings: Any = root.attrs["settings"]
+    except (FileNotFoundError, NotADirectoryError, KeyError) as error:
+        raise InputError(f"{location} holds no study: give the folder that a study is stored in") from error
+    if settings["format"] != FORMAT:
+        raise InputError(
+            f"{location} has format {settings['format']} and this dtl reads {FORMAT}: use the dtl that made it"
+        )
+    return _sealed(root)
+
+
+def local_folder(location: str | Path) -> Path:
+    """The folder that somebody means; InputError for none, and for a URL.
+
+    >>> local_folder("~/studies").is_absolute()
+    True
+    """
+    if not str(location).strip():
+        raise InputError(f"{str(location)!r} is no folder: give one")
+    if re.match(r"[a-zA-Z][\w.+-]+:/", str(location)):
+        raise InputError(
+            f"{location} is a URL, not a folder: in Python, give a Zarr store such as zarr.storage.FsspecStore.from_url"
+        )
+    return Path(location).expanduser()
+
+
+class Marks(NamedTuple):
+    """Which models are done, bool (models,); chunks that they lack; digests by column, uint32 (models,) each."""
+
+    done: np.ndarray
+    lost: list[str]
+    digests: dict[str, np.ndarray]
+
+
+def marks_of(root: zarr.Group, search: bool = True) -> Marks:
+    """What a group says of its models. Those that lost a file are not done, and a warning says so.
+
+    search : whether to look for each file, which is quick in a folder only; elsewhere the digests miss it when it is
+        read
+    """
+    done, lost, folder = np.asarray(read(root, "done")), [], _folder(root)
+    columns = _columns(root)
+    digests = dict(zip(columns, np.asarray(read(root, "digest")).T, strict=True)) if columns else {}
+    saved = np.zeros_like(done) if not columns else digests["seed"][: len(done)] > 0
+    saved = done | np.pad(saved, (0, len(done) - len(saved)))  # or killed before they were marked
+    known: Any = root.attrs.get("arrays", ("done", *ARRAYS[2:]))
+    for name, array in ((name, array_of(root, name)) for name in known):
+        if "model" not in _dims(array):
+            continue
+        axis, wanted = _dims(array).index("model"), saved if name == "done" else done.copy()
+        if not np.flatnonzero(done).max(initial=-1) < array.shape[axis] <= len(done):
+            raise _damaged(root, name, f"it speaks of {array.shape[axis]} models, done of {len(done)}")
+        for chunk, region in _chunks(array) if folder and search else ():
+            if wanted[region[axis]].any() and not os.path.exists(f"{folder}/{chunk}"):
+                lost.append(chunk)
+                done[region[axis]] = False
+    if lost:
+        logger.warning("%s lacks %s: run again, which trains the models of these files", root.store, ", ".join(lost))
+    return Marks(done, lost, digests)
+
+
+def array_of(root: zarr.Group, name: str) -> zarr.Array:
+    """An array of the group, whose chunks are written even if they are all zero; InputError if it is not as it was."""
+    try:
+        found = root[name]
+    except OSError:
+        raise
+    except Exception as error:  # Zarr has many for a description that it cannot make sense of
+        raise _damaged(root, name, error) from error
+    known: Any = root.attrs.get("arrays", {})
+    if not isinstance(found, zarr.Array) or known.get(name, _described(found)) != _described(found):
+        raise _damaged(root, name, "it describes something else")
+    return found.with_config(WRITE_ALL)
+
+
+def read(root: zarr.Group, name: str, marks: Marks | None = None) -> xr.Variable:
+    """An array of the group, read when it is used; a damaged chunk is an InputError that names it.
+
+    marks : finds chunks that are sound, but not those of the models that are done
+    """
+    array = array_of(root, name)
+    chunks, meta, checked = array.chunks, np.empty((0,) * array.ndim, array.dtype), _Checked(root, array, marks)
+    return xr.Variable(_dims(array), dask.array.from_array(checked, chunks, name=False, meta=meta))  # pyright: ignore
+
+
+class _Checked:
+    """An array of which dask reads one chunk at a time."""
+
+    def __init__(self, root: zarr.Group, array: zarr.Array, marks: Marks | None) -> None:
+        self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
+        constants: Any = root.attrs.get("constants", {})
+        self.digests = {name: np.array(digest) for name, digest in constants.items()} | (marks.digests if marks else {})
+        self.done = marks.done if marks else None
+
+    def __getitem__(self, index: tuple[slice, ...]) -> Any:
+        spans, column = dict(zip(_dims(self.array), index, strict=True)), self.array.basename
+        models, transfer = spans.get("model", slice(0, 1)), spans.get("transfer")
+        try:
+            values: Any = self.array[index]
+            rows = values[0] if transfer else values if "model" in spans else values[None]
+            column = f"{column}/{transfer.start}" if transfer else column
+            if column in self.digests:
+                wrong = _digests(column, range(models.start, models.stop), rows) != self.digests[column][models]
+                if np.any(wrong if self.done is None or "model" not in spans else wrong & self.done[models]):
+                    raise ValueError("it holds other values than were saved")
+        except ValueError as error:
+            whose = f" of models {models.start} to {models.stop - 1}" if "model" in spans else ""
+            raise InputError(
+                f"{self.array.basename}{whose} in {self.array.store} is damaged ({error}): run the study again with "
+                "repair=True, which trains only those models"
+            ) from error
+        return values
+
+
+def _digests(column: str, models: Iterable[int], rows: np.ndarray) -> np.ndarray:
+    """CRC-32 of the row of each model: of column, number and bytes, so that no two places agree."""
+    starts = (crc32(f"{column} {model}".encode()) for model in models)
+    return np.array([crc32(row.tobytes(), start) for row, start in zip(rows, starts, strict=True)], np.uint32)
+
+
+def _columns(root: zarr.Group) -> list[str]:
+    """Which digests a group keeps of each model; none in a store of dtl 0.1."""
+    known: Any = root.attrs.get("arrays", ())
+    columns: Any = array_of(root, "digest").attrs["columns"] if "digest" in known else []
+    return columns
+
+
+def _open(store: ZarrStore, mode: Literal["r", "r+"] = "r") -> zarr.Group:
+    """A group; FileNotFoundError if there is none, InputError for anything else."""
+    try:
+        return zarr.open_group(store, mode=mode)
+    except OSError:
+        raise
+    except Exception as error:  # Zarr has many for a description that it cannot make sense of
+        raise InputError(
+            f"{store} holds no study that can be read ({error}): give another folder, or restore its zarr.json"
+        ) from error
+
+
+def _seal(root: zarr.Group, facts: dict[str, Any]) -> None:
+    facts = {name: value for name, value in facts.items() if name != "seal"}
+    root.attrs.put({**facts, "seal": _hash(facts)})
+
+
+def _sealed(root: zarr.Group) -> zarr.Group:
+    """The group, whose facts are those that were written; InputError if somebody has changed them."""
+    facts = root.attrs.asdict()
+    seal = facts.pop("seal", None)
+    if seal != _hash(facts) if "arrays" in facts else seal not in (None, _hash(facts)):  # of dtl 0.1: none
+        raise InputError(f"zarr.json in {root.store} was edited or is damaged: restore this file from a copy")
+    return root
+
+
+def _hash(facts: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _described(array: zarr.Array) -> str:
+    """What must not change in the description of an array: all but how many models it has room for."""
+    sizes = [f"{d} {n}" for d, n in zip(_dims(array), array.shape, strict=True) if d != "model"]
+    first = array.metadata.encode_chunk_key((0,) * array.ndim)
+    return f"{array.dtype} {sizes} {array.chunks} {array.fill_value} {first} {array.attrs.asdict()}"
+
+
+def _damaged(root: zarr.Group, name: str, why: object) -> InputError:
+    return InputError(
+        f"{name}/zarr.json in {root.store} is damaged ({why}): restore this file from a copy of the store, or from "
+        "another store of as many models of this study"
+    )
+
+
+def _dims(array: zarr.Array) -> tuple[str, ...]:
+    metadata: Any = array.metadata
+    return metadata.dimension_names
+
+
+def _chunks(array: zarr.Array) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """File and region of each chunk."""
+    sizes: Any = array.chunks
+    for corner in product(*map(range, array.cdata_shape)):
+        bounds = zip(corner, sizes, array.shape, strict=True)
+        region = tuple(slice(i * size, min((i + 1) * size, n)) for i, size, n in bounds)
+        yield f"{array.path}/{array.metadata.encode_chunk_key(corner)}", region
+
+
+def _folder(root: zarr.Group) -> Path | None:
+    return root.store.root if isinstance(root.store, LocalStore) else None
+
+
+def _room(
+    root: zarr.Group, name: str, dims: tuple[str, ...], like: np.ndarray, batch: int, columns: list[str]
+) -> zarr.Array:
+    """The array `name` with at least as many models as `like`."""
+    if name not in root:
+        own = {"model": batch, "transfer": 1}
+        chunks = tuple(own.get(dim) or size for dim, size in zip(dims, like.shape, strict=True))
+        root.create_array(
+            name, shape=like.shape, chunks=chunks, dtype=like.dtype, dimension_names=dims, compressors=CODECS,
+            fill_value=FILL[like.dtype.kind], attributes={"columns": columns} if name == "digest" else None,
+        )  # fmt: skip
+    array = array_of(root, name)
+    if "model" in dims and array.shape[dims.index("model")] < like.shape[dims.index("model")]:
+        array.resize(like.shape)
+    return array
+
+
+def _unused(root: zarr.Group) -> bool:
+    """Whether the group is that of a study whose runs have ended before they saved a model."""
+    try:
+        started = any(name in root and array_of(root, name).nchunks_initialized for name in ("done", "margin"))
+    except ValueError:  # damaged
+        return False
+    return not started and {"settings", "runs", "problem"} <= set(root.attrs)
+
+
+def _differences(theirs: object, ours: object, path: str = "") -> list[str]:
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        keys = sorted({*theirs, *ours})
+        return [
+            line for key in keys for line in _differences(theirs.get(key), ours.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if theirs == ours else [f"{path} is {theirs!r} there and {ours!r} here"]
