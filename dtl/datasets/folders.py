@@ -99,7 +99,7 @@ def make(
     beside = split_folders(source_dir)
     source_tree = beside.pop("train", source_dir)
     if beside:
-        logger.info("%s: a source is its train folder alone, without its %s", source_dir, " and ".join(beside))
+        logger.info("%s: a source is its train folder alone, without its %s", shown(source_dir), " and ".join(beside))
     trees = split_folders(target_dir) or {"train": target_dir}
     for tree in trees.values():
         one, other = source_tree.resolve(), tree.resolve()
@@ -113,11 +113,11 @@ def make(
     named = {} if groups is None else {k: group_names(part, groups, target_dir) for k, part in target.items()}
     for torn in [set(named[a]) & set(named[b]) for a in named for b in named if a < b]:
         if torn:
-            logger.warning("groups in two splits of %s: %s", target_dir, some(sorted(map(str, torn))))
+            logger.warning("groups in two splits of %s: %s", shown(target_dir), some(sorted(map(str, torn))))
     missing = [split for split in SPLIT_FOLDERS if split not in target]
     if missing:
         share = f"{holdout:.0%} of its training images each"
-        logger.info("no folder for %s in %s: held out, %s", " and ".join(missing), target_dir, share)
+        logger.info("no folder for %s in %s: held out, %s", " and ".join(missing), shown(target_dir), share)
         target |= hold_out(target["train"], missing, holdout, seed, named.get("train"))
     (name,) = class_names([f"{source_dir.name}-{target_dir.name}"])
     return TransferProblem(name, source, target["train"], target["validation"], target["test"])
@@ -136,6 +136,11 @@ def check_reading(size: int, holdout: float, limit: int | None) -> None:
 def hidden(name: str) -> bool:
     """Whether a file or folder is what a system, a file manager or a notebook server leaves behind."""
     return name.startswith(".") or name.lower() in SYSTEM
+
+
+def shown(path: Path) -> str:
+    """A path as text that can be written anywhere: bytes that are no UTF-8 are escaped."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -181,7 +186,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     rest = sorted(class_names(path.name for path in folder.iterdir() if path not in named))
     if rest:
         level = logging.WARNING if others or any(readable(name) and not hidden(name) for name in rest) else logging.INFO
-        logger.log(level, "%s: passed over beside its train folder: %s", folder, some(rest, 20))
+        logger.log(level, "%s: passed over beside its train folder: %s", shown(folder), some(rest, 20))
     return {split: paths[0] for split, paths in found.items() if paths}
 
 
@@ -310,7 +315,7 @@ def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
     pictures = [e for e in passed if e in PICTURES or str(mimetypes.guess_type(f"x{e}")[0]).startswith("image/")]
     said = ", ".join(f"{n} {what}" for what, n in passed.most_common()) or "nothing"
     level = logging.WARNING if pictures or any(readable(name) and not hidden(name) for name in aside) else logging.INFO
-    logger.log(level, "%s: %d classes, %d images; passed over: %s", folder, len(tops), len(paths), said)
+    logger.log(level, "%s: %d classes, %d images; passed over: %s", shown(folder), len(tops), len(paths), said)
     counts = np.bincount(np.array(labels, dtype=np.int64), minlength=len(tops))
     if not counts.all():
         raise InputError(
@@ -319,7 +324,7 @@ def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
         )
     places = {(k, path.parent) for path, k in zip(paths, labels, strict=True)}
     if not {place for _, place in places} & set(tops) and min(Counter(k for k, _ in places).values()) > 1:
-        logger.warning("%s: the images of every class lie in several folders: is it the parent of your tree?", folder)
+        logger.warning("%s: the images of every class lie in several folders: is it the parent of your tree?", shown(folder))
     files = Listing(paths, np.array(labels, dtype=np.int64), classes)
     return files if limit is None else files.take(at_most(limit, files.labels, seed))
 
@@ -348,11 +353,11 @@ def read_files(files: Listing, where: Path, size: int, cache: Path, show_progres
         except OSError as error:
             logger.warning("cannot keep decoded images in %s (%s): they are decoded again next time", cache, error)
     for note in notes:
-        logger.info("%s: %s", where, note)
+        logger.info("%s: %s", shown(where), note)
     plain = np.flatnonzero((images.amax((2, 3)) == images.amin((2, 3))).all(1))
     if len(plain):
-        names = some([str(files.paths[i]) for i in plain])
-        logger.warning("%s: %d images show nothing but one colour: %s", where, len(plain), names)
+        names = some([shown(files.paths[i]) for i in plain])
+        logger.warning("%s: %d images show nothing but one colour: %s", shown(where), len(plain), names)
     return ImageDataset(images, torch.from_numpy(files.labels), files.classes, tuple(map(str, files.paths)))
 
 

@@ -12,7 +12,7 @@ from torchvision import datasets
 import dtl
 from dtl.datasets.imagenet200 import CATEGORIES, NAMES
 
-SHARED = Path(__file__).parents[2] / "shared/data/imagenet200/classes.json"
+SHARED = Path(__file__).parents[3] / "shared/data/imagenet200/classes.json"
 WORDNET = Path("/usr/share/wordnet/data.noun")  # Debian's package wordnet-base
 WNIDS = {"goldfish": "n01443537", "bullfrog": "n01641577", "sports car": "n04285008"}
 

@@ -53,7 +53,7 @@ def by_hand(problem):
 
 
 class Marking(distributed.WorkerPlugin):
-    """Leaves a file for each batch that a worker trains; the first one of all never ends."""
+    """Leaves a file for each batch that a worker trains; the second batch of one worker never ends."""
 
     def __init__(self, folder, hang):
         self.folder, self.hang = folder, hang
@@ -63,8 +63,12 @@ class Marking(distributed.WorkerPlugin):
 
         def train_batch(*args):
             (self.folder / f"{os.getpid()}-{time.time_ns()}").touch()
-            if self.hang and len([*self.folder.iterdir()]) == 1:
-                threading.Event().wait()
+            if self.hang and len([*self.folder.glob(f"{os.getpid()}-*")]) == 2:
+                with contextlib.suppress(FileExistsError):
+                    hanging = self.folder.with_name("hanging")
+                    hanging.mkdir()
+                    (hanging / str(os.getpid())).touch()
+                    threading.Event().wait()
             return self.original(*args)
 
         workers.train_batch = train_batch
@@ -103,9 +107,9 @@ def test_a_worker_killed_in_the_middle_of_a_batch(problem, recipe, reference, cl
     """Its batch is trained again by another, and only that one, though Dask forgets all that the worker has done."""
 
     def kill():
-        while not (seen := [*marks.iterdir()]) or len(seen) < 4:  # others are done by then
+        while not (hanging := [*marks.with_name("hanging").glob("*")]):  # it has done another batch by then
             time.sleep(0.01)
-        os.kill(int(min(seen, key=lambda mark: mark.name.split("-")[1]).name.split("-")[0]), signal.SIGKILL)
+        os.kill(int(hanging[0].name), signal.SIGKILL)
 
     killer = threading.Thread(target=kill)
     killer.start()
