@@ -247,7 +247,7 @@ def lda(features: ArrayLike, labels: ArrayLike) -> float:
     """Cross-validated accuracy of linear discriminants with shrunk covariance.
 
     >>> dtl.scores.lda(np.arange(8.0)[:, None] ** 2, np.arange(8) // 4)
-    0.75
+    0.875
     """
     return _held_out(LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"), *checked(features, labels))
 

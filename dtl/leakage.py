@@ -143,7 +143,7 @@ def similarity(source: ImageDataset, target: ImageDataset, aligned: bool = True)
 
     >>> like = similarity(problem.source, problem.target_test)
     >>> like.shape
-    (1440, 800)
+    (480, 40)
     """
     if source.size != target.size:
         raise InputError(f"images must have one size, not {source.size} and {target.size}")
@@ -214,7 +214,7 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str =
 
     >>> groups = near_duplicates(problem.source)
     >>> groups.shape
-    (1440,)
+    (480,)
     """
     _check_threshold(threshold)
     choice(linked, ("chains", "pairs"), "linked")

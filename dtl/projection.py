@@ -159,7 +159,7 @@ def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0)
 
     >>> values = np.array([[0.5], [-0.2], [-0.9]])
     >>> found = dtl.Influence(values, np.full((3, 1), 0.1), np.ones(1), "difference", "paired", 100)
-    >>> dtl.suspects(found, example=0).tolist(), dtl.suspects(found, example=0, least=3).tolist()
+    >>> dtl.suspects(found, example=0, k=2).tolist(), dtl.suspects(found, example=0, k=2, least=3).tolist()
     ([2, 1], [2])
     """
     n_classes, n = influence.values.shape

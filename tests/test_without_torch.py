@@ -40,9 +40,9 @@ DRAWING = """
 import dtl, matplotlib
 matplotlib.use("agg")
 found = dtl.results.open("imagenet20-cifar10").part("balanced").influence(by="class")
-dtl.plots.influence_bars(dtl.results.open("imagenet20-cifar10").part("balanced").influence(by="all"), found.sources)
-dtl.plots.influence_heatmap(found, found.sources, found.targets)
-dtl.widgets.class_picker(found, (found.sources, found.targets))
+dtl.plots.influence_bars(dtl.results.open("imagenet20-cifar10").part("balanced").influence(by="all"))
+dtl.plots.influence_heatmap(found)
+dtl.widgets.class_picker(found)
 """
 TRAINING = """
 import dtl

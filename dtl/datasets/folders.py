@@ -45,7 +45,7 @@ Groups = Callable[[Path], object] | Mapping[str, object] | str
 def from_folders(source_dir: str | Path, target_dir: str | Path, size: int = 32, **options: Any) -> TransferProblem:
     """Your own images: `dtl.load("folders", ...)`, see `dtl.datasets.folders.make` for the options.
 
-    >>> dtl.from_folders("animals", "pets", size=16).name
+    >>> dtl.from_folders("animals", "pets", size=16, show_progress=False).name
     'animals-pets'
     """
     return load("folders", source_dir=source_dir, target_dir=target_dir, size=size, **options)
@@ -90,8 +90,8 @@ def make(
     InputError : a class without images, unreadable images (all of them named), folders of which it is not clear whether
         they are splits or classes, fewer than two classes, a bad setting
 
-    >>> dtl.load("folders", source_dir="animals", target_dir="pets", size=16).target_validation.classes
-    ('cat', 'dog')
+    >>> dtl.load("folders", source_dir="animals", target_dir="pets", show_progress=False).target_validation.classes
+    ('ant', 'bee')
     """
     check_reading(size, holdout, limit)
     source_dir, target_dir = Path(source_dir), Path(target_dir)
@@ -324,7 +324,9 @@ def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
         )
     places = {(k, path.parent) for path, k in zip(paths, labels, strict=True)}
     if not {place for _, place in places} & set(tops) and min(Counter(k for k, _ in places).values()) > 1:
-        logger.warning("%s: the images of every class lie in several folders: is it the parent of your tree?", shown(folder))
+        logger.warning(
+            "%s: the images of every class lie in several folders: is it the parent of your tree?", shown(folder)
+        )
     files = Listing(paths, np.array(labels, dtype=np.int64), classes)
     return files if limit is None else files.take(at_most(limit, files.labels, seed))
 

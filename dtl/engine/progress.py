@@ -17,6 +17,7 @@ def progress(total: int, unit: str, label: str, show: bool = True) -> Iterator[t
 
     >>> with progress(2, "model", "source models") as bar:
     ...     bar.update(2)
+    source models: 2 models in 0 s
     """
     start = time.perf_counter()
     with tqdm(total=total, unit=unit, desc=label, disable=hidden(show), leave=False, dynamic_ncols=True) as bar:

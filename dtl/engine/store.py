@@ -90,6 +90,8 @@ class Store:
     def exists(self) -> bool:
         """Whether a study is there; in a folder, which has a lock, one without models leaves it to other settings."""
         root = self._group()
+        if root is not None and not root.attrs and not [*root]:  # a kill right after its making
+            return False
         other = root is not None and _differences(root.attrs.get("settings"), self.settings)
         return root is not None and not (other and self.folder is not None and _unused(root))
 

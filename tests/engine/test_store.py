@@ -18,7 +18,7 @@ from zarr.storage import LocalStore
 import dtl
 from dtl import study as study_module
 from dtl.engine import workers
-from dtl.engine.store import Durable
+from dtl.engine.store import OUTPUTS, Durable
 
 N = 20  # models, in five batches
 
@@ -224,13 +224,14 @@ def test_merges_that_are_refused(problem, recipe, study, reference, tmp_path):
     with pytest.raises(ValueError, match="seed is 1 there and 0 here"):
         study.merge(tmp_path / "seed")
     part = dtl.Study(problem, recipe, store=tmp_path / "part").run(4, progress=False)
-    margin: Any = zarr.open_array(study.store.folder, path="margin")
-    before = margin[0, 2, 5]
-    margin[0, 2, 5] = before + 1
+    root: Any = study.store.open("r+")
+    outputs = {name: root[name][:, [2]] for name in OUTPUTS}
+    other = outputs | {"margin": outputs["margin"] + np.eye(1, outputs["margin"].shape[-1], 5, dtype=np.float32)}
+    study.store.save(root, np.array([2]), other)  # as another processor would
     with pytest.raises(ValueError, match="models 2 are done in both stores and differ"):
         part.merge(study.store.folder)
     assert part.results.sizes["model"] == 4
-    margin[0, 2, 5] = before
+    study.store.save(root, np.array([2]), outputs)
     flip(study.store.folder / "margin/c/0/4/0")
     with pytest.raises(ValueError, match="margin of models 16 to 19 in .* is damaged"):
         part.merge(study.store.folder)

@@ -124,7 +124,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch(problem, recipe, reference, cl
 def test_problems_made_by_hand_and_stores_in_memory(by_hand, problem, recipe, reference, client, marks, tmp_path):
     study = dtl.Study(by_hand, recipe, transfer=("fixed", "full"), store=tmp_path / "s")
     identical(study.run(8, client=client, progress=False), dtl.Study(problem, recipe, transfer=("fixed", "full")).run(8, progress=False))  # fmt: skip  # noqa: E501
-    assert [file.suffix for file in sorted((tmp_path / "s" / "data").iterdir())] == [".safetensors", ".json"]
+    assert [file.suffix for file in sorted((tmp_path / "s" / "data").iterdir())] == [".safetensors"]
     identical(dtl.Study(problem, recipe, transfer=("fixed", "full")).run(N, client=client, progress=False), reference)
     with pytest.raises(ValueError, match="made by hand, so other processes cannot open it: give the study a store"):
         dtl.Study(by_hand, recipe).run(4, client=client, progress=False)
@@ -219,7 +219,9 @@ def test_a_problem_is_opened_once_and_checked(problem, fresh, monkeypatch, tmp_p
     other = dtl.load("testbed", seed=1, per_class=20, train=5, validation=5, test=5)
     with pytest.raises(ValueError, match="the data of .* have changed: .* now gives another source, target_train, "):
         open_problem(publish(other, None), problem.fingerprints | {"source": "?"})
-    with pytest.raises(ValueError, match="cannot open .* \\(unknown problem 'x'.*\\): the data must be there as it is"):
+    with pytest.raises(
+        ValueError, match="cannot open .* \\(unknown problem 'x'.*\\): the data must be there as they are"
+    ):
         open_problem({"load": "x", "options": {}}, {})
 
 
