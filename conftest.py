@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-
 collect_ignore = ["tests/conftest.py"]  # no module of examples
 
 
