@@ -108,7 +108,9 @@ def audit(
             rows.append(row | {"difference": float(pair.difference), "stderr": float(pair.stderr)})
     cells = pd.DataFrame(rows)
     errors = cells.stderr.where(cells.stderr > 0, np.inf)  # predictions that never change say nothing of luck
-    cells["q"] = false_discovery_control(student.sf(cells.difference / errors, seeds - 1))
+    p = student.sf(cells.difference / errors, seeds - 1)
+    p[cells.transferred <= 0] = 1  # less moved away from a class than from scratch is not moved
+    cells["q"] = false_discovery_control(p)
     found = cells[cells.q < level].sort_values("difference", ascending=False)
     named = pd.concat([_bringers(study, own, view, level) for view in dict.fromkeys(found["view"])] or [_NOBODY])
     fixes = None
