@@ -54,9 +54,10 @@ def released_objective(
 ) -> Released:
     """The objective as its authors minimise it: all transforms at once, by gradient, constraints as penalties.
 
-    The sum of the conditional entropy of labels, the re-weighted loss, twice W, and the squared errors of P_T = B D and of
-    A as orthogonal, where W = transport of squared feature distances + `weight` times squared distances of label
-    vectors, with the plan of un-squared ones, solved for a new batch at each step. Written from the formulas. Compare seeds before you believe an assignment.
+    The sum of the conditional entropy of labels, the re-weighted loss, twice W, and the squared errors of P_T = B D
+    and of A as orthogonal, where W = transport of squared feature distances + `weight` times squared distances of label
+    vectors, with the plan of un-squared ones, solved for a new batch at each step. Written from the formulas. Compare
+    seeds before you believe an assignment.
 
     Parameters
     ----------
