@@ -40,7 +40,7 @@ class Audit:
     @property
     def found(self) -> pd.DataFrame:
         """The cells in which transfer moves the model more than training from scratch does, the strongest first."""
-        return self.cells[self.cells.q < self.level].sort_values("difference", ascending=False, ignore_index=True)
+        return self.cells.loc[self.cells.q < self.level].sort_values("difference", ascending=False, ignore_index=True)
 
     def __str__(self) -> str:
         head = f"## Bias that came with the source: {self.problem}, {self.regime} transfer\n\n"
@@ -111,7 +111,7 @@ def audit(
     p = student.sf(cells.difference / errors, seeds - 1)
     p[cells.transferred <= 0] = 1  # less moved away from a class than from scratch is not moved
     cells["q"] = false_discovery_control(p)
-    found = cells[cells.q < level].sort_values("difference", ascending=False)
+    found = cells.loc[cells.q < level].sort_values("difference", ascending=False)
     named = pd.concat([_bringers(study, own, view, level) for view in dict.fromkeys(found["view"])] or [_NOBODY])
     fixes = None
     if repair and len(found):
@@ -137,7 +137,7 @@ def _bringers(study: Study, own: Any, view: str, level: float) -> pd.DataFrame:
 
 
 def _repairs(
-    study: Study, cell: pd.Series, classes: Sequence[str], seeds: int, regime: str, options: dict[str, Any]
+    study: Study, cell: Any, classes: Sequence[str], seeds: int, regime: str, options: dict[str, Any]
 ) -> pd.DataFrame:
     """What every repair leaves of one cell, the cheapest first: sources trained, then images changed, then steps."""
     names = study.problem.source.classes

@@ -77,7 +77,7 @@ def image_variances(
     solve = SOLVERS["difference" if method == "ridge" else method](z.astype(dtype), design)
     of_means, of_models = solve(from_first(means, dtype))
     counts = np.bincount(groups)
-    variance, uncertainty = np.zeros((2, *of_means.shape))
+    variance, uncertainty = np.zeros([2, *of_means.shape])
     for g, n in enumerate(counts):
         if n < 2:
             continue

@@ -5,6 +5,8 @@ never seen, and `labels` (n,) int, of the target; in two, `source` are (N, d) fe
 promises a better model, except that of `otdd`, which is a distance.
 """
 
+from typing import Any
+
 import numpy as np
 import ot
 import scipy.stats
@@ -108,7 +110,7 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
         grid = np.linspace(-30, 30, 121) - 2 * np.log(s[0])
         best = int(np.argmin([loss(g) for g in grid]))
         around = grid[max(best - 1, 0)], grid[min(best + 1, 120)]
-        found = minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-9})
+        found: Any = minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-9})
         total -= min(float(found.fun), loss(grid[best]))
     return float(total / (n * (y.max() + 1)))
 
@@ -177,7 +179,8 @@ def parc(features: ArrayLike, labels: ArrayLike) -> float:
     upper = np.triu_indices(len(x), 1)
     by_features = 1 - np.corrcoef(StandardScaler().fit_transform(x))[upper]
     # one-hot labels correlate by 1 within and by -1/(K-1) between classes: two values, so their ranks are those of !=
-    return 100 * float(scipy.stats.spearmanr(by_features, (y[:, None] != y)[upper]).statistic)
+    found: Any = scipy.stats.spearmanr(by_features, (y[:, None] != y)[upper])
+    return 100 * float(found.statistic)
 
 
 def _both(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels: ArrayLike) -> list[np.ndarray]:

@@ -181,7 +181,7 @@ def bias_transfer(
         values = found[name]
         parts = {name: compare(values), f"{name}_change": compare(values, values.isel(arm=0, drop=True))}
         for part, of in parts.items():
-            found = found.assign({f"{part}_{key.replace('difference', 'mean')}": v for key, v in of.items()})
+            found = found.assign({f"{part}_{str(key).replace('difference', 'mean')}": v for key, v in of.items()})
     return found.assign_attrs(again.attrs)
 
 

@@ -148,7 +148,7 @@ def _terms(
     n, t, mass, far = _plans(source, target, share)
     p = log_softmax(temperature * target.logits + offsets, 1)
     with np.errstate(divide="ignore"):
-        measured = -logsumexp(p + np.log(prior[target.labels]), 1).mean()
+        measured = -np.mean(logsumexp(p + np.log(prior[target.labels]), 1))
     return Bound(
         source_loss=float((needed / np.bincount(source.labels))[source.labels] @ loss),
         label_mismatch=float(0 - (classes @ (share * log_prior)).sum()),
@@ -248,7 +248,7 @@ def task_transfer_bound(
     share, prior = joint[:, kept] / joint[:, kept].sum(1, keepdims=True), joint[:, kept].sum(0)
     if learn == "none":
 
-        def to_logits(features: np.ndarray) -> np.ndarray:
+        def to_logits(features: np.ndarray, /) -> np.ndarray:
             return features @ weight[:, kept] + bias[kept]
 
         unseen = to_logits(x)
@@ -314,6 +314,7 @@ def _learn(
     inputs = torch.from_numpy(np.c_[scaler.transform(x), np.ones(len(x))])
     weight = torch.tensor(np.c_[start.coef_, start.intercept_].T, requires_grad=True)
     support, logits, adam = torch.tensor(share > 0)[y], torch.tensor(known.logits), torch.optim.Adam([weight], lr=lr)
+    n = t = mass = torch.empty(0)  # filled in the first step
     for step in range(steps):
         v = inputs @ weight
         if step % 10 == 0:
@@ -324,4 +325,4 @@ def _learn(
         loss.backward()
         adam.step()
     final = weight.detach().numpy() * spread
-    return lambda features: scaler.transform(features) @ final[:-1] + final[-1]
+    return lambda features: np.asarray(scaler.transform(features)) @ final[:-1] + final[-1]

@@ -265,7 +265,7 @@ def estimate_influence(
     design = checked_design(included, design)
     choice(part, PARTS, "part")
     choice(target, ("new", "these"), "target")
-    grouping, images, weights = None if groups is None else np.asarray(groups), y, np.empty((0, 0))
+    grouping, images, means, weights = None if groups is None else np.asarray(groups), y, y, np.empty((0, 0))
     if grouping is not None:
         means = group_means(images, grouping)
         weights = contrasts(grouping, part)
@@ -283,15 +283,15 @@ def estimate_influence(
         values[tile], variances[tile] = solve(from_first(y[tile], dtype))
     noise, spread = variances.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64)
     ridge = method == "ridge"  # whose values are posterior means: their spread is the signal alone
-    reliability, extra = reliability_of(noise, spread + noise if ridge else spread), {"dof": float(solve.dof)}
+    reliability, dof, by_images = reliability_of(noise, spread + noise if ridge else spread), float(solve.dof), 0.0
     if grouping is not None and target == "new":
         drawn = image_variances(included, images, means, grouping, weights, method, design)
         reliability *= reliability_of(drawn.variance.mean(axis=0), spread + noise if ridge else spread - noise)
         with np.errstate(divide="ignore", invalid="ignore"):  # of infinite errors, and of none
             dof = (variances + drawn.variance) ** 2 / (variances**2 / solve.dof + drawn.uncertainty)
         dof = np.where(np.isfinite(dof), dof, solve.dof)
-        variances, extra = variances + drawn.variance, {"dof": dof, "image_stderr": np.sqrt(drawn.variance)}
-    return Influence(values, np.sqrt(variances), reliability, method, design, len(included), part=part, **extra)
+        variances, by_images = variances + drawn.variance, np.sqrt(drawn.variance)
+    return Influence(values, np.sqrt(variances), reliability, method, design, len(included), dof, by_images, part=part)
 
 
 def models_needed(influence: Influence, reliability: float = 0.8) -> int:

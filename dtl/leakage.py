@@ -229,7 +229,7 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str =
         i, j = np.nonzero(like > threshold)
         rows, columns, values = [*rows, block[i]], [*columns, j], [*values, like[i, j]]
     near = coo_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(n, n)).tocsr()
-    near = near.maximum(near.T)
+    near = near.maximum(near.T).tocsr()
     groups, chains = connected_components(near, directed=False)[1], 0
     for group in np.flatnonzero(np.bincount(groups) > 2):
         members = np.flatnonzero(groups == group)

@@ -124,7 +124,7 @@ def _check(study: Study, influence: Influence, counts: list, orders: list[str], 
     for count in counts:
         check_number(count, 0, most, "each of counts (a source model needs two classes)")
     for name in set(given) & set(orders):
-        fine = {c for c in given[name] if isinstance(c, Integral) and 0 <= c < n_source}
+        fine = {int(c) for c in given[name] if isinstance(c, Integral) and 0 <= int(c) < n_source}
         if len(fine) < len(given[name]) or len(fine) < counts[-1]:
             raise InputError(
                 f"order {name!r} must list at least {counts[-1]} different class indices in 0..{n_source - 1}"

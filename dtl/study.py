@@ -108,7 +108,7 @@ class Study:
         return f"Study({self.problem.name}: {done} models done, {subsets} subsets, {regimes})"
 
     @property
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         """What decides the numbers: stores with equal settings hold the same study.
 
         `models_at_once` is one of them: a batch is a chunk of the store, so that no two workers write one file, and
@@ -265,7 +265,7 @@ class Study:
         date = datetime.now(UTC).isoformat(timespec="seconds")
         versions = {name: version(name) for name in ("dtl", "torch", "torchvision", "numpy", "zarr")}
         per_model = {"mask": masks if self.unit == "class" else np.packbits(masks, axis=1)}
-        common = dict(
+        common: dict[str, Any] = dict(
             per_model=per_model | {"seed": self.seeds(len(masks))},
             batch=self.recipe.models_at_once,
             attributes={

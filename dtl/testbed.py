@@ -116,7 +116,7 @@ def make(
         cue_agrees={split: (v.texture == v.symbol // 2).to_numpy() for split, v in target.items()},
         leaked_by=leaked_by,
     )
-    return TransferProblem(f"testbed-{seed}", source, *splits, truth)
+    return TransferProblem(f"testbed-{seed}", source, *splits, truth=truth)
 
 
 COPIES = (1, 2, 5)  # near copies that a leaked picture has in the source
@@ -189,7 +189,7 @@ def make_examples(
     )
     splits = [_dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for v in target.values()]
     source = _dataset(torch.cat(list(images.values())), labels, TARGET_SYMBOLS)
-    return TransferProblem(f"testbed-examples-{seed}", source, *splits, truth)
+    return TransferProblem(f"testbed-examples-{seed}", source, *splits, truth=truth)
 
 
 def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Advice where the gain is known: retrainings are drawn instead of trained, so that hundreds can be."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ class World:
         return xr.Dataset({"correct": (("arm", "seed", "target"), np.stack(rows))}, coordinates)
 
     @property
-    def study(self):
+    def study(self) -> Any:
         """Its influences see the worth of classes, relative to the mean, with an error of 0.01."""
         values = (self.worth - self.worth.mean() + self.rng.normal(0, 0.01, K))[:, None]
         sources = tuple(f"class {c}" for c in range(K))
@@ -101,7 +102,7 @@ def test_errors_count_seeds_and_images():
 
 def test_accuracy_is_that_of_the_problem():
     labels = np.array([0, 0, 0, 1])
-    by_class, plain = (SimpleNamespace(per_class_accuracy=flag) for flag in (True, False))
+    by_class, plain = list[Any](SimpleNamespace(per_class_accuracy=flag) for flag in (True, False))
     np.testing.assert_allclose(_advise._weights(by_class, labels), [1 / 6, 1 / 6, 1 / 6, 1 / 2])
     np.testing.assert_allclose(_advise._weights(plain, labels), 0.25)
 

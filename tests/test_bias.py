@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from PIL import Image
 from scipy.stats import ttest_1samp
 
 import dtl
+import dtl.engine.workers
 from dtl import bias
 from dtl._checks import InputError
 from dtl.datasets import faces, overlays
@@ -138,7 +140,7 @@ def results_of(before, after, labels, logits=None):
     """Results of one seed with one view, from predictions."""
     labels = np.asarray(labels)
     said = np.concatenate([before, after])[None]
-    data = {"prediction": (("seed", "target"), said)}
+    data: dict[str, Any] = {"prediction": (("seed", "target"), said)}
     data["correct"] = (("seed", "target"), said == np.tile(labels, 2))
     if logits is not None:
         data["logits"] = (("seed", "target", "class"), np.asarray(logits)[None])
@@ -289,16 +291,16 @@ def test_repairs_are_what_they_say(planted):
     study = dtl.Study(made, recipe)
     agrees = np.arange(len(made.target_train)) % 3 > 0
     arms = bias.repairs(study, square, without=[0, 1], control=[5, 6], agrees=agrees, share=0.2)
-    prices = pd.DataFrame({name: bias.cost(study, arm) for name, arm in arms.items()}).T
+    prices: Any = pd.DataFrame({name: bias.cost(study, arm) for name, arm in arms.items()}).T
     assert prices.loc["as it is"].tolist() == [0, 0, 40, 1]
     assert prices["steps"]["longer fine-tuning"] == 4 and prices["target images"]["half of the target"] == 20
     assert prices["images to change"]["change in 20% of the target"] == 8
     assert prices["source trainings"][["without the carriers", "without others (control)"]].tolist() == [1, 1]
     assert 0 < prices["images to change"]["balanced handful"] < prices["target images"]["balanced handful"]
-    balanced = arms["balanced target"].problem.target_train
-    assert len(balanced) < 40
+    balanced = arms["balanced target"].problem
+    assert balanced is not None and len(balanced.target_train) < 40
     mask = arms["without the carriers"].masks
-    assert not mask[:2].any() and mask[2:].all()
+    assert mask is not None and not mask[:2].any() and mask[2:].all()
 
 
 # Audit
@@ -343,6 +345,7 @@ def test_an_audit_finds_what_is_there_and_nothing_else(problem, recipe, monkeypa
     assert set(found.found.measure) == {"drop", "changed", "toward"}
     assert found.found[found.found.measure == "toward"]["class"].tolist() == ["sky"]
     assert found.sources.source.tolist() == ["star"]
+    assert found.repairs is not None
     fixed = found.repairs.set_index("repair")
     assert fixed.enough[["without the carriers", "as it is"]].tolist() == [True, False]
     assert fixed.leaves["without the carriers"] == pytest.approx(0, abs=0.02)

@@ -75,6 +75,7 @@ def test_the_formula_by_hand():
     np.testing.assert_allclose(these.values, means.values)
     np.testing.assert_allclose(these.stderr, means.stderr)
     np.testing.assert_allclose(found.values, means.values)
+    assert isinstance(found.image_stderr, np.ndarray) and isinstance(found.dof, np.ndarray)
     for g, n in enumerate(sizes):
         for c in range(K):
             at = labels == g

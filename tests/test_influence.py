@@ -495,7 +495,7 @@ def test_equal_subsets_and_chance_are_no_twins():
 
 
 def _of(truly, by, n, **changes):
-    names = dict(by=by, problem=truly.name, data=truly.fingerprints, split="validation")
+    names: dict[str, Any] = dict(by=by, problem=truly.name, data=truly.fingerprints, split="validation")
     values = np.zeros((truly.source.n_classes, n))
     return Influence(values, values, np.zeros(n), "difference", "paired", 8, **(names | changes))
 

@@ -11,6 +11,8 @@ import typer
 from results import run
 
 import dtl
+import dtl.datasets.imagenet200
+import dtl.datasets.targets
 
 SHARED = Path(__file__).parents[2] / "shared"
 CLASSES = {"bullfrog": "frog", "moving van": "truck", "sports car": "automobile", "tabby": "cat"}

@@ -1,6 +1,7 @@
 """Removal curves: who is left out, what is measured where, and the honest choice of a count."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -103,7 +104,8 @@ def test_accuracy_is_that_of_the_problem_or_ones_own(study, no_training):
 def test_orders_of_ones_own_as_a_mapping_or_as_before(study, no_training, tmp_path):
     picked = [5, 2, 9]
     new = {"negative": None, "mine": picked}
-    for name, options in (("a", {"orders": new}), ("b", {"orders": ["negative", "mine"], "given": {"mine": picked}})):
+    cases: dict[str, Any] = {"a": {"orders": new}, "b": {"orders": ["negative", "mine"], "given": {"mine": picked}}}
+    for name, options in cases.items():
         removal_curve(study, influence_of(MEAN), [3], seeds=2, store=tmp_path / name, progress=False, **options)
     np.testing.assert_array_equal(masks_of(tmp_path / "a"), masks_of(tmp_path / "b"))
     assert without(masks_of(tmp_path / "a")[-1]) == set(picked)

@@ -7,6 +7,8 @@ import pytest
 import xarray as xr
 
 import dtl
+import dtl._checks
+import dtl.engine.weights
 from dtl.engine import workers
 
 

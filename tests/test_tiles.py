@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+import zarr.storage
 
 import dtl
 from dtl.design import subset_masks

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import dtl
+import dtl._checks
+import dtl.datasets.saved
 from dtl.datasets import overlays
 from dtl.engine import weights, workers
 from dtl.engine.views import outputs_of

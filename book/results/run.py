@@ -32,6 +32,7 @@ import xarray as xr
 
 import dtl
 from dtl import doctor
+from dtl.datasets.imagenet200 import CATEGORIES
 
 NEAREST = {  # a class near to each CIFAR-10 class, a second one for birds and for trucks
     "projectile": "airplane",  # missiles and rockets: there is no plane among the 200
@@ -190,7 +191,7 @@ class Experiment:
 def hand_picked(names: Sequence[str]) -> list[int]:
     """Source classes without a category of a target class, then those with one, each in a random order."""
     mixed = np.random.default_rng(0).permutation(len(names)).tolist()
-    return sorted(mixed, key=lambda i: names[i] in dtl.datasets.imagenet200.CATEGORIES)  # keeps the order of equals
+    return sorted(mixed, key=lambda i: names[i] in CATEGORIES)  # keeps the order of equals
 
 
 def compact(results: xr.Dataset) -> xr.Dataset:

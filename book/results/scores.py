@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class Experiment:
 
         parts = {"target_validation": cut(whole.target_validation, 60), "target_test": cut(whole.target_test, 100)}
         recipe = dtl.Recipe(widths=(16, 32, 64, 64), epochs=12, augment=2, models_at_once=8)
-        where = {"store": self.folder / "cifar", "weights": self.folder / "weights-cifar"}
+        where: dict[str, Any] = {"store": self.folder / "cifar", "weights": self.folder / "weights-cifar"}
         return dtl.Study(replace(whole, **parts), recipe, **where)
 
     def scores(self, target: str, seed: int) -> xr.Dataset:
@@ -92,8 +92,8 @@ class Experiment:
             {
                 "value": found.value.drop_sel(predictor=["influence", "images"]).astype(np.float32),
                 "seconds": found.seconds.drop_sel(predictor=["influence", "images"]),
-                "influence": (("truth", "model"), np.float32(influence)),
-                "accuracy": (("truth", "model"), np.float32(accuracy)),
+                "influence": (("truth", "model"), np.array(influence, np.float32)),
+                "accuracy": (("truth", "model"), np.array(accuracy, np.float32)),
             },
             {"truth": list(study.transfer)},
         ).drop_vars("kind")
@@ -123,7 +123,7 @@ class Experiment:
                 for case in (found, found.on(test[i], y_test), control):
                     terms = case.source_loss, case.label_mismatch, case.feature_mismatch, case.measured, case.entropy
                     rows.append((*terms, seconds))
-        values = np.float32(rows).reshape(models, 3, 6)
+        values = np.array(rows, np.float32).reshape(models, 3, 6)
         names = ("source_loss", "label_mismatch", "feature_mismatch", "measured", "entropy", "seconds")
         data = {name: (("model", "case"), values[..., k]) for k, name in enumerate(names)}
         accuracy = study.outputs("correct", "fixed", "test")[:models].mean(1)
@@ -143,7 +143,7 @@ class Experiment:
             for name in ("feature_similarity", "label_mapping")
         )
         by_class = lambda of: np.stack([of[:, y == c].mean(1) for c in range(10)], 1)  # noqa: E731
-        values = np.float32([near.mean(0), by_class(mapping), by_class(similarity)])
+        values = np.array([near.mean(0), by_class(mapping), by_class(similarity)], np.float32)
         names = ["nearest class", "label mapping", "similarity"]
         return xr.Dataset(
             {"value": (("predictor", "source", "label"), values)},
@@ -152,7 +152,7 @@ class Experiment:
 
     def choose(self) -> xr.Dataset:
         """Eight nets for the target with a cue, each fine-tuned three times."""
-        problem = problem_of("cue", 0)
+        problem: Any = problem_of("cue", 0)
         role, source, recipe = problem.truth.role, problem.source, dtl.Recipe()
         found: dict[str, scores.Candidate] = {}
 

@@ -59,7 +59,7 @@ def read_faces(
     FileNotFoundError : an image of the table is not there
     """
     for name in (label, attribute):
-        if name not in table or table[name].nunique() < 2:
+        if name not in table or table.loc[:, name].nunique() < 2:
             raise InputError(f"{name!r} must be an attribute with two values, one of {', '.join(table)}")
     images = []
     for name in table.index:

@@ -437,7 +437,7 @@ def open_rgb(path: Path, size: int | None = None) -> Image.Image:
             if size:
                 image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that is resized away
             rgb = to_rgb(ImageOps.exif_transpose(image))
-        if wide and "bits" not in rgb.info and 0 < max(high for _, high in rgb.getextrema()) < 64:
+        if wide and "bits" not in rgb.info and 0 < np.max(rgb.getextrema()) < 64:
             raise InputError("its 16-bit channels use fewer than 14 bits, so that it is dark; save it with 8 bits")
         rgb.info["several"] = several
         return rgb

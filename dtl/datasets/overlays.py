@@ -188,7 +188,7 @@ class Picture(Overlay):
     def open(cls, path: str | Path, size: tuple[int, int], weight: float = 1.0) -> "Picture":
         """The image in a file, such as a PNG with transparent parts, scaled to (height, width)."""
         with Image.open(path) as image:
-            pixels = np.array(image.convert("RGBA").resize(size[::-1]))
+            pixels = np.array(image.convert("RGBA").resize((size[1], size[0])))
         return cls(weight=weight, rgba=torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
 
     def __repr__(self) -> str:

@@ -45,7 +45,7 @@ def make(path: str | Path) -> TransferProblem:
     made: dict[str, Any] = {}
     files: dict[str, Any] = json.loads(facts.get("paths", "{}"))
     for part, classes in json.loads(facts["classes"]).items():
-        numbers = tensors.get(f"{part}.normalisation")
+        numbers: Any = tensors.get(f"{part}.normalisation")
         made[part] = ImageDataset(
             tensors[f"{part}.images"],
             tensors[f"{part}.labels"],

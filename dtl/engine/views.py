@@ -82,7 +82,7 @@ def with_views(results: xr.Dataset, roots: Mapping[str, zarr.Group]) -> xr.Datas
     labels, split = results["label"].values, results["split"].values
     parts = []
     for view, root in roots.items():
-        flat = read(root, "logits").isel(model=models).data
+        flat: Any = read(root, "logits").isel(model=models).data
         logits = flat.reshape(*flat.shape[:2], len(labels), len(classes))
         own = results.drop_vars(["mask", "seed"])
         if view != PLAIN:

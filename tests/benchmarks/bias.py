@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,6 +51,7 @@ def top(study, outcome, k):
 
 def experiment_a(seed, n):
     problem = dtl.load("testbed", seed=seed)
+    assert problem.truth is not None
     study = dtl.Study(problem).run(46, **QUIET)
     outcome = gap_of(study.results.isel(transfer=0), problem.truth.cue_agrees["validation"], "validation")
     role = problem.truth.role
@@ -76,6 +78,7 @@ def planted_problem(seed, rate=1.0):
 
 def experiment_b(seed, n):
     clean, planted = planted_problem(seed)
+    assert planted.truth is not None
     study = dtl.Study(planted).run(46, **QUIET)
     outcome = bias.shift(study.results, "pattern", "probability", "sky", "validation").isel(transfer=0)
     influence, named = top(study, outcome, 2)
@@ -102,6 +105,7 @@ def experiment_c(seed, n):
     for share in (0.25, 0.9):
         problems = {lean: dtl.load("testbed", seed=seed, lean=lean, cue=share) for lean in (0.25, 0.95)}
         unbiased = problems[0.25]
+        assert unbiased.truth is not None
         leaning = replace(problems[0.95].source, normalisation=unbiased.source.statistics())
         keep = np.isin(unbiased.truth.role, ["helpful", "irrelevant"])
         arms = {
@@ -127,7 +131,7 @@ def experiment_real(_, __):
     results = dtl.results.open("bias20-cifar10")
     squares, quarters, tint = results["squares"], results["quarters"], results["tint"]
     groups = {"yellow": ("dogs", DOGS), "cyan": ("vehicles", VEHICLES)}
-    line = {"n": squares.sizes["seed"]}
+    line: dict[str, Any] = {"n": squares.sizes["seed"]}
     for colour, (left_out, classes) in groups.items():
         drop, carrier = squares[f"{colour} drop"], np.isin(quarters.source.values, classes)
         more = bias.compare(drop.sel(arm="planted"), drop.sel(arm="clean"))

@@ -95,6 +95,7 @@ def testbed(studies: int) -> None:
     rows: dict[tuple[int, str], list[tuple[float, ...]]] = {}
     for seed in range(5301, 5301 + studies):
         problem = dtl.load("testbed", seed=seed, test=300)
+        assert problem.truth is not None
         kept = problem.truth.role != "leaked"
         one, other = (dtl.Study(problem, seed=s).run(92, "cpu", progress=False) for s in (0, 1))
         labels = problem.target_validation.labels.numpy()

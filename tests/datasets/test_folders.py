@@ -8,6 +8,7 @@ import struct
 import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import dtl
+import dtl._checks
 from dtl.datasets import folders
 
 NFC, NFD = "caf\u00e9", "cafe\u0301"
@@ -519,14 +521,14 @@ def build(place: Path, node: dict, made: dict[Path, str], count: list[int]) -> N
 BYTES = [png(i) for i in range(400)]
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, suppress_health_check=list[Any](HealthCheck))
 @given(source=TREES, target=TREES)
 def test_any_tree_gives_a_right_answer_or_one_clear_error(source, target):
     said: list[str] = []
     ear = type("Ear", (logging.Handler,), {"emit": lambda self, record: said.append(record.getMessage())})()
     logger = logging.getLogger("dtl")
     with tempfile.TemporaryDirectory() as folder:
-        root, made = Path(folder), {}
+        root, made = Path(folder), dict[Path, str]()
         for name, node in (("source", source), ("target", target)):
             build(root / name, node, made, count := [200 * (name == "target")])
         logger.addHandler(ear)

@@ -10,6 +10,7 @@ from test_targets import cifar10 as write_batches
 from torchvision import datasets
 
 import dtl
+import dtl.datasets.imagenet200
 from dtl.datasets.imagenet200 import CATEGORIES, NAMES
 
 SHARED = Path(__file__).parents[3] / "shared/data/imagenet200/classes.json"

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,7 +83,8 @@ class Warned(logging.Handler):
 
 def test_whatever_happens_to_a_file_is_noticed_and_can_be_repaired(whole, training, tmp_path_factory):
     folder, expected, handler = tmp_path_factory.mktemp("fuzz") / "s", whole.results.load(), Warned()
-    files, seen = st.sampled_from(files_of(whole.store.folder)), dict.fromkeys(("right", "less", "error", "mended"), 0)
+    files = st.sampled_from(files_of(whole.store.folder))
+    seen: dict[str, int] = dict.fromkeys(("right", "less", "error", "mended"), 0)
 
     def look_up(problem, masks, seeds, *args):
         models = [int(np.flatnonzero(expected.seed.values == seed)[0]) for seed in seeds]
@@ -90,7 +92,9 @@ def test_whatever_happens_to_a_file_is_noticed_and_can_be_repaired(whole, traini
 
     training.replace(look_up)
 
-    @settings(max_examples=130, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=130, deadline=None, database=None, derandomize=True, suppress_health_check=list[Any](HealthCheck)
+    )
     @given(st.tuples(st.sampled_from(HOW), files, files, st.integers(0, 5000), st.integers(1, 255)), st.integers(0, 4))
     def one(what, lot) -> None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 import time
+from typing import Any
 
 import dask
 import numpy as np
@@ -137,7 +138,7 @@ def test_processes_of_this_machine_share_the_work(by_hand, problem, recipe, refe
     with monkeypatch.context() as patch:
         patch.setattr(study.store, "save", None)
         study.run(8, device="cpu", workers=2, progress=False)
-    identical(study, dtl.Study(problem, recipe, transfer=("fixed", "full")).merge(study.store.folder))
+    identical(study, dtl.Study(problem, recipe, transfer=("fixed", "full")).merge(tmp_path / "s"))
     np.testing.assert_array_equal(study.results.margin, reference.results.margin[:, :8])
     in_memory = dtl.Study(by_hand, recipe, transfer=("fixed", "full")).run(8, "cpu", workers=1, progress=False)
     np.testing.assert_array_equal(in_memory.results.margin, reference.results.margin[:, :8])
@@ -269,7 +270,8 @@ def test_workers_that_give_memory_back_are_named_with_a_remedy(caplog):
         def get_executor(self, **options):
             return contextlib.nullcontext("pool")
 
-    with workers._pool("cpu", Client(), None) as pool:
+    fake: Any = Client()
+    with workers._pool("cpu", fake, None) as pool:
         assert pool == "pool" and "distributed.nanny.pre-spawn-environ" in caplog.text
 
 
