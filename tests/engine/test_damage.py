@@ -1,6 +1,7 @@
 """Stores that somebody or something has damaged: a right answer or one clear error, and nothing silent."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -117,4 +118,4 @@ def test_whatever_happens_to_a_file_is_noticed_and_can_be_repaired(whole, traini
         one()
     finally:
         logging.getLogger("dtl").removeHandler(handler)
-    assert min(seen.values()) >= 1 and seen["less"] + seen["error"] >= 60, seen
+    assert min(seen.values()) >= 1 and seen["less"] + seen["error"] >= cases * 0.45, seen
