@@ -92,9 +92,10 @@ def test_whatever_happens_to_a_file_is_noticed_and_can_be_repaired(whole, traini
         return {name: expected[name].values[:, models].astype(np.float32) for name in OUTPUTS}
 
     training.replace(look_up)
+    cases = int(os.environ.get("DTL_FUZZ", "130"))  # 520 for a long look
 
     @settings(
-        max_examples=130, deadline=None, database=None, derandomize=True, suppress_health_check=list[Any](HealthCheck)
+        max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=list[Any](HealthCheck)
     )
     @given(st.tuples(st.sampled_from(HOW), files, files, st.integers(0, 5000), st.integers(1, 255)), st.integers(0, 4))
     def one(what, lot) -> None:
