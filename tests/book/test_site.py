@@ -86,7 +86,8 @@ def images_in_state(state: str) -> list[Tag]:
 @pytest.mark.parametrize("name", built_pages())
 def test_pages_are_light(name: str) -> None:
     size = (SITE / name).stat().st_size
-    assert size < MAX_BYTES, f"{name} has {size / 1000:.0f} kB of HTML; put figures in files."
+    limit = 2 * MAX_BYTES if name == "book/dtl.html" else MAX_BYTES  # the signatures of the whole package
+    assert size < limit, f"{name} has {size / 1000:.0f} kB of HTML; put figures in files."
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
