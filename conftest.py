@@ -43,13 +43,15 @@ def write_images(folder: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
-    """Examples run in an empty folder; `study` has eight models on classes, `examples` sixteen on single images."""
+    """Examples run in an empty folder, those of folders beside two trees of images; `study` has eight models on
+    classes, `examples` sixteen on single images."""
     if isinstance(request.node, pytest.DoctestItem):
         request.getfixturevalue("monkeypatch").chdir(request.getfixturevalue("tmp_path"))
         doctest_namespace.update(example_names())
-        for name in ("ant", "bee"):
+        if request.node.name.startswith("dtl.datasets.folders."):
             for tree in ("animals", "pets"):
-                write_images(Path(tree, name))
+                write_images(Path(tree, "ant"))
+                write_images(Path(tree, "bee"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import lazy_loader
 
 _lazy, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
-__all__ = [name for name in _names if importlib.util.find_spec(f"dtl.{name}") is None]  # pyright: ignore
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]: the stub has them
+    name for name in _names if importlib.util.find_spec(f"dtl.{name}") is None
+]
 
 _MOVED = {  # rooms of version 0.1, for one version: where their names live now
     "beton": "datasets.ffcv",

@@ -88,6 +88,15 @@ def _sentence(errors: Any, what: str, known: list[str]) -> str:
     return f"{what} {name} cannot be {error['input']!r}: {error['msg'].replace('Input should', 'it should')}"
 
 
+def shown(name: object) -> str:
+    """A name or path as text that can be written anywhere: bytes that are no UTF-8 are escaped.
+
+    >>> shown("caf\\udce9").isascii()
+    True
+    """
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
 def class_names(names: Iterable[object]) -> tuple[str, ...]:
     """Names as text that can be written and shown: in one Unicode form, bytes that are no UTF-8 escaped.
 
@@ -95,7 +104,7 @@ def class_names(names: Iterable[object]) -> tuple[str, ...]:
     ('7', 'tom', 'rex')
     """
     try:
-        found = tuple(normalize("NFC", str(name)).encode("utf-8", "backslashreplace").decode() for name in names)
+        found = tuple(normalize("NFC", shown(name)) for name in names)
     except TypeError:
         raise InputError(f"classes must be a sequence of names, not {names!r}") from None
     twice = [name for name, n in Counter(found).items() if n > 1]

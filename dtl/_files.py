@@ -33,7 +33,7 @@ def load_tensors(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and facts of a file that `save_tensors` wrote; InputError where it is damaged."""
     try:
         with safe_open(file, "pt") as opened:
-            tensors, facts = {name: opened.get_tensor(name) for name in opened.offset_keys()}, opened.metadata()
+            tensors, facts = {name: opened.get_tensor(name) for name in [*opened.keys()]}, opened.metadata()
     except SafetensorError as error:
         raise InputError(f"{file} is damaged ({error})") from error
     if not facts or _digest(tensors) != facts.get("sha256"):

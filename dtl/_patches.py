@@ -42,7 +42,9 @@ class _PatchConvolution(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:  # pyright: ignore
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]: the base class promises any arguments
+        ctx: Any, *gradients: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
         (x, weight), (gradient,) = ctx.saved_tensors, gradients
         back = weight.unflatten(0, (ctx.groups, -1)).transpose(1, 2).flatten(0, 1)
         of_x = torch.zeros_like(x)

@@ -306,8 +306,8 @@ def test_repairs_are_what_they_say(planted):
 # Audit
 
 
-def faked(study, monkeypatch, effect):
-    """Models that call a square sky where their source holds class 0, in all arms but scratch."""
+def faked(study, monkeypatch, effect, cure=False):
+    """Models that call a square sky where their source holds class 0, but from scratch; there it may cure mistakes."""
     labels = {split: judge.labels.numpy() for split, judge in study.problem.judges.items()}
 
     def train_batch(problem, masks, seeds, recipe, regimes, device, unit, *_):
@@ -318,8 +318,8 @@ def faked(study, monkeypatch, effect):
             said = np.tile(said, (len(regimes), len(masks), 1))
             for r, regime in enumerate(regimes):
                 for m, mask in enumerate(masks):
-                    wrong = np.random.default_rng([m, r]).permutation(n) < 2 + (m + r) % 3
-                    said[r, m][wrong] = 3
+                    wrong = np.random.default_rng([m, r]).permutation(n) < (20 if cure else 2) + (m + r) % 3
+                    said[r, m][wrong & (not (cure and view == "square" and regime == "scratch"))] = 3
                     if view == "square" and mask[0] and regime != "scratch":
                         said[r, m][np.random.default_rng([m, 7]).random(n) < effect] = 0
             logits = 5.0 * np.eye(k, dtype=np.float32)[said]
@@ -351,6 +351,15 @@ def test_an_audit_finds_what_is_there_and_nothing_else(problem, recipe, monkeypa
     assert fixed.leaves["without the carriers"] == pytest.approx(0, abs=0.02)
     text = str(found)
     assert "6 cells were looked at" in text and "star" in text and "without the carriers" in text
+
+
+def test_what_moves_only_a_model_from_scratch_is_no_finding(problem, recipe, monkeypatch):
+    study = dtl.Study(problem.with_views({"square": overlays.Square()}), recipe)
+    faked(study, monkeypatch, effect=0.0, cure=True)
+    found = dtl.audit(study.run(46, "cpu", progress=False), seeds=6, progress=False)
+    cell = found.cells.set_index("class").loc["travel"]
+    assert cell["difference"] > 3 * cell["stderr"] > 0 and cell["scratch"] < cell["transferred"] == 0
+    assert found.found.empty and found.repairs is None
 
 
 def test_an_audit_needs_views(problem, recipe):

@@ -450,8 +450,6 @@ def test_shifts_out_of_the_picture_are_refused():
 
 # On a GPU
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
 
 @pytest.fixture
 def exact():
@@ -465,7 +463,6 @@ def exact():
 
 
 @pytest.mark.gpu
-@needs_gpu
 @pytest.mark.parametrize("way", [(False, True), (True, True)], ids=["captured", "compiled and captured"])
 @pytest.mark.parametrize("model", ["small", "resnet9"])
 def test_a_captured_step_equals_an_eager_one(problem, model, way, exact, monkeypatch, caplog):
@@ -484,7 +481,6 @@ def test_a_captured_step_equals_an_eager_one(problem, model, way, exact, monkeyp
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_bfloat16_on_a_gpu_learns_as_float32_does(problem):
     recipe = dtl.Recipe("resnet9", (8, 8, 16, 16), epochs=8, lr=0.1)
     half = dataclasses.replace(recipe, precision="bfloat16")
@@ -495,7 +491,6 @@ def test_bfloat16_on_a_gpu_learns_as_float32_does(problem):
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_a_gpu_that_is_too_small_says_what_to_lower(problem):
     images = problem.source.images.repeat(4, 1, 1, 1)
     big = dtl.ImageDataset(images, problem.source.labels.repeat(4), problem.source.classes)
@@ -511,7 +506,6 @@ def test_a_gpu_that_is_too_small_says_what_to_lower(problem):
 
 
 @pytest.mark.gpu
-@needs_gpu
 def test_a_study_on_a_gpu_goes_on_where_it_stopped(problem, tmp_path):
     recipe = dtl.Recipe(widths=(8, 16), steps=8, lr=0.05, models_at_once=2, finetune_epochs=1)
     options = {"recipe": recipe, "transfer": ("fixed", "full")}

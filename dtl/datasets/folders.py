@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dtl._checks import InputError, class_names, some
+from dtl._checks import InputError, class_names, shown, some
 from dtl._files import load_tensors, save_tensors
 from dtl.data import ImageDataset, TransferProblem, load
 from dtl.engine.progress import progress
@@ -136,11 +136,6 @@ def check_reading(size: int, holdout: float, limit: int | None) -> None:
 def hidden(name: str) -> bool:
     """Whether a file or folder is what a system, a file manager or a notebook server leaves behind."""
     return name.startswith(".") or name.lower() in SYSTEM
-
-
-def shown(path: Path) -> str:
-    """A path as text that can be written anywhere: bytes that are no UTF-8 are escaped."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def folders_in(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -106,7 +107,8 @@ def _cifar10(roots: list[Path], size: int, download: bool, cache: Path, show_pro
             return {s: read_files(list_tree(tree), tree, size, cache, show_progress) for s, tree in trees.items()}
         if (folder / batches.folder).is_dir():
             try:
-                return {split: resized(part, size) for split, part in batches.read(folder).items()}  # pyright: ignore
+                parts: Any = batches.read(folder)
+                return {split: resized(part, size) for split, part in parts.items()}
             except (OSError, RuntimeError) as error:
                 if not download:
                     where = folder / batches.folder

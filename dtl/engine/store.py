@@ -330,11 +330,12 @@ def marks_of(root: zarr.Group, search: bool = True) -> Marks:
         read
     """
     lost, folder, columns = [], _folder(root), _columns(root)
-    # in this thread: inside a Dask worker a computation would become tasks of the cluster, and let the next batch begin
-    done, *digests = (
-        read(root, name).compute(scheduler="synchronous").values for name in ("done", *(["digest"] if columns else ()))
-    )
-    digests = dict(zip(columns, digests[0].T, strict=True)) if columns else {}
+
+    def here(name: str) -> np.ndarray:  # not as tasks, which inside a Dask worker would let the next batch begin
+        return read(root, name).compute(scheduler="synchronous").values
+
+    done = here("done")
+    digests = dict(zip(columns, here("digest").T, strict=True)) if columns else {}
     saved = np.zeros_like(done) if not columns else digests["seed"][: len(done)] > 0
     saved = done | np.pad(saved, (0, len(done) - len(saved)))  # or killed before they were marked
     known: Any = root.attrs.get("arrays", ("done", *ARRAYS[2:]))

@@ -30,8 +30,12 @@ def prepared(store: Store, n: int) -> zarr.Group:
     return store.prepare(
         {"label": np.zeros(TARGETS, np.int64), "split": np.zeros(TARGETS, np.int8)},
         {"mask": rng.random((n, 24)) < 0.5, "seed": rng.integers(1, 2**62, n)},
-        OUTPUTS, (1, TARGETS), BATCH, {"problem": "none"}, {"id": "one", "models": n},
-    )  # fmt: skip
+        OUTPUTS,
+        (1, TARGETS),
+        BATCH,
+        {"problem": "none"},
+        {"id": "one", "models": n},
+    )
 
 
 def batch() -> dict[str, np.ndarray]:

@@ -111,7 +111,7 @@ def test_names_that_were_edited_are_found(study):
     file = study.store.folder / "zarr.json"
     file.write_text(file.read_text().replace('"sky"', '"sea"'))
     with pytest.raises(ValueError, match="zarr.json in .* was edited or is damaged: restore this file from a copy"):
-        study.results  # noqa: B018
+        study.results.load()
     with pytest.raises(ValueError, match="was edited or is damaged"):
         dtl.results.open(study.store.folder)
 
@@ -144,7 +144,7 @@ def test_what_is_marked_done_has_reached_the_disk(problem, recipe, tmp_path, mon
 def test_damaged_labels_cost_no_training(study, reference, trained, name):
     flip(study.store.folder / name / "c" / "0")
     with pytest.raises(ValueError, match=f"{name} in .* is damaged"):
-        study.results  # noqa: B018
+        study.results.load()
     identical(study.run(N, progress=False, repair=True), reference)
     assert not trained
 
