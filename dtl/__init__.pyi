@@ -26,6 +26,7 @@ from ._advise import advise as advise
 from ._audit import audit as audit
 from ._evaluate import evaluate as evaluate
 from ._evaluate import linear_datamodeling_score as linear_datamodeling_score
+from ._report import report as report
 from ._retrain import Arm as Arm
 from ._retrain import retrain as retrain
 from .bias import bias_transfer as bias_transfer

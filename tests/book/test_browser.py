@@ -3,10 +3,13 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from built import SITE, built_pages, missing
 from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
+
+import dtl
 
 pytestmark = pytest.mark.book
 
@@ -87,6 +90,20 @@ def test_page_is_whole_accessible_and_fits_a_phone(visit, name: str) -> None:
     opened.page.set_viewport_size({"width": 390, "height": 800})
     width = opened.page.evaluate("document.documentElement.scrollWidth")
     assert width <= 390, f"{name} is {width} px wide on a 390 px screen."
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_report_is_accessible_and_fits_a_phone(browser: Browser, tmp_path: Path, scheme: Any) -> None:
+    if not AXE.is_file():
+        missing("axe-core is not in book/_vendor: run `make book` first.")
+    report = dtl.report(dtl.results.open("imagenet20-cifar10").part("balanced"), tmp_path / "found.html")
+    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page.goto(report.as_uri())
+    page.add_script_tag(path=AXE)
+    found = page.evaluate("axe.run({resultTypes: ['violations']}).then(result => result.violations)")
+    assert not [(rule["id"], rule["nodes"]) for rule in found]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
 
 
 def visible_image(page: Page, picker: int, after: str | None = None) -> tuple[str, str]:

@@ -1,0 +1,94 @@
+"""The report: every number of the page is in its files, and what it says follows from the study."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+
+import dtl
+from dtl._checks import InputError
+
+NUMBERS = ["influence", "stderr", "low", "high"]
+
+
+@pytest.fixture(scope="module")
+def results() -> dtl.results.Results:
+    return dtl.results.open("imagenet20-cifar10").part("balanced")
+
+
+@pytest.fixture(scope="module")
+def page(results: dtl.results.Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    advice = dtl.Advice(("bee",), 0.0123, 0.0045, 0.0049, ("bee", "fox"), 0.05, 0.95)
+    return dtl.report(results, tmp_path_factory.mktemp("report") / "found.html", advice, top=3)
+
+
+def read(page: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(page.with_name(f"found-{name}.csv"))
+
+
+def test_tables_show_the_strongest_rows_of_the_files(page: Path) -> None:
+    files = {f"Influence on {target}": rows for target, rows in read(page, "classes").groupby("target")}
+    files["Influence on the whole target"] = read(page, "whole")
+    tables = BeautifulSoup(page.read_text("utf8"), "html.parser").find_all("table")
+    assert {" ".join(table.caption.text.split()) for table in tables} == set(files)
+    for table in tables:
+        rows = files[" ".join(table.caption.text.split())].sort_values("influence", ascending=False).set_index("source")
+        cells = [[cell.text for cell in row.find_all("td")] for row in table.tbody.find_all("tr")]
+        shown = pd.DataFrame(cells, columns=["source", *NUMBERS, "verdict"]).astype(dict.fromkeys(NUMBERS, float))
+        assert shown["source"].tolist() == [*rows.index[:3], *rows.index[-3:]]
+        np.testing.assert_allclose(shown[NUMBERS], rows.loc[shown["source"], NUMBERS], atol=5.1e-4)
+        assert shown["verdict"].tolist() == rows.loc[shown["source"], "verdict"].tolist()
+
+
+def test_every_number_in_a_sentence_is_in_the_file_of_facts(page: Path) -> None:
+    soup = BeautifulSoup(page.read_text("utf8"), "html.parser")
+    facts = " ".join(read(page, "facts")["fact"])
+    said = " ".join(p.text for p in soup.select("h1, .decision p, p"))
+    for fixed in ("intervals of 95%", *(link.text for link in soup.find_all("a")), soup.h1.text):
+        said = said.replace(fixed, "")
+    assert set(re.findall(r"\d[\d.]*", said)) <= set(re.findall(r"\d[\d.]*", facts))
+    assert "Drop bee: expected gain +0.0123 ± 0.0045" in said
+
+
+def test_files_hold_the_influences_of_the_study(page: Path, results: dtl.results.Results) -> None:
+    found = results.influence(by="class")
+    table = read(page, "classes").pivot(index="source", columns="target", values="influence")
+    np.testing.assert_allclose(table.loc[list(found.sources), list(found.targets)], found.values, rtol=1e-5)
+    low = read(page, "classes").pivot(index="source", columns="target", values="low")
+    np.testing.assert_allclose(low.loc[list(found.sources), list(found.targets)], found.interval()[0], rtol=1e-5)
+
+
+def test_established_is_benjamini_and_hochberg(page: Path, results: dtl.results.Results) -> None:
+    p = results.influence(by="class").p_values().ravel()
+    ordered = np.sort(p)
+    passing = np.flatnonzero(ordered <= 0.05 * np.arange(1, len(p) + 1) / len(p))  # the step-up rule, by hand
+    established = len(passing) and passing[-1] + 1
+    table = read(page, "classes")
+    assert (table["verdict"] != "not established").sum() == established > 10
+    sentence = next(fact for fact in read(page, "facts")["fact"] if "pairs" in fact)
+    counts = (table["verdict"] == "helps").sum(), (table["verdict"] == "hurts").sum()
+    assert f"{counts[0]} help and {counts[1]} hurt" in sentence
+
+
+def test_page_needs_nothing_else(page: Path) -> None:
+    soup = BeautifulSoup(page.read_text("utf8"), "html.parser")
+    assert not soup.find_all(["script", "link"])
+    assert all(image["src"].startswith("data:") and image["alt"] for image in soup.find_all("img"))
+    assert all(page.with_name(link["href"]).is_file() for link in soup.find_all("a"))
+
+
+def test_without_advice_it_advises_nothing_and_names_are_text(results: dtl.results.Results, tmp_path: Path) -> None:
+    names = ["<b>x</b>", *results.data["source"].values[1:].tolist()]
+    odd = dtl.results.Results(results.data.assign_coords(source=names))
+    html = dtl.report(odd, tmp_path / "odd.html").read_text("utf8")
+    assert "<b>x" not in html and "&lt;b&gt;x" in html
+    assert "Nothing was retrained" in html and "Drop" not in html
+
+
+@pytest.mark.parametrize(("out", "says"), [("found.pdf", "html"), ("nowhere/found.html", "nowhere")])
+def test_bad_places_are_refused_before_anything_is_read(out: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises((InputError, FileNotFoundError), match=says):
+        dtl.report(tmp_path / "no-study", tmp_path / out)
