@@ -166,8 +166,7 @@ def influence(
 ) -> None:
     """Print the source classes that help the target most and those that hurt most, with their standard errors.
 
-    An influence is the mean output of models trained with the class minus that of models trained without. Reliability
-    is the estimated squared correlation of these influences with the true ones. Needs the store alone, no images.
+    Reliability is the estimated squared correlation of these influences with the true ones. Needs no images.
 
     Args:
         store: folder of the study
@@ -181,7 +180,7 @@ def influence(
     """
     choice(by, ("all", "class"), "groups")
     whole("--top", top, 1)
-    check_out(out, ".csv")
+    check_file(out, ".csv")
     found = open_results(store).influence(method, output, transfer, split, by)
     table = found.to_frame()
     print(f"{found.n_models} models, {found.method} of the {output} on {split} examples")
@@ -194,20 +193,17 @@ def influence(
             for name, value, error in zip(rows["source"], rows["influence"], rows["stderr"], strict=True):
                 print(f"  {word}  {name!s:<{width}}  {value:+8.3f} +- {error:.3f}")
     if out:
-        print_written(write(Path(out), table))
+        print_written(write(out, table))
 
 
 def export(store: str, out: str) -> None:
-    """Write what STORE holds to one file for other programs, by its ending.
-
-    FILE.nc: all results as NetCDF 4. FILE.zarr.zip: all results as zipped Zarr 2. FILE.csv: the influence of each
-    source class on each target class, with standard error and reliability.
+    """Write what STORE holds to one file for other programs.
 
     Args:
         store: folder of the study
-        out: FILE
+        out: x.nc or x.zarr.zip for all results, x.csv for the influence of each source class on each target class
     """
-    check_out(out, ".nc", ".zarr.zip", ".csv")
+    check_file(out, ".nc", ".zarr.zip", ".csv")
     print_written(open_results(store).save(out))
 
 
@@ -240,16 +236,18 @@ def remove(
         method: as in influence, as is output
         device: as in run, as is scheduler
     """
-    names, numbers = orders.split(","), counts.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
-        raise InputError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}")
-    check_out(out, ".csv")
+    names = orders.split(",")
+    try:
+        numbers = [int(number) for number in counts.split(",")]
+    except ValueError:
+        raise InputError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}") from None
+    check_file(out, ".csv")
     device = device if scheduler else str(resolve_device(device))
     ours = study_in(study, None, None, **data)
     found = ours.influence(method, output, by="all")
     with client_of(scheduler) as client:
         chosen: Any = {"store": store, "seed": seed, "device": device, "client": client}
-        curve = removal_curve(ours, found, [int(n) for n in numbers], names, seeds, **chosen)
+        curve = removal_curve(ours, found, numbers, names, seeds, **chosen)
     accuracy = curve["test"].to_series().unstack("seed")
     cells = accuracy.mean(axis=1).map("{:.3f}".format) + accuracy.sem(axis=1).map(" +- {:.3f}".format)
     print(f"test accuracy, {curve.attrs['transfer']} transfer, mean +- standard error of {seeds} retrainings")
@@ -259,7 +257,7 @@ def remove(
         best = select(curve, order)
         print(f"{order:<8} {best.count:>4}  {best.gain:+.3f} +- {best.stderr:.3f}")
     if out:
-        print_written(write(Path(out), curve.to_dataframe().reset_index()))
+        print_written(write(out, curve.to_dataframe().reset_index()))
 
 
 def audit(
@@ -281,7 +279,7 @@ def audit(
         out: write the report to this file.md, too
         device: as in run
     """
-    check_out(out, ".md")
+    check_file(out, ".md")
     for name in views.split(","):
         choice(name, NAMED, "view")
     ours = study_in(study, None, weights, **data)
@@ -388,19 +386,13 @@ def client_of(scheduler: str | None) -> "AbstractContextManager[Client | None]":
     return Client(scheduler)
 
 
-def check_out(out: str | None, *endings: str) -> None:
-    """InputError for a file that could not be written, before anything is computed."""
-    if out is not None:
-        check_file(Path(out), *endings)
-
-
 def place_of(study: Study) -> str:
     return shlex.quote(os.path.relpath(study.store.folder or "."))
 
 
 def print_done(study: Study, command: str) -> None:
-    place = place_of(study)
-    print(f"{place}: {study.results.sizes['model']} models done. Next: python -m dtl {command} {place}")
+    done = study.results.sizes["model"]
+    print(f"{place_of(study)}: {done} models done. Next: python -m dtl {command} {place_of(study)}")
 
 
 def print_written(out: Path) -> None:

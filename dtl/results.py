@@ -166,7 +166,7 @@ class Results:
         >>> Results(study.results).save("study.nc").name
         'study.nc'
         """
-        return write(Path(out), self.to_frame() if str(out).endswith(".csv") else self._study)
+        return write(out, self.to_frame() if str(out).endswith(".csv") else self._study)
 
     def certificate(self, run: str) -> str:
         """Where one part of shipped results comes from, in four lines for a page to print.

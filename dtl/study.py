@@ -60,10 +60,10 @@ class Study:
         store of another one is refused, unless that has saved no model
     seed : subsets, initial weights and order of examples are functions of it and of a model's number
     fraction : share of the units in a subset, for design "random"
-    unit : what a subset holds or leaves out, and so what influences are influences of: "class", "example", or groups of
-        classes, as the group of each class in a list or by the name of the class in a mapping
-    weights : folder where source weights are kept (safetensors, a file a model); source models that are there, from
-        this study or from one with another target, are not trained again
+    unit : what a subset holds or leaves out, and so has an influence: "class", "example", or groups of classes, as the
+        group of each class in a list or by the name of the class in a mapping
+    weights : folder that keeps source weights (safetensors); models that are there, also from a study with another
+        target, are not trained again
 
     >>> study = dtl.Study(problem, dtl.Recipe(epochs=1)).run(4, progress=False)
     >>> study.influence(by="class").values.shape
@@ -147,13 +147,11 @@ class Study:
 
         n_models : models that the study shall have; may be left out when you gave the subsets
         device : "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", of each worker
-        client : a `distributed.Client` whose workers train the batches, one each at a time; without one, a thread a
-            core, or the GPU. Workers open data and store by name; those that do not see the store send their outputs
-        progress : show models done, rate and time left
+        client : a `distributed.Client` whose workers train the batches, one each at a time, and open data and store by
+            name; without one, a thread a core, or the GPU
         start : first model to train, to share a study between stores that are merged later
         repair : read the whole store first and train the models of damaged chunks again
-        workers : processes of this machine that share the work, and on "cuda" its GPUs; small nets leave a GPU idle
-            unless there are several
+        workers : processes of this machine that share the work, and on "cuda" its GPUs, which small nets leave idle
 
         Diverged, a RuntimeError, if some models did; all others are saved.
 

@@ -19,18 +19,20 @@ from dtl.design import checked_design
 from dtl.engine.store import local_folder
 
 
-def check_file(out: Path, *endings: str) -> Path:
-    """The file; InputError if `write` could not write there, asked before the results are computed."""
-    if not out.name.endswith(endings):
-        raise InputError(f"cannot write {out.name}: end it with {' or '.join(endings)}")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder: make it, or write elsewhere")
-    return out
+def check_file(out: str | Path | None, *endings: str) -> None:
+    """InputError if `write` could not write there, asked before the results are computed."""
+    if out is None:
+        return
+    if not str(out).endswith(endings):
+        raise InputError(f"cannot write {Path(out).name}: end it with {' or '.join(endings)}")
+    if not Path(out).parent.is_dir():
+        raise InputError(f"{Path(out).parent} is no folder: make it, or write elsewhere")
 
 
-def write(out: Path, data: pd.DataFrame | xr.Dataset) -> Path:
+def write(out: str | Path, data: pd.DataFrame | xr.Dataset) -> Path:
     """A table as CSV, results as NetCDF or zipped Zarr by the file's ending; nothing is left if it fails half-way."""
     check_file(out, *((".csv",) if isinstance(data, pd.DataFrame) else (".nc", ".zarr.zip")))
+    out = Path(out)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         partial = Path(folder, out.name)
         if isinstance(data, pd.DataFrame):
