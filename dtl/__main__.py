@@ -178,7 +178,6 @@ def influence(
         top: print at most so many that help and that hurt
         out: write every influence to this file.csv, too
     """
-    choice(by, ("all", "class"), "groups")
     whole("--top", top, 1)
     check_file(out, ".csv")
     found = open_results(store).influence(method, output, transfer, split, by)
@@ -315,7 +314,15 @@ def train(
     device = device if scheduler else str(resolve_device(device))
     if dry_run:
         done = marks_of(study.store.open()).done[start:models] if study.store.ready else ()
-        print_cost(study, models - start - int(np.sum(done)), str(resolve_device(device)))
+        missing = models - start - int(np.sum(done))
+        if missing < 1:
+            print("No model is missing.")
+            return
+        device = str(resolve_device(device))
+        cost = health.measure(study, missing, device)
+        time = " to ".join(dict.fromkeys(format_time(seconds * missing) for seconds in (cost.least, cost.most)))
+        size = format_bytes(int(cost.bytes * missing))
+        print(f"{missing} models to train: about {time} on this machine ({device}), {size} to store")
         return
     with client_of(scheduler) as client:
         try:
@@ -399,18 +406,6 @@ def print_written(out: Path) -> None:
     print(f"wrote {out}, {format_bytes(out.stat().st_size)}")
 
 
-def print_cost(study: Study, n_models: int, device: str) -> None:
-    """Print the expected time and bytes of models that are still to be trained."""
-    if n_models < 1:
-        print("No model is missing.")
-        return
-    cost = health.measure(study, n_models, device)
-    least, most = (format_time(seconds * n_models) for seconds in (cost.least, cost.most))
-    time = f"about {least}" if least == most else f"{least} to {most}"
-    size = format_bytes(int(cost.bytes * n_models))
-    print(f"{n_models} models to train: {time} on this machine ({device}), {size} to store")
-
-
 def read_file(path: Path) -> list[str]:
     """A YAML file as flags; folders in it are relative to it.
 
@@ -472,7 +467,8 @@ class Parser(ArgumentParser):
         raise InputError(message) from ex
 
 
-COMMANDS: Any = {f.__name__: f for f in (run, status, resume, merge, influence, export, remove, audit)}
+FUNCTIONS = (run, status, resume, merge, influence, export, remove, audit)
+COMMANDS: Any = {"doctor": health.report} | {function.__name__: function for function in FUNCTIONS}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -483,8 +479,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if given[:1] == ["run"] and given[1:] and not given[1].startswith("-"):
             given = ["run", *read_file(Path(given[1])), *given[2:]]
-        commands = {"doctor": health.report, **COMMANDS}
-        auto_cli(commands, args=given or ["--help"], parser_class=Parser, prog="python -m dtl")
+        auto_cli(COMMANDS, args=given or ["--help"], parser_class=Parser, prog="python -m dtl")
         return 0
     except SystemExit as stop:  # after help
         return BAD_USE if not given else int(stop.code or 0)

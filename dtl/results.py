@@ -1,7 +1,6 @@
 """What a study measured, without the images it was made of: of a store, of a file, or shipped with the book.
 
-A set of shipped results is a folder of `results.nc`, a tree of xarray datasets, and `manifest.json`: for each run its
-command, commit, date, hardware, versions and seconds; recipe, settings and seeds; SHA-256 of the data and of the file.
+Shipped are folders of `results.nc`, a tree of xarray datasets, and `manifest.json`: runs, settings, SHA-256.
 """
 
 import logging
@@ -190,7 +189,7 @@ class Results:
     @property
     def _study(self) -> xr.Dataset:
         if "mask" not in self.data:
-            parts = f"; its parts are {', '.join(self.parts)}: take one with part(name)" if self.parts else ""
+            parts = f"; take one of their parts, {', '.join(self.parts)}, with part(name)" if self.parts else ""
             raise InputError(f"these results hold no models with their subsets{parts}")
         return self.data
 

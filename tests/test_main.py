@@ -322,14 +322,7 @@ def test_status_reads_no_results_and_no_images(store, no_data, tmp_path):
         if path.is_file() and not {"done", "digest"} & {*path.parts}:
             path.write_bytes(b"cannot be read")
     out = call("status", copy)
-    for found in (
-        "load testbed",
-        "24 source, 4 target",
-        "12 done, 0 missing",
-        "balanced",
-        "epochs 1",
-        f"store     {copy}\n",
-    ):
+    for found in ("load testbed", "24 source, 4 target", "12 done, 0 missing", "balanced", "epochs 1", f" {copy}\n"):
         assert found in out
     (run,) = facts(store)["runs"]
     assert f"{run['date']}, 12 models on {run['device']}: dtl {run['dtl']}" in out
@@ -500,7 +493,7 @@ def test_influence_takes_the_options_of_the_python_interface(problem, recipe, tm
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--by", "colour"], "unknown groups 'colour': choose one of all, class"),
+        (["--by", "colour"], "unknown grouping by 'colour': choose one of class, all"),
         (["--method", "magic"], "nknown method 'magic'"),
         (["--output", "loss"], "unknown output of this study 'loss': choose one of margin"),
         (["--transfer", "full"], "unknown transfer of this study 'full': choose one of fixed"),

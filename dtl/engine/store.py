@@ -112,11 +112,7 @@ class Store:
         return _sealed(root)
 
     def open_during(self, run: str) -> zarr.Group | None:
-        """The group open for writing while `run` is its latest run, otherwise None.
-
-        A worker asks before it saves: its machine may not see the coordinator's disk, and a worker that outlived its
-        coordinator must not write into the run of the next one.
-        """
+        """The group open for writing while `run` is its latest run, otherwise None: a worker may outlive its run."""
         if not self.exists:
             return None
         root = self.open("r+")
@@ -127,8 +123,7 @@ class Store:
     ) -> zarr.Group:
         """The group open for writing, with room for every model; may be repeated after a kill at any point.
 
-        data : all arrays; those over "transfer", "model" and "target" are the outputs that models will have, whose
-            values are not looked at, all others are written now
+        data : all arrays; of outputs, which have "transfer" as their first dimension, only the room
         """
         if self.zarr.read_only:
             raise OSError(errno.EROFS, f"{self.zarr} is read-only: open it for writing, or give another folder")

@@ -81,14 +81,14 @@ def with_views(results: xr.Dataset, roots: Mapping[str, zarr.Group]) -> xr.Datas
         if view != PLAIN:
             for name, dtype in OUTPUTS.items():
                 known = {"meta": np.empty((0, 0, 0), dtype), "drop_axis": 3, "dtype": dtype}
-                own[name] = dims, logits.map_blocks(_output_of, output=name, labels=labels, **known)
+                own[name] = dims, logits.map_blocks(_output_of, which=name, labels=labels, **known)
             own = own.assign_coords(split=("target", [f"{name}/{view}" for name in split]))
         parts.append(own.assign(logits=((*dims, "class"), logits)))
     found = xr.concat(parts, "target", data_vars="minimal").assign_coords({"class": list(classes)})
     return found.assign(mask=results["mask"], seed=results["seed"])
 
 
-def _output_of(logits: np.ndarray, output: str, labels: np.ndarray) -> np.ndarray:
+def _output_of(logits: np.ndarray, which: str, labels: np.ndarray) -> np.ndarray:
     """One of the outputs (transfer, model, target) that logits (transfer, model, target, class) say."""
     found = outputs(torch.tensor(logits).flatten(0, 1), torch.tensor(labels))
-    return getattr(found, output).unflatten(0, logits.shape[:2]).numpy().astype(OUTPUTS[output])
+    return getattr(found, which).unflatten(0, logits.shape[:2]).numpy().astype(OUTPUTS[which])

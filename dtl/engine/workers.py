@@ -1,7 +1,7 @@
 """Training the batches of a study: in threads, in processes of this machine, or on the workers of a Dask cluster.
 
 A process elsewhere is sent names, subsets and seeds, never images: it opens the problem and the store itself, checks
-that they are the study's own, and writes its own chunks. These messages are pickled; no pickle is ever on disk.
+that they are the study's own, and writes its own chunks.
 """
 
 import ctypes
