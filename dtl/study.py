@@ -29,7 +29,7 @@ from dtl.engine.workers import Run, train
 from dtl.models import PARALLEL
 from dtl.results import Results, results_of
 from dtl.training import Recipe, check_size, resolve_device
-from dtl.transfer import REGIMES
+from dtl.transfer import REGIMES, outputs
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -294,7 +294,7 @@ class Study:
             raise InputError("this study has no results yet: call run(n_models) first")
         results = results_of(self.store.open())
         roots = {view: store.open() for view, store in self.stores.items() if view and store.ready}
-        return with_views(results, roots) if len(roots) == len(self.stores) - 1 > 0 else results
+        return with_views(results, roots, outputs) if len(roots) == len(self.stores) - 1 > 0 else results
 
     @property
     def masks(self) -> np.ndarray:

@@ -3,7 +3,7 @@
 Each is a complete store, so that a view that is added to a finished study writes nothing into what was there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from zarr.storage import MemoryStore
 from dtl._checks import InputError
 from dtl.data import PLAIN, TransferProblem
 from dtl.engine.store import OUTPUTS, SPLITS, Store, marks_of, read
-from dtl.transfer import outputs
 
 
 def stores_of(store: Store, problem: TransferProblem) -> dict[str, Store]:
@@ -62,7 +61,7 @@ def save_missing(stores: Mapping[str, Store], run: str, rows: np.ndarray, found:
     return True
 
 
-def with_views(results: xr.Dataset, roots: Mapping[str, zarr.Group]) -> xr.Dataset:
+def with_views(results: xr.Dataset, roots: Mapping[str, zarr.Group], outputs: Callable[..., Any]) -> xr.Dataset:
     """Results with the targets of all views behind their own, and `logits` (transfer, model, target, class) of all.
 
     Only models that are done in every view are there.
@@ -81,14 +80,14 @@ def with_views(results: xr.Dataset, roots: Mapping[str, zarr.Group]) -> xr.Datas
         if view != PLAIN:
             for name, dtype in OUTPUTS.items():
                 known = {"meta": np.empty((0, 0, 0), dtype), "drop_axis": 3, "dtype": dtype}
-                own[name] = dims, logits.map_blocks(_output_of, which=name, labels=labels, **known)
+                own[name] = dims, logits.map_blocks(_output_of, which=name, labels=labels, outputs=outputs, **known)
             own = own.assign_coords(split=("target", [f"{name}/{view}" for name in split]))
         parts.append(own.assign(logits=((*dims, "class"), logits)))
     found = xr.concat(parts, "target", data_vars="minimal").assign_coords({"class": list(classes)})
     return found.assign(mask=results["mask"], seed=results["seed"])
 
 
-def _output_of(logits: np.ndarray, which: str, labels: np.ndarray) -> np.ndarray:
+def _output_of(logits: np.ndarray, which: str, labels: np.ndarray, outputs: Callable[..., Any]) -> np.ndarray:
     """One of the outputs (transfer, model, target) that logits (transfer, model, target, class) say."""
     found = outputs(torch.tensor(logits).flatten(0, 1), torch.tensor(labels))
     return getattr(found, which).unflatten(0, logits.shape[:2]).numpy().astype(OUTPUTS[which])
