@@ -1,13 +1,12 @@
 """The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove|audit"""
 
-import contextlib
 import json
 import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,15 +36,6 @@ if TYPE_CHECKING:
 
 BAD_USE, FAILURE, INTERRUPTED = 2, 1, 130
 FOLDERS = ("store", "weights", "source", "target", "root", "source_dir", "target_dir", "cache", "path")  # in a file
-
-
-def doctor(quick: bool = False) -> None:
-    """Say what this machine can do, what is missing, and how long each scale will take.
-
-    Args:
-        quick: do not measure training speed
-    """
-    health.report(quick)
 
 
 def run(
@@ -93,40 +83,31 @@ def run(
         raise InputError("give the number of models: --models N, or 'models' in the file")
     regimes = transfer.split(",") if isinstance(transfer, str) else transfer
     data = problem_of(problem, options, source, target)
-    study = Study(data, settings, design, regimes, store, seed, fraction, unit, weights)
-    train(study, models, **how)
+    train(Study(data, settings, design, regimes, store, seed, fraction, unit, weights), models, **how)
 
 
-def resume(store: str, models: int | None = None, weights: str | None = None, **flags: Any) -> None:
-    """Train the models that STORE lacks, with the settings that it holds.
-
-    Args:
-        store: folder of the study
-        models: extends the study
-        weights: as in run
-    """
-    root = open_store(store)
-    models = models or (array_of(root, "done").shape[0] if root.attrs["runs"] else None)
-    if models is None:
-        raise InputError("give the number of models: --models N")
-    go_on(store, models, weights, **flags)
-
-
-def go_on(
+def resume(
     store: str,
-    models: int,
-    weights: str | None,
+    models: int | None = None,
+    weights: str | None = None,
     problem: str | None = None,
     options: dict[str, Any] | None = None,
     source: str | None = None,
     target: str | None = None,
     **how: Any,
 ) -> None:
-    """What resume does once it knows how far.
+    """Train the models that STORE lacks, with the settings that it holds.
 
     Args:
+        store: folder of the study
+        models: extends the study
+        weights: as in run
         problem: as in run, and needed only where the store cannot say how to load it; so are options, source, target
     """
+    root = open_store(store)
+    models = models or (array_of(root, "done").shape[0] if root.attrs["runs"] else None)
+    if models is None:
+        raise InputError("give the number of models: --models N")
     train(study_in(store, store, weights, problem, options, source, target), models, **how)
 
 
@@ -140,12 +121,11 @@ def merge(out: str, stores: list[str], **data: Any) -> None:
     study = study_in(stores[0], out, None, **data)
     for store in stores:
         study.merge(store)
-    said = shlex.quote(out)
-    print(f"{said}: {study.results.sizes['model']} models done. Next: python -m dtl status {said}")
+    print_done(study, "status")
 
 
 def status(store: str) -> None:
-    """Say what STORE holds: models done, missing and lost, settings, runs, bytes. Loads no data.
+    """Say what STORE holds: models done, missing and lost, settings, runs. Loads no data.
 
     Args:
         store: folder of the study
@@ -155,17 +135,18 @@ def status(store: str) -> None:
     marks = marks_of(root) if facts["runs"] else None
     done, missing = (int(marks.done.sum()), int((~marks.done).sum())) if marks else (0, 0)
     lines = {
-        "store": f"{local_folder(store).absolute()}, {format_bytes(folder_size(local_folder(store)))}",
+        "store": local_folder(store).absolute(),
         "problem": facts["problem"],
         "origin": facts["origin"] or "made by hand",
         "classes": f"{len(facts['source_classes'])} source, {len(facts['target_classes'])} target",
         "models": f"{done} done, {missing} missing",
+        "lost": ", ".join(marks.lost) if marks else "",
+        **facts["settings"],
     }
-    lines |= {"lost": ", ".join(marks.lost)} if marks and marks.lost else {}
-    lines |= {name: value for name, value in facts["settings"].items() if name != "data"}
     for topic, value in lines.items():
         value = ", ".join(f"{key} {of}" for key, of in value.items()) if isinstance(value, dict) else value
-        print(f"{topic:<9} {value}")
+        if topic != "data" and value != "":
+            print(f"{topic:<9} {value}")
     for one in facts["runs"]:
         versions = ", ".join(f"{k} {v}" for k, v in one.items() if k not in ("id", "date", "models", "device"))
         print(f"run       {one['date']}, {one['models']} models on {one['device']}: {versions}")
@@ -185,8 +166,7 @@ def influence(
 ) -> None:
     """Print the source classes that help the target most and those that hurt most, with their standard errors.
 
-    An influence is the mean output of models trained with the class minus that of models trained without. Reliability
-    is the estimated squared correlation of these influences with the true ones. Needs the store alone, no images.
+    Reliability is the estimated squared correlation of these influences with the true ones. Needs no images.
 
     Args:
         store: folder of the study
@@ -198,10 +178,8 @@ def influence(
         top: print at most so many that help and that hurt
         out: write every influence to this file.csv, too
     """
-    choice(by, ("all", "class"), "groups")
     whole("--top", top, 1)
-    if out:
-        check_file(Path(out), ".csv")
+    check_file(out, ".csv")
     found = open_results(store).influence(method, output, transfer, split, by)
     table = found.to_frame()
     print(f"{found.n_models} models, {found.method} of the {output} on {split} examples")
@@ -214,22 +192,18 @@ def influence(
             for name, value, error in zip(rows["source"], rows["influence"], rows["stderr"], strict=True):
                 print(f"  {word}  {name!s:<{width}}  {value:+8.3f} +- {error:.3f}")
     if out:
-        save(out, table)
+        print_written(write(out, table))
 
 
 def export(store: str, out: str) -> None:
-    """Write what STORE holds to one file for other programs, by its ending.
-
-    FILE.nc: all results as NetCDF 4. FILE.zarr.zip: all results as zipped Zarr 2. FILE.csv: the influence of each
-    source class on each target class, with standard error and reliability.
+    """Write what STORE holds to one file for other programs.
 
     Args:
         store: folder of the study
-        out: FILE
+        out: x.nc or x.zarr.zip for all results, x.csv for the influence of each source class on each target class
     """
-    check_file(Path(out), ".nc", ".zarr.zip", ".csv")
-    results = open_results(store)
-    save(out, results.to_frame() if out.endswith(".csv") else results.data)
+    check_file(out, ".nc", ".zarr.zip", ".csv")
+    print_written(open_results(store).save(out))
 
 
 def remove(
@@ -244,7 +218,6 @@ def remove(
     output: str = "margin",
     device: str = "auto",
     scheduler: str | None = None,
-    dry_run: bool = False,
     **data: Any,
 ) -> None:
     """Retrain without the most harmful (negative), most helpful (positive) or random classes, and transfer again.
@@ -260,36 +233,30 @@ def remove(
         out: write the curve to this file.csv, too
         seed: of the retrained models; default is the study's plus one
         method: as in influence, as is output
-        device: as in run, as are scheduler and dry-run
+        device: as in run, as is scheduler
     """
-    names, numbers = orders.split(","), counts.split(",")
-    if not all(number.strip().isdecimal() for number in numbers):
-        raise InputError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}")
-    if out:
-        check_file(Path(out), ".csv")
-    where = device if scheduler else str(resolve_device(device))
+    names = orders.split(",")
+    try:
+        numbers = [int(number) for number in counts.split(",")]
+    except ValueError:
+        raise InputError(f"counts must be whole numbers with commas, such as 2,4,8, not {counts!r}") from None
+    check_file(out, ".csv")
+    device = device if scheduler else str(resolve_device(device))
     ours = study_in(study, None, None, **data)
     found = ours.influence(method, output, by="all")
-    if dry_run:
-        n_models = seeds * (1 + len(names) * len({int(n) for n in numbers} - {0}))
-        everything = np.ones((n_models, ours.n_units), dtype=bool)
-        estimate(Study(ours.problem, ours.recipe, everything, ours.transfer[:1], unit=ours.unit), n_models, where)
-        return
     with client_of(scheduler) as client:
-        chosen: Any = {"store": store, "seed": seed, "device": where, "client": client}
-        curve = removal_curve(ours, found, [int(n) for n in numbers], names, seeds, **chosen)
-    mean, error = curve["test"].mean("seed"), curve["test"].std("seed", ddof=1) / seeds**0.5
+        chosen: Any = {"store": store, "seed": seed, "device": device, "client": client}
+        curve = removal_curve(ours, found, numbers, names, seeds, **chosen)
+    accuracy = curve["test"].to_series().unstack("seed")
+    cells = accuracy.mean(axis=1).map("{:.3f}".format) + accuracy.sem(axis=1).map(" +- {:.3f}".format)
     print(f"test accuracy, {curve.attrs['transfer']} transfer, mean +- standard error of {seeds} retrainings")
-    print("removed ", *(f"{count:>15}" for count in curve["count"].values))
-    for order in names:
-        cells = zip(mean.sel(order=order).values, error.sel(order=order).values, strict=True)
-        print(f"{order:<8}", *(f"  {m:.3f} +- {e:.3f}" for m, e in cells))
+    print(cells.unstack("count").loc[names].to_string())
     print("\nnumber chosen on validation, its gain on test")
     for order in names:
         best = select(curve, order)
         print(f"{order:<8} {best.count:>4}  {best.gain:+.3f} +- {best.stderr:.3f}")
     if out:
-        save(out, curve.to_dataframe().reset_index())
+        print_written(write(out, curve.to_dataframe().reset_index()))
 
 
 def audit(
@@ -311,12 +278,11 @@ def audit(
         out: write the report to this file.md, too
         device: as in run
     """
-    if out:
-        check_file(Path(out), ".md")
-    ours, names = study_in(study, None, weights, **data), views.split(",")
-    for name in names:
+    check_file(out, ".md")
+    for name in views.split(","):
         choice(name, NAMED, "view")
-    problem = ours.problem.with_views({name: NAMED[name]() for name in names})
+    ours = study_in(study, None, weights, **data)
+    problem = ours.problem.with_views({name: NAMED[name]() for name in views.split(",")})
     settings = (ours.recipe, ours.design or "balanced", ours.transfer, study, ours.seed, ours.fraction, ours.unit)
     viewed = Study(problem, *settings, weights).run(ours.results.sizes["model"], device)
     report = str(find_bias(viewed, seeds, device=device))
@@ -348,28 +314,22 @@ def train(
     device = device if scheduler else str(resolve_device(device))
     if dry_run:
         done = marks_of(study.store.open()).done[start:models] if study.store.ready else ()
-        estimate(study, models - start - int(np.sum(done)), str(resolve_device(device)))
+        missing = models - start - int(np.sum(done))
+        if missing < 1:
+            print("No model is missing.")
+            return
+        device = str(resolve_device(device))
+        cost = health.measure(study, missing, device)
+        time = " to ".join(dict.fromkeys(format_time(seconds * missing) for seconds in (cost.least, cost.most)))
+        size = format_bytes(int(cost.bytes * missing))
+        print(f"{missing} models to train: about {time} on this machine ({device}), {size} to store")
         return
-    store = shlex.quote(os.path.relpath(study.store.folder or "."))
     with client_of(scheduler) as client:
         try:
             study.run(models, device, client, start=start, repair=repair, workers=workers)
         except KeyboardInterrupt:
-            print(f"Stopped. Saved models are safe: python -m dtl resume {store}", file=sys.stderr)
-            raise SystemExit(INTERRUPTED) from None
-    print(f"{store}: {study.results.sizes['model']} models done. Next: python -m dtl influence {store}")
-
-
-def estimate(study: Study, n_models: int, device: str) -> None:
-    """Print the expected time and bytes of models that are still to be trained."""
-    if n_models < 1:
-        print("No model is missing.")
-        return
-    cost = health.measure(study, n_models, device)
-    least, most = (format_time(seconds * n_models) for seconds in (cost.least, cost.most))
-    time = f"about {least}" if least == most else f"{least} to {most}"
-    size = format_bytes(int(cost.bytes * n_models))
-    print(f"{n_models} models to train: {time} on this machine ({device}), {size} to store")
+            raise KeyboardInterrupt(f"Saved models are safe: python -m dtl resume {place_of(study)}") from None
+    print_done(study, "influence")
 
 
 def study_in(
@@ -386,17 +346,16 @@ def study_in(
     Args:
         problem: as in run, and needed only where the store cannot say how to load it; so are options, source, target
     """
-    root = open_store(location)
-    settings: Any = root.attrs["settings"]
-    if settings["design"] not in DESIGNS:
+    facts: Any = open_store(location).attrs.asdict()
+    if facts["settings"]["design"] not in DESIGNS:
         raise InputError(f"{location} holds models on subsets that were given one by one: continue it where it began")
-    if not (root.attrs["origin"] or problem or source):
+    if not (facts["origin"] or problem or source):
         raise InputError(
             f"{location} does not say how to load its problem: add --problem NAME, or --source FOLDER --target FOLDER"
         )
-    known = {name: settings[name] for name in ("design", "transfer", "seed", "fraction", "unit")}
-    known |= {"recipe": Recipe(**settings["recipe"]), "store": store or location, "weights": weights}
-    return Study(problem_of(problem or root.attrs["origin"], options, source, target), **known)
+    known = {name: facts["settings"][name] for name in ("design", "transfer", "seed", "fraction", "unit")}
+    known |= {"recipe": Recipe(**facts["settings"]["recipe"]), "store": store or location, "weights": weights}
+    return Study(problem_of(problem or facts["origin"], options, source, target), **known)
 
 
 def problem_of(spec: Any, options: dict[str, Any] | None, source: str | None, target: str | None) -> TransferProblem:
@@ -424,29 +383,27 @@ def problem_of(spec: Any, options: dict[str, Any] | None, source: str | None, ta
     return reopen({"load": spec["load"], "options": spec.get("options", {}) | (options or {})})
 
 
-@contextlib.contextmanager
-def client_of(scheduler: str | None) -> "Iterator[Client | None]":
+def client_of(scheduler: str | None) -> "AbstractContextManager[Client | None]":
     if scheduler is None:
-        yield None
-        return
+        return nullcontext()
     try:
         from distributed import Client
     except ImportError:
         raise InputError("--scheduler needs the extra 'cluster': pip install 'dtl[cluster]'") from None
-    with Client(scheduler) as client:
-        yield client
+    return Client(scheduler)
 
 
-def save(out: str, data: Any) -> None:
-    print(f"wrote {out}, {format_bytes(write(Path(out), data).stat().st_size)}")
+def place_of(study: Study) -> str:
+    return shlex.quote(os.path.relpath(study.store.folder or "."))
 
 
-def folder_size(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # a run may be replacing it
-            total += path.stat().st_size if path.is_file() else 0
-    return total
+def print_done(study: Study, command: str) -> None:
+    done = study.results.sizes["model"]
+    print(f"{place_of(study)}: {done} models done. Next: python -m dtl {command} {place_of(study)}")
+
+
+def print_written(out: Path) -> None:
+    print(f"wrote {out}, {format_bytes(out.stat().st_size)}")
 
 
 def read_file(path: Path) -> list[str]:
@@ -510,7 +467,8 @@ class Parser(ArgumentParser):
         raise InputError(message) from ex
 
 
-COMMANDS: Any = {f.__name__: f for f in (doctor, run, status, resume, merge, influence, export, remove, audit)}
+FUNCTIONS = (run, status, resume, merge, influence, export, remove, audit)
+COMMANDS: Any = {"doctor": health.report} | {function.__name__: function for function in FUNCTIONS}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -522,18 +480,16 @@ def main(arguments: list[str] | None = None) -> int:
         if given[:1] == ["run"] and given[1:] and not given[1].startswith("-"):
             given = ["run", *read_file(Path(given[1])), *given[2:]]
         auto_cli(COMMANDS, args=given or ["--help"], parser_class=Parser, prog="python -m dtl")
-    except SystemExit as stop:  # after help, or an interrupt
-        return BAD_USE if not given else int(stop.code or 0)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return INTERRUPTED
-    except (InputError, FileNotFoundError) as error:
-        message, code = str(error), BAD_USE
-    except (OSError, Diverged, torch.OutOfMemoryError) as error:
-        message, code = re.sub(r"^\[Errno \d+\] ", "", str(error)), FAILURE
-    else:
         return 0
-    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    except SystemExit as stop:  # after help
+        return BAD_USE if not given else int(stop.code or 0)
+    except KeyboardInterrupt as stop:
+        message, code = f"Stopped. {stop}", INTERRUPTED
+    except (InputError, FileNotFoundError) as error:
+        message, code = f"Error: {error}", BAD_USE
+    except (OSError, Diverged, torch.OutOfMemoryError) as error:
+        message, code = "Error: " + re.sub(r"^\[Errno \d+\] ", "", str(error)), FAILURE
+    print(" ".join(message.split()), file=sys.stderr)
     return code
 
 

@@ -1,6 +1,7 @@
 """What this machine can do and what is missing: versions, devices, data, disk, minutes for each scale."""
 
 import importlib.metadata
+import importlib.util
 import io
 import os
 import platform
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import platformdirs
@@ -41,16 +42,18 @@ def diagnose(quick: bool = False) -> Iterator[Finding]:
     'versions'
     """
     for topic, probe in PROBES.items():
-        if quick and topic == "minutes":
-            continue
         try:
-            yield from probe()
+            yield from () if quick and topic == "minutes" else probe()
         except Exception as error:  # the doctor reports what is broken, so nothing may stop it
             yield Finding(topic, "could not be checked", f"{type(error).__name__}: {error}")
 
 
 def report(quick: bool = False) -> None:
-    """Print what `diagnose` finds, then the problems with their remedies."""
+    """Say what this machine can do, what is missing, and how long each scale will take.
+
+    Args:
+        quick: do not measure training speed
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a path may hold what the terminal cannot show
     problems = []
@@ -79,9 +82,7 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", f"python {platform.python_version()}, {platform.platform()}")
     for name in ("dtl", "torch", "torchvision"):
         yield Finding("versions", f"{name} {importlib.metadata.version(name)}")
-    try:
-        yield Finding("versions", f"ffcv {importlib.metadata.version('ffcv')}")
-    except importlib.metadata.PackageNotFoundError:
+    if importlib.util.find_spec("ffcv") is None:
         yield Finding("versions", "ffcv is not installed: optional, it reads large image sets faster")
 
 
@@ -102,16 +103,12 @@ def _data() -> Iterator[Finding]:
         held = sorted(path.name for path in Path(folder).glob("*/"))
         remedy = "" if held else "correct DTL_DATA, or put folders of images there"
         yield Finding("data", f"{folder} holds {', '.join(held[:8]) or 'no folders'}", remedy)
-    cache = Path(platformdirs.user_cache_dir("dtl"))
-    yield Finding("data", f"{len(list(cache.glob('*.safetensors')))} image sets decoded before, in {cache}")
-    yield _disk(cache, "XDG_CACHE_HOME")
+    yield _disk(Path(platformdirs.user_cache_dir("dtl")), "XDG_CACHE_HOME")
 
 
 def _scale() -> Iterator[Finding]:
     scale = book.scale()
     yield Finding("scale", f"{scale.name}: {scale.models} models a study, {scale.seeds} seeds a removal curve")
-    studies = sorted(path.parent.name for path in scale.folder.glob("*/zarr.json"))
-    yield Finding("scale", f"studies in {scale.folder.absolute()}: {', '.join(studies) or 'none yet'}")
     yield _disk(scale.folder, "DTL_STUDIES")
 
 
@@ -127,13 +124,11 @@ def _minutes() -> Iterator[Finding]:
     study = Study(load("testbed"))
     cost = measure(study, study.recipe.models_at_once * joblib.cpu_count())
     for name, (models, _) in book.SIZES.items():
-        least, most = (f"{seconds * models / 60:.1f}" for seconds in (cost.least, cost.most))
-        minutes = least if least == most else f"{least} to {most}"
+        minutes = " to ".join(dict.fromkeys(f"{s * models / 60:.1f}" for s in (cost.least, cost.most)))
         yield Finding("minutes", f"{minutes} for a testbed study of {models} models, scale {name}")
 
 
-@dataclass(frozen=True)
-class Cost:
+class Cost(NamedTuple):
     """What one model of a study costs: seconds, at least and at most, to train and transfer it, and bytes to store."""
 
     least: float
@@ -145,8 +140,7 @@ def measure(study: Study, n_models: int, device: str = "auto", enough: float = 1
     """The cost of a model, from trial studies in memory; the study and its store stay as they are.
 
     At most one batch for each worker is trained, twice each for 1, 2, 4, ... epochs (or steps), until trials take
-    `enough` seconds and more epochs take longer: all else costs the same whatever their number, so two trials tell
-    what all epochs will cost, and two pairs of them how far that can be trusted.
+    `enough` seconds and more epochs take longer: two tell what all epochs cost, and two pairs how far to trust that.
 
     >>> 0 < dtl.doctor.measure(study, 8, "cpu").least
     True
@@ -154,12 +148,13 @@ def measure(study: Study, n_models: int, device: str = "auto", enough: float = 1
     workers = 1 if resolve_device(device).type == "cuda" else joblib.cpu_count()
     n_models = max(2, min(n_models, study.recipe.models_at_once * workers))
     design: Any = study.design if study.given is None else study.given
+    unit: Any = study.groups or study.unit
     length = "epochs" if study.recipe.steps is None else "steps"
     goal: int = getattr(study.recipe, length)
 
     def trial(epochs: int, n: int) -> tuple[float, Study]:
         short = replace(study.recipe, **{length: epochs})
-        new = Study(study.problem, short, design, study.transfer, None, study.seed, study.fraction, study.unit)
+        new = Study(study.problem, short, design, study.transfer, None, study.seed, study.fraction, unit)
         start = time.perf_counter()
         new.run(n, device, progress=False)
         return time.perf_counter() - start, new

@@ -1,7 +1,6 @@
 """What a study measured, without the images it was made of: of a store, of a file, or shipped with the book.
 
-A set of shipped results is a folder of `results.nc`, a tree of xarray datasets, and `manifest.json`: for each run its
-command, commit, date, hardware, versions and seconds; recipe, settings and seeds; SHA-256 of the data and of the file.
+Shipped are folders of `results.nc`, a tree of xarray datasets, and `manifest.json`: runs, settings, SHA-256.
 """
 
 import logging
@@ -36,18 +35,10 @@ FOLDER = _BESIDE / "shipped" if (_BESIDE / "shipped").is_dir() else _BESIDE.pare
 class Results:
     """What models were trained on and what they said, and the questions to it.
 
-    Attributes
-    ----------
-    data : xr.Dataset
-        Dimensions model, source, target and transfer; variables mask, seed, margin, probability, correct, prediction;
-        coordinates source (class names, or numbers of images), split, label.
-    parts : mapping
-        Further datasets by name, of results that ship: ``results["removal"]``; those of studies also as `part`.
-    manifest : dict
-        Where shipped results come from.
+    data : Dataset over model, source, target and transfer, as `Study.results` describes it
+    parts : further datasets by name, of results that ship: ``results["removal"]``; those of studies also as `part`
+    manifest : where shipped results come from
 
-    Examples
-    --------
     >>> results = dtl.results.open("imagenet20-cifar10")
     >>> results["balanced"].margin.dims
     ('transfer', 'model', 'target')
@@ -85,9 +76,9 @@ class Results:
         """One output on one split, (model, target), read when used; InputError if the study lacks it."""
         regimes, splits = (list(dict.fromkeys(self._study[name].values.tolist())) for name in ("transfer", "split"))
         transfer = transfer or regimes[0]
-        given = {"output": (output, [name for name in OUTPUTS if name in self.data])}  # results that ship hold some
-        for name, (value, known) in (given | {"transfer": (transfer, regimes), "split": (split, splits)}).items():
-            choice(value, known, f"{name} of this study")
+        choice(output, [name for name in OUTPUTS if name in self.data], "output of this study")
+        choice(transfer, regimes, "transfer of this study")
+        choice(split, splits, "split of this study")
         return self.data[output].sel(transfer=transfer).isel(target=self.data["split"].values == split)
 
     def comparable(self, output: str, transfer: str | None = None, split: str = "validation") -> xr.DataArray:
@@ -113,15 +104,13 @@ class Results:
     ) -> Influence:
         """`estimate_influence` on these models; knows its names.
 
-        Parameters
-        ----------
         method : default is "difference", or "ols" where the subsets of whole balanced blocks differ in size, so that
             the differences would share a part of the effect of the size
+        output, transfer, split : as in `outputs`
         by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
             or an int array with the group of each example
-        part : of classes or groups, "whole", "common" or "specific"; see `estimate_influence`. Whether classes are
-            helped as a whole, or each in its own way, shows in the reliabilities of the two parts
-        target : "new": errors count models and the drawing of target images; "these": models only
+        part, target : "whole", "common" or "specific", and errors on "new" target images or on "these"; see
+            `estimate_influence`
 
         >>> Results(study.results).influence(by="class").targets
         ('sky', 'chess', 'cards', 'travel')
@@ -130,10 +119,10 @@ class Results:
         settings, names = facts["settings"], facts.get("target_classes")
         masks = self.data["mask"].sel(model=chosen["model"]).values
         outputs, labels = chosen.values.astype(np.float32), chosen["label"].values
+        groups, said = by, "image" if by is None else "group"
         if isinstance(by, str):
             choice(by, ("class", "all"), "grouping by")
-        part = "common" if isinstance(by, str) and by == "all" else part
-        groups = labels if isinstance(by, str) else by
+            groups, said, part = labels, by, "common" if by == "all" else part
         few = None if groups is None or target == "these" else np.bincount(groups).min()
         if few is not None and few < FEW:
             logger.warning("%d %s images are few for a target: the errors are as uncertain as that", few, split)
@@ -142,14 +131,16 @@ class Results:
             method = "ols" if sized else "difference"
         design = settings["design"] if settings["design"] in DESIGNS else None
         found = estimate_influence(masks, outputs, method, design, groups, part, target)
-        numbers = tuple(map(str, range(found.values.shape[1])))
+        targets = tuple(map(str, range(found.values.shape[1])))
         if part == "common":
-            numbers = ("whole target",)
+            targets = ("whole target",)
+        elif said == "class" and names:
+            targets = tuple(names)
         return replace(
             found,
             sources=tuple(map(str, self.data["source"].values)),
-            targets=tuple(names) if names and part != "common" and isinstance(by, str) else numbers,
-            by=by if isinstance(by, str) else "image" if by is None else "group",
+            targets=targets,
+            by=said,
             split=split,
             output=output,
             transfer=str(chosen["transfer"].values),
@@ -174,7 +165,7 @@ class Results:
         >>> Results(study.results).save("study.nc").name
         'study.nc'
         """
-        return write(Path(out), self.to_frame() if str(out).endswith(".csv") else self._study)
+        return write(out, self.to_frame() if str(out).endswith(".csv") else self._study)
 
     def certificate(self, run: str) -> str:
         """Where one part of shipped results comes from, in four lines for a page to print.
@@ -198,7 +189,7 @@ class Results:
     @property
     def _study(self) -> xr.Dataset:
         if "mask" not in self.data:
-            parts = f"; its parts are {', '.join(self.parts)}: take one with part(name)" if self.parts else ""
+            parts = f"; take one of their parts, {', '.join(self.parts)}, with part(name)" if self.parts else ""
             raise InputError(f"these results hold no models with their subsets{parts}")
         return self.data
 
@@ -206,15 +197,11 @@ class Results:
 def open(where: str | Path, folder: str | Path | None = None) -> Results:
     """Results of a store, of a file, or shipped with the book; no images are needed.
 
-    Parameters
-    ----------
     where : folder of a store, NetCDF file that `Results.save` wrote, or name of results that ship
     folder : that holds the folder of shipped results; default is what the package ships
 
-    Raises
-    ------
-    FileNotFoundError : there are no such results; says what there is
-    InputError : a store without a finished model, or a file that is not the one that the manifest describes
+    FileNotFoundError if there are none, says what there is; InputError for a store without a finished model, or a file
+    that is not the one that the manifest describes.
 
     >>> dtl.results.open("imagenet20-cifar10")["removal"].test.dims
     ('order', 'count', 'seed')

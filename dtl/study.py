@@ -3,13 +3,14 @@
 import hashlib
 import logging
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import wraps
 from importlib.metadata import version
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -21,27 +22,36 @@ from dtl.data import TransferProblem
 from dtl.design import groups_of, subset_masks
 from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
-from dtl.engine.store import ARRAYS, FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
+from dtl.engine.store import FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
 from dtl.engine.views import done_in, save_missing, stores_of, with_views
 from dtl.engine.weights import kept_nets
 from dtl.engine.workers import Run, train
-from dtl.influence import Influence
 from dtl.models import PARALLEL
 from dtl.results import Results, results_of
 from dtl.training import Recipe, check_size, resolve_device
-from dtl.transfer import REGIMES
+from dtl.transfer import REGIMES, outputs
 
 if TYPE_CHECKING:
     from distributed import Client
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _of_finished(method: Callable[Concatenate[Results, P], T]) -> Callable[Concatenate["Study", P], T]:
+    """A method of `Results` as one of `Study`, on the models that are finished when it is called."""
+
+    @wraps(method)
+    def ask(study: "Study", *options: P.args, **named: P.kwargs) -> T:
+        return method(Results(study.results), *options, **named)
+
+    return ask
 
 
 class Study:
     """Source models on subsets of the source, each transferred to the target.
 
-    Parameters
-    ----------
     problem : what to train on and transfer to
     recipe : training and transfer settings; default `Recipe()`
     design : "balanced", "random" or "paired" (see `subset_masks`), or subsets of your own, bool (models, units)
@@ -50,10 +60,10 @@ class Study:
         store of another one is refused, unless that has saved no model
     seed : subsets, initial weights and order of examples are functions of it and of a model's number
     fraction : share of the units in a subset, for design "random"
-    unit : what a subset holds or leaves out, and so what influences are influences of: "class", "example", or groups of
-        classes, as the group of each class in a list or by the name of the class in a mapping
-    weights : folder where source weights are kept (safetensors, a file a model); source models that are there, from
-        this study or from one with another target, are not trained again
+    unit : what a subset holds or leaves out, and so has an influence: "class", "example", or groups of classes, as the
+        group of each class in a list or by the name of the class in a mapping
+    weights : folder that keeps source weights (safetensors); models that are there, also from a study with another
+        target, are not trained again
 
     >>> study = dtl.Study(problem, dtl.Recipe(epochs=1)).run(4, progress=False)
     >>> study.influence(by="class").values.shape
@@ -76,10 +86,8 @@ class Study:
         self.problem, self.recipe, self.fraction = problem, recipe or Recipe(), fraction
         self.seed = whole("seed", seed, 0)
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
-        if not self.transfer or set(self.transfer) - set(REGIMES):
-            raise InputError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}")
-        if len(set(self.transfer)) < len(self.transfer):
-            raise InputError(f"transfer names a regime twice: {self.transfer}")
+        if not self.transfer or set(self.transfer) - set(REGIMES) or len(set(self.transfer)) < len(self.transfer):
+            raise InputError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}, each once")
         if self.recipe.model not in PARALLEL and self.recipe.models_at_once > 1:
             raise InputError(f"{self.recipe.model} trains one model at a time: set models_at_once=1 in the recipe")
         self.groups = None if isinstance(unit, str) else groups_of(problem.source.classes, unit)  # of each class
@@ -88,11 +96,9 @@ class Study:
         n_units = problem.source.n_classes if self.unit == "class" else len(problem.source)
         self.n_units = len(set(self.groups or range(n_units)))
         check_size(self.recipe, *problem.source.size)
-        if isinstance(design, str):
-            self.design, self.given = design, None
-            subset_masks(self.n_units, 2, design, fraction, self.seed)  # raises now what it would raise later
-        else:
-            self.design, self.given = None, self._given(design)
+        self.design = design if isinstance(design, str) else None
+        self.given = None if isinstance(design, str) else np.array(design, order="C")  # a copy, which nobody changes
+        self._subsets(2 if self.given is None else None)  # raises now what it would raise later
         fragile = [part for part in ("source", "target_train") if problem.parts[part].still]
         if self.recipe.augment and fragile:
             raise InputError(
@@ -100,7 +106,7 @@ class Study:
                 "recipe, or plant something that does, such as a tint"
             )
         self.store = Store(store, self.settings)
-        self.stores = {"": self.store, **stores_of(self.store, problem)}
+        self.stores = stores_of(self.store, problem)
 
     def __repr__(self) -> str:
         done = self.results.sizes["model"] if self.store.ready else 0
@@ -137,23 +143,17 @@ class Study:
     ) -> "Study":
         """Train those of the models `start` to `n_models` - 1 that are missing; a batch is saved when it is done.
 
-        Parameters
-        ----------
-        n_models : models that the study shall have; may be left out when you gave the subsets
-        device : "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", of each worker
-        client : a `distributed.Client` whose workers train the batches, one each at a time; without one, a thread a
-            core, or the GPU. Workers open data and store by name; those that do not see the store send their outputs
-        progress : show models done, rate and time left
-        start : first model to train, to share a study between stores that are merged later
-        repair : read the whole store first and train the models of damaged chunks again
-        workers : processes of this machine that share the work, and on "cuda" its GPUs; small nets leave a GPU idle
-            unless there are several
-
         A killed run loses the batches in flight; `run` again gives the arrays of an uninterrupted run.
 
-        Raises
-        ------
-        Diverged : some models did, a RuntimeError; all others are saved
+        n_models : models that the study shall have; may be left out when you gave the subsets
+        device : "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", of each worker
+        client : a `distributed.Client` whose workers train the batches, one each at a time, and open data and store by
+            name; without one, a thread a core, or the GPU
+        start : first model to train, to share a study between stores that are merged later
+        repair : read the whole store first and train the models of damaged chunks again
+        workers : processes of this machine that share the work, and on "cuda" its GPUs, which small nets leave idle
+
+        Diverged, a RuntimeError, if some models did; all others are saved.
 
         >>> dtl.Study(problem, dtl.Recipe(epochs=1)).run(2, progress=False).run(4, progress=False)  # trains 2 more
         Study(testbed-0: 4 models done, balanced subsets, fixed)
@@ -169,9 +169,8 @@ class Study:
             raise InputError("give workers (processes of this machine) or client (a Dask cluster), not both")
         diverged, seeds = [], self.seeds(len(masks))
         with self.store.lock():
-            for view, store in self.stores.items() if repair else ():
-                for chunk in store.repair(("mask", "seed", "logits") if view else ARRAYS):
-                    logger.warning("%s of %s was damaged: its models are not done", chunk, store.zarr)
+            for store in self.stores.values() if repair else ():
+                store.repair()
             root, run = self._prepare(masks, device)
             done, size = done_in(self.stores, len(masks)), self.recipe.models_at_once
             done[:start] = True
@@ -184,7 +183,7 @@ class Study:
                 for batch in trained:
                     if batch.outputs is not None:
                         save_missing(self.stores, run.id, batch.rows, batch.outputs)
-                    self.store.record(root, device=batch.device)
+                    self.store.record(root, batch.device)
                     diverged.extend(batch.diverged.tolist())
                     bar.update(len(batch.rows))
         if diverged:
@@ -195,11 +194,7 @@ class Study:
         return self
 
     def merge(self, other: str | Path | ZarrStore) -> "Study":
-        """Copy the models that only another store of this study has done.
-
-        Raises
-        ------
-        ValueError : the other store holds another study, or models of both stores differ; nothing is copied then
+        """Copy the models that only another store of this study has done; InputError if models of both differ.
 
         >>> from zarr.storage import MemoryStore
         >>> half, quick = MemoryStore(), dtl.Recipe(epochs=1, models_at_once=2)
@@ -214,38 +209,27 @@ class Study:
         n_models = int(np.flatnonzero(marks_of(there).done).max(initial=1)) + 1
         with self.store.lock():
             root, _ = self._prepare(self._subsets(n_models), "", merged=there.attrs["runs"])
-            self.store.merge(root, there, tuple(OUTPUTS))
+            self.store.merge(root, there)
         return self
 
     def _subsets(self, n_models: int | None) -> np.ndarray:
+        """The classes, or images, of each model, bool (n_models, classes or images)."""
         if self.given is not None:
+            if self.given.dtype != bool or self.given.shape[1:] != (self.n_units,) or len(self.given) < 2:
+                units = "groups" if self.groups else "classes" if self.unit == "class" else "examples"
+                raise InputError(
+                    f"given subsets must be bool, two or more models x {self.n_units} {units}, not {self.given.dtype} "
+                    f"{self.given.shape}"
+                )
             if n_models is not None and not 2 <= n_models <= len(self.given):
                 raise InputError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
-            return self._checked(self._classes(self.given[:n_models]))
-        if not isinstance(n_models, Integral) or self.design is None:
+            masks = self.given[:n_models]
+        elif self.design is None or not isinstance(n_models, Integral):
             raise InputError(f"run needs the number of models, not {n_models!r}")
-        return self._checked(self._classes(subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed)))
-
-    def _classes(self, masks: np.ndarray) -> np.ndarray:
-        return masks if self.groups is None else masks[:, np.unique(self.groups, return_inverse=True)[1]]
-
-    def seeds(self, n_models: int) -> np.ndarray:
-        """One seed per model, int64 (n_models,), each a function of (study seed, model number)."""
-        sequences = (np.random.SeedSequence([self.seed, j]) for j in range(n_models))
-        return np.array([int(s.generate_state(1, np.uint64)[0]) >> 1 for s in sequences], dtype=np.int64)
-
-    def _given(self, masks: np.ndarray) -> np.ndarray:
-        masks = np.array(masks, order="C")  # a copy: who changes the array later must not change the study
-        if masks.dtype != bool or masks.ndim != 2 or masks.shape[1] != self.n_units or len(masks) < 2:
-            units = "groups" if self.groups else {"class": "classes", "example": "examples"}[self.unit]
-            raise InputError(
-                f"given subsets must be bool, two or more models x {self.n_units} {units}, not {masks.dtype} "
-                f"{masks.shape}"
-            )
-        self._checked(self._classes(masks))
-        return masks
-
-    def _checked(self, masks: np.ndarray) -> np.ndarray:
+        else:
+            masks = subset_masks(self.n_units, n_models, self.design, self.fraction, self.seed)
+        if self.groups is not None:
+            masks = masks[:, np.unique(self.groups, return_inverse=True)[1]]
         labels, n_classes = self.problem.source.labels.numpy(), self.problem.source.n_classes
         for number, mask in enumerate(masks):
             classes = mask.sum() if self.unit == "class" else np.count_nonzero(np.bincount(labels[mask], minlength=1))
@@ -256,34 +240,46 @@ class Study:
                 )
         return masks
 
+    def seeds(self, n_models: int) -> np.ndarray:
+        """One seed per model, int64 (n_models,), each a function of (study seed, model number)."""
+        sequences = (np.random.SeedSequence([self.seed, j]) for j in range(n_models))
+        return np.array([int(s.generate_state(1, np.uint64)[0]) >> 1 for s in sequences], dtype=np.int64)
+
     def _prepare(self, masks: np.ndarray, device: str, **facts: object) -> tuple[zarr.Group, Run]:
         """The store open for writing, and the run that has been entered there."""
         run = Run(uuid.uuid4().hex, self.settings, device, self.weights)
         targets = [self.problem.parts[f"target_{split}"] for split in SPLITS]
         labels = np.concatenate([target.labels.numpy() for target in targets])
         split = np.repeat(np.arange(2, dtype=np.int8), [len(target) for target in targets])
-        date = datetime.now(UTC).isoformat(timespec="seconds")
+        units = "source" if self.unit == "class" else "packed_source"
+        per_model = {
+            "mask": xr.Variable(("model", units), masks if self.unit == "class" else np.packbits(masks, axis=1)),
+            "seed": xr.Variable("model", self.seeds(len(masks))),
+        }
+
+        def room(dtype: str, width: int) -> xr.Variable:  # which takes no memory
+            shape = (len(self.transfer), len(masks), width)
+            return xr.Variable(("transfer", "model", "target"), np.broadcast_to(np.zeros((), dtype), shape))
+
         versions = {name: version(name) for name in ("dtl", "torch", "torchvision", "numpy", "zarr")}
-        per_model = {"mask": masks if self.unit == "class" else np.packbits(masks, axis=1)}
-        common: dict[str, Any] = dict(
-            per_model=per_model | {"seed": self.seeds(len(masks))},
-            batch=self.recipe.models_at_once,
-            attributes={
-                "problem": self.problem.name,
-                "origin": self.problem.origin,
-                "source_classes": self.problem.source.classes,
-                "target_classes": self.problem.target_train.classes,
-                "n_units": self.n_units,
-            },
-            run={"id": run.id, "date": date, "models": len(masks), "device": "", **versions, **facts},
-        )
-        shape = len(self.transfer), len(labels)
-        root = self.store.prepare({"label": labels, "split": split}, outputs=OUTPUTS, shape=shape, **common)
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        entry = {"id": run.id, "date": date, "models": len(masks), "device": "", **versions, **facts}
+        about = {
+            "problem": self.problem.name,
+            "origin": self.problem.origin,
+            "source_classes": self.problem.source.classes,
+            "target_classes": self.problem.target_train.classes,
+            "n_units": self.n_units,
+        }
+        roots = []
         for view, store in self.stores.items():
             if view:
-                logits = shape[0], shape[1] * self.problem.target_train.n_classes
-                store.prepare({}, outputs={"logits": "float32"}, shape=logits, **common)
-        return root, run
+                data = per_model | {"logits": room("float32", len(labels) * self.problem.target_train.n_classes)}
+            else:
+                known = {"label": xr.Variable("target", labels), "split": xr.Variable("target", split)}
+                data = known | per_model | {name: room(dtype, len(labels)) for name, dtype in OUTPUTS.items()}
+            roots.append(store.prepare(data, self.recipe.models_at_once, about, entry))
+        return roots[0], run
 
     @property
     def results(self) -> xr.Dataset:
@@ -298,7 +294,7 @@ class Study:
             raise InputError("this study has no results yet: call run(n_models) first")
         results = results_of(self.store.open())
         roots = {view: store.open() for view, store in self.stores.items() if view and store.ready}
-        return with_views(results, roots) if len(roots) == len(self.stores) - 1 > 0 else results
+        return with_views(results, roots, outputs) if len(roots) == len(self.stores) - 1 > 0 else results
 
     @property
     def masks(self) -> np.ndarray:
@@ -306,27 +302,8 @@ class Study:
         return Results(self.results).masks
 
     nets = kept_nets
-
-    def outputs(self, output: str = "margin", transfer: str | None = None, split: str = "validation") -> np.ndarray:
-        """One output of every finished model on one split, float32 (models, n); the default transfer is the first."""
-        return Results(self.results).outputs(output, transfer, split)
-
-    def influence(
-        self,
-        method: str | None = None,
-        output: str = "margin",
-        transfer: str | None = None,
-        split: str = "validation",
-        by: str | np.ndarray | None = None,
-        part: str = "whole",
-        target: str = "new",
-    ) -> Influence:
-        """`estimate_influence` on the finished models: see `Results.influence`.
-
-        >>> study.influence(by="class").reliability.shape
-        (4,)
-        """
-        return Results(self.results).influence(method, output, transfer, split, by, part, target)
+    outputs = _of_finished(Results.outputs)
+    influence = _of_finished(Results.influence)
 
     def influence_to_zarr(
         self,
@@ -344,7 +321,8 @@ class Study:
         24
         """
         outputs = Results(self.results).comparable(output, transfer, split)
-        masks: Any = self.results["mask"] if self.groups else read(self.store.open(), "mask")
-        models = np.isin(self.results["model"], outputs["model"]) if self.groups else outputs["model"].values
-        n_units = None if self.unit == "class" else self.n_units
-        return influence_to_zarr(masks.isel(model=models).data, outputs.data, store, self.design, n_units, tile)
+        if self.unit == "class":
+            masks, n_units = self.results["mask"].sel(model=outputs["model"]), None
+        else:  # which stay packed
+            masks, n_units = read(self.store.open(), "mask").isel(model=outputs["model"].values), self.n_units
+        return influence_to_zarr(masks.data, outputs.data, store, self.design, n_units, tile)

@@ -12,7 +12,6 @@ import dtl._checks
 import dtl.datasets.saved
 from dtl.datasets import overlays
 from dtl.engine import weights, workers
-from dtl.engine.views import outputs_of
 
 SQUARE, BLUR = overlays.Square(), overlays.Blur()
 
@@ -66,14 +65,6 @@ def test_views_are_what_models_say_of_the_changed_images(problem, recipe):
     test = study.results.split.values == "test"
     np.testing.assert_array_equal(logits.argmax("class")[..., test], study.results.prediction[..., test])
     assert study.influence(split="test/square", by="class").values.shape == (24, 4)
-
-
-def test_outputs_of_logits_are_those_of_transfer():
-    logits = torch.randn(3, 20, 5, generator=torch.Generator().manual_seed(0)) * 8
-    labels = torch.arange(20) % 5
-    ours, theirs = outputs_of(logits.numpy(), labels.numpy()), dtl.transfer.outputs(logits, labels)
-    for name, values in ours.items():
-        np.testing.assert_allclose(values, getattr(theirs, name).numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_scratch_is_training_on_the_target_alone(problem, recipe):

@@ -18,21 +18,21 @@ from dtl._estimators import checked, difference, from_first, precision, reliabil
 from dtl.design import checked_design
 from dtl.engine.store import local_folder
 
-ENDINGS = (".nc", ".zarr.zip")
+
+def check_file(out: str | Path | None, *endings: str) -> None:
+    """InputError if `write` could not write there, asked before the results are computed."""
+    if out is None:
+        return
+    if not str(out).endswith(endings):
+        raise InputError(f"cannot write {Path(out).name}: end it with {' or '.join(endings)}")
+    if not Path(out).parent.is_dir():
+        raise InputError(f"{Path(out).parent} is no folder: make it, or write elsewhere")
 
 
-def check_file(out: Path, *endings: str) -> Path:
-    """The file; InputError if `write` could not write there, asked before the results are computed."""
-    if not out.name.endswith(endings):
-        raise InputError(f"cannot write {out.name}: end it with {' or '.join(endings)}")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent} is no folder: make it, or write elsewhere")
-    return out
-
-
-def write(out: Path, data: pd.DataFrame | xr.Dataset) -> Path:
+def write(out: str | Path, data: pd.DataFrame | xr.Dataset) -> Path:
     """A table as CSV, results as NetCDF or zipped Zarr by the file's ending; nothing is left if it fails half-way."""
-    check_file(out, *((".csv",) if isinstance(data, pd.DataFrame) else ENDINGS[:2]))
+    check_file(out, *((".csv",) if isinstance(data, pd.DataFrame) else (".nc", ".zarr.zip")))
+    out = Path(out)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         partial = Path(folder, out.name)
         if isinstance(data, pd.DataFrame):
@@ -65,29 +65,17 @@ def influence_to_zarr(
     """`estimate_influence(masks, outputs, "difference", design)` from disk to disk, for more than memory holds.
 
     A tile is a block of source examples against a block of targets, over all models; dask reads what it needs and
-    writes each tile when it is solved. A folder appears under its name when it is complete.
+    writes each tile when it is solved. A folder appears under its name when it is complete; one that exists is refused.
 
-    Parameters
-    ----------
-    masks : NumPy, Zarr or dask array, bool (m, K) or, packed by `np.packbits(masks, axis=1)`, uint8 (m, ceil(K / 8))
-    outputs : NumPy, Zarr or dask array, (m, n)
-    store : new folder, or Zarr store, of the influences
-    design : "balanced", "random", "paired", or None to recognise it
+    masks, outputs : NumPy, Zarr or dask arrays, (m, K) and (m, n); masks bool, or uint8 (m, ceil(K / 8)) as
+        `np.packbits(masks, axis=1)` packs them
+    store : new folder, or Zarr store, of `influence` and `stderr` (source, target) and `reliability` (target)
     n_units : K, for packed masks
     tile : s source examples (a multiple of 8) x t targets, about ``2 m s + 4 m t + 5 s t`` numbers for each thread of
         dask. Masks whose chunks span K are held whole besides: pack them
 
-    Returns
-    -------
-    Dataset, read when used: `influence` and `stderr` (source, target), `reliability` (target)
-
-    Raises
-    ------
-    InputError : as `estimate_influence`, or the folder exists
-
     >>> masks = np.packbits(study.masks, axis=1)
-    >>> found = influence_to_zarr(masks, study.outputs(), "influence.zarr", n_units=24)
-    >>> dict(found.sizes)
+    >>> dict(influence_to_zarr(masks, study.outputs(), "influence.zarr", n_units=24).sizes)
     {'source': 24, 'target': 40}
     """
     z, y = (a if isinstance(a, da.Array) else da.from_array(a, name=False) for a in (masks, outputs))
@@ -166,19 +154,18 @@ def save(folder: str | Path, parts: dict[str, xr.Dataset], facts: dict[str, Any]
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.nc"
 
-    def packing(v: xr.Variable) -> dict[str, Any]:
-        if v.dtype.kind in "OUT":
-            return {"dtype": "S1", "zlib": True}  # strings of any length take thirty bytes each
-        whole = (
-            {"chunksizes": (*[1] * (v.ndim - 2), *v.shape[-2:])} if v.size else {}
-        )  # a tenth smaller than h5py's own
-        return {"zlib": True, "complevel": 9, "shuffle": True, **whole}
-
-    encoding = {n.path: {name: packing(v) for name, v in n.variables.items() if v.ndim} for n in tree.subtree}
+    encoding = {n.path: {name: _packing(v) for name, v in n.variables.items() if v.ndim} for n in tree.subtree}
     tree.to_netcdf(file, engine="h5netcdf", encoding=encoding)
     facts = facts | {"files": {file.name: hashlib.sha256(file.read_bytes()).hexdigest()}}
     (folder / "manifest.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", "utf8")
     return folder
+
+
+def _packing(v: xr.Variable) -> dict[str, Any]:
+    if v.dtype.kind in "OUT":
+        return {"dtype": "S1", "zlib": True}  # strings of any length take thirty bytes each
+    packing = {"zlib": True, "complevel": 9, "shuffle": True}
+    return packing | ({"chunksizes": (*[1] * (v.ndim - 2), *v.shape[-2:])} if v.size else {})  # smaller than h5py's own
 
 
 def rounded(values: xr.DataArray, bits: int = 8) -> xr.DataArray:

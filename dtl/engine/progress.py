@@ -12,8 +12,7 @@ from tqdm import tqdm
 def progress(total: int, unit: str, label: str, show: bool = True) -> Iterator[tqdm]:
     """A bar with count, rate and time left, then one printed line with the time taken.
 
-    The bar goes to standard error; under `DTL_PROGRESS=line` (set by the book build) only the printed
-    line appears. `show=False` prints nothing.
+    Under `DTL_PROGRESS=line` (set by the book build) only the printed line appears, under `show=False` nothing.
 
     >>> with progress(2, "model", "source models") as bar:
     ...     bar.update(2)

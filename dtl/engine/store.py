@@ -12,9 +12,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from zlib import crc32
@@ -23,6 +22,7 @@ import dask.array
 import numpy as np
 import xarray as xr
 import zarr
+from dask.array.core import normalize_chunks, slices_from_chunks
 from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -36,6 +36,7 @@ FORMAT = 3
 SPLITS = ("validation", "test")  # in the order of the target axis
 OUTPUTS = {"margin": "float32", "probability": "float32", "correct": "bool", "prediction": "int16"}
 ARRAYS = ("label", "split", "mask", "seed", *OUTPUTS)
+MARKS = ("done", "digest")
 CODECS = (ZstdCodec(), Crc32cCodec())
 FILL = {"f": np.nan, "i": -1, "b": False, "u": 0}
 WRITE_ALL: Any = {"write_empty_chunks": True}  # also chunks of zeros: one that is missing has been lost
@@ -60,8 +61,6 @@ class Durable(LocalStore):
 class Store:
     """Arrays over models that grow, and that a kill at any moment leaves consistent.
 
-    Parameters
-    ----------
     location : folder, a Zarr store, or None for memory
     settings : what decides the numbers; a store that was made with others is refused
 
@@ -74,6 +73,9 @@ class Store:
             location = Durable(local_folder(location))
         self.zarr: ZarrStore = MemoryStore() if location is None else location
         self.settings = settings
+        self.folder: Path | None = None  # where other processes find it, unless it is in memory or of another kind
+        if isinstance(self.zarr, LocalStore) and type(self.zarr) in (LocalStore, Durable):
+            self.folder = self.zarr.root.absolute()
         if self.ready:
             try:
                 marks_of(self.open())  # says what has been lost
@@ -81,31 +83,19 @@ class Store:
                 logger.warning("%s", error)
 
     @property
-    def folder(self) -> Path | None:
-        """Where other processes find the store; None for one in memory or of another kind."""
-        known = isinstance(self.zarr, LocalStore) and type(self.zarr) in (LocalStore, Durable)
-        return self.zarr.root.absolute() if known else None  # pyright: ignore[reportAttributeAccessIssue]
-
-    @property
     def exists(self) -> bool:
         """Whether a study is there; in a folder, which has a lock, one without models leaves it to other settings."""
-        root = self._group()
-        if root is not None and not root.attrs and not [*root]:  # a kill right after its making
-            return False
-        other = root is not None and _differences(root.attrs.get("settings"), self.settings)
-        return root is not None and not (other and self.folder is not None and _unused(root))
-
-    def _group(self) -> zarr.Group | None:
-        """The group that is there; InputError for anything else, which must not be written into."""
         try:
-            return _open(self.zarr)
+            root = _open(self.zarr)
         except FileNotFoundError:
-            folder = self.folder
-            kept = sorted(folder.iterdir()) if folder and folder.is_dir() else []
+            kept = sorted(self.folder.iterdir()) if self.folder and self.folder.is_dir() else []
             kept = [path.name for path in kept if path.name[0] != "." and path.suffix != ".partial"]  # of a kill
             if kept and "zarr.json" not in kept:  # another process may just have begun
-                raise InputError(f"{folder} holds {kept[0]!r} but no study: give another or an empty folder") from None
-            return None
+                raise InputError(
+                    f"{self.folder} holds {kept[0]!r} but no study: give another or an empty folder"
+                ) from None
+            return False
+        return self.folder is None or not _differences(root.attrs["settings"], self.settings) or not _unused(root)
 
     @property
     def ready(self) -> bool:
@@ -115,72 +105,53 @@ class Store:
     def open(self, mode: Literal["r", "r+"] = "r") -> zarr.Group:
         """The group, after a check that it holds this study."""
         root = _open(self.zarr, mode)
-        if "settings" not in root.attrs:
-            raise InputError(f"{self.zarr} holds Zarr data but no study: give another folder")
-        differences = _differences(root.attrs["settings"], self.settings)
-        if differences:
+        if differences := _differences(root.attrs["settings"], self.settings):
             raise InputError(
                 f"{self.zarr} holds another study ({'; '.join(differences)}): use its settings, or another folder"
             )
         return _sealed(root)
 
     def open_during(self, run: str) -> zarr.Group | None:
-        """The group open for writing while `run` is its latest run, otherwise None.
-
-        A worker asks before it saves: its machine may not see the coordinator's disk, and a worker that outlived its
-        coordinator must not write into the run of the next one.
-        """
+        """The group open for writing while `run` is its latest run, otherwise None: a worker may outlive its run."""
         if not self.exists:
             return None
         root = self.open("r+")
-        runs: Any = root.attrs["runs"]
-        return root if runs and runs[-1]["id"] == run else None
+        return root if [one["id"] for one in _facts(root)["runs"][-1:]] == [run] else None
 
     def prepare(
-        self, constants: Mapping[str, np.ndarray], per_model: Mapping[str, np.ndarray], outputs: Mapping[str, str],
-        shape: tuple[int, int], batch: int, attributes: Mapping[str, object], run: Mapping[str, Any],
-    ) -> zarr.Group:  # fmt: skip
+        self, data: Mapping[str, xr.Variable], batch: int, facts: Mapping[str, object], run: Mapping[str, Any]
+    ) -> zarr.Group:
         """The group open for writing, with room for every model; may be repeated after a kill at any point.
 
-        constants : (target,) arrays;  per_model : arrays with models first, then source, or uint8 of eight each
-        outputs : name -> dtype of arrays (transfer, model, target), with (transfers, targets) = `shape`
+        data : all arrays; of outputs, which have "transfer" as their first dimension, only the room
         """
         if self.zarr.read_only:
             raise OSError(errno.EROFS, f"{self.zarr} is read-only: open it for writing, or give another folder")
-        n = len(next(iter(per_model.values())))
-        columns = [*per_model, *(f"{name}/{t}" for name in outputs for t in range(shape[0]))]
-        like = {
-            "done": (("model",), np.zeros(n, bool)),
-            "digest": (("model", "column"), np.zeros((n, len(columns)), "u4")),
-        }
-        like |= {name: (("target",), values) for name, values in constants.items()}
-        for name, values in per_model.items():
-            units = "packed_source" if values.dtype == np.uint8 else "source"
-            like[name] = ("model", units)[: values.ndim], values
-        for name, dtype in outputs.items():
-            nothing = np.broadcast_to(np.zeros((), dtype), (shape[0], n, shape[1]))  # which takes no memory
-            like[name] = ("transfer", "model", "target"), nothing
+        columns = [name for name, v in data.items() if v.dims[0] == "model"]
+        for name, v in data.items():
+            columns += [f"{name}/{t}" for t in range(v.sizes.get("transfer", 0))]
+        done = np.zeros(data["seed"].sizes["model"], bool)
+        digest = np.zeros((len(done), len(columns)), "u4")
+        like = {"done": xr.Variable("model", done), "digest": xr.Variable(("model", "column"), digest), **data}
         with self.writing("the settings of the study"):
             if not self.exists:
-                if self._group() is None:
-                    zarr.create_group(self.zarr)
-                root = zarr.open_group(self.zarr, mode="r+")
+                begun = _with_seal({"settings": self.settings, "runs": [], **facts})
+                root = zarr.open_group(self.zarr, mode="a", attributes=dict(begun))
                 for name in (name for name in like if name in root):  # of a study without models
                     del root[name]  # and nothing else: weights and notes may lie beside
-                _seal(root, {"settings": self.settings, "runs": [], **attributes})
+                root.attrs.put(begun)
             root = self.open("r+")
-            facts: Any = root.attrs.asdict()
-            if facts["runs"] and not _columns(root):
+            known = _facts(root)
+            if known["runs"] and not _columns(root):
                 del like["digest"]  # a store of dtl 0.1 goes on without
-            for name, (dims, values) in like.items():
-                array = _room(root, name, dims, values, batch, columns)
-                if name in constants or name in per_model:
-                    array[: len(values)] = values
-            facts["constants"] = {
-                name: _digests(name, [0], values[None]).tolist() for name, values in constants.items()
-            }
-            facts["arrays"] = {name: _described(array_of(root, name)) for name in like}
-            _seal(root, {**facts, "runs": [*facts["runs"], run]})
+            for name, v in like.items():
+                array = _room(root, name, v, batch, columns)
+                if name in data and "transfer" not in v.dims:
+                    array[: len(v)] = v.values
+            constants = {name: v.values[None] for name, v in data.items() if "model" not in v.dims}
+            known["constants"] = {name: _digests(name, [0], values).tolist() for name, values in constants.items()}
+            known["arrays"] = {name: _described(array_of(root, name)) for name in like}
+            root.attrs.put(_with_seal(known | {"runs": [*known["runs"], run]}))
         return root
 
     def save(self, root: zarr.Group, rows: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
@@ -198,49 +169,47 @@ class Store:
                 array_of(root, "digest").oindex[rows] = found
             array_of(root, "done").oindex[rows] = True
 
-    def record(self, root: zarr.Group, **facts: str) -> None:
-        """Add facts to the record of the latest run; a second value of one is added to the first."""
-        runs: Any = root.attrs["runs"]
-        latest = dict(runs[-1])
-        for name, value in facts.items():
-            known = latest[name].split(", ") if latest.get(name) else []
-            latest[name] = ", ".join(known if value in known else [*known, value])
-        if latest != runs[-1]:
+    def record(self, root: zarr.Group, device: str) -> None:
+        """Add a device to the record of the latest run."""
+        *before, latest = _facts(root)["runs"]
+        known = [name for name in latest["device"].split(", ") if name]
+        if device not in known:
+            latest["device"] = ", ".join([*known, device])
             with self.writing("the record of the run"):
-                _seal(root, {**root.attrs.asdict(), "runs": [*runs[:-1], latest]})
+                root.attrs.put(_with_seal(_facts(root) | {"runs": [*before, latest]}))
 
-    def repair(self, names: Sequence[str]) -> list[str]:
-        """Empty every chunk that is damaged, or missing though its models are done; these models are not done then.
-
-        Returns the names of the chunks. A run fills them again.
-        """
+    def repair(self) -> None:
+        """Empty every chunk that is damaged, so that its models are not done and a run trains them again."""
         if not self.ready:
-            return []
-        root, repaired = self.open("r+"), []
-        done = array_of(root, "done")
-        known: Any = root.attrs.get("arrays", ("done", *names))
-        first = ("done", "digest")  # which tell of the others
-        for name in (*(name for name in first if name in known), *(name for name in known if name not in first)):
-            array = array_of(root, name)
-            checked = _Checked(root, array, None if name in ("done", "digest") else marks_of(root, search=False))
-            for chunk, region in _chunks(array):
-                try:
-                    checked[region]
-                except ValueError:
-                    repaired.append(chunk)
-                    models = dict(zip(_dims(array), region, strict=True)).get("model", slice(0))
-                    with self.writing(f"the repair of {chunk}"):
-                        done[models] = False  # first, so that a kill in between shows no empty chunk
-                        array[region] = array.fill_value
-        return repaired
+            return
+        root = self.open("r+")
+        known = _known(root)
+        for name in (name for name in MARKS if name in known):  # first: they tell of the others
+            self._repair(root, name, None)
+        marks = marks_of(root)
+        for name in (name for name in known if name not in MARKS):
+            self._repair(root, name, marks)
 
-    def merge(self, root: zarr.Group, other: zarr.Group, names: Sequence[str]) -> None:
-        """Copy arrays `names` of the models that are done only in `other`; InputError if any others differ."""
+    def _repair(self, root: zarr.Group, name: str, marks: "Marks | None") -> None:
+        array = array_of(root, name)
+        checked = _Checked(root, array, marks)
+        for chunk, region in _chunks(array):
+            try:
+                checked[region]
+            except ValueError:
+                logger.warning("%s of %s was damaged: its models are not done", chunk, self.zarr)
+                models = dict(zip(_dims(array), region, strict=True)).get("model", slice(0))
+                with self.writing(f"the repair of {chunk}"):
+                    array_of(root, "done")[models] = False  # first, so that a kill in between shows no empty chunk
+                    array[region] = array.fill_value
+
+    def merge(self, root: zarr.Group, other: zarr.Group) -> None:
+        """Copy the outputs of the models that are done only in `other`; InputError if any others differ."""
         both = [(group, marks_of(group)) for group in (root, other)]
         mine, theirs = (np.flatnonzero(marks.done) for _, marks in both)
-        here, there = ({name: read(group, name, marks) for name in names} for group, marks in both)
+        here, there = ({name: read(group, name, marks) for name in OUTPUTS} for group, marks in both)
         common, new = np.intersect1d(theirs, mine), np.setdiff1d(theirs, mine)
-        differ = [(here[n][:, common] != there[n][:, common]).any(("transfer", "target")) for n in names]
+        differ = [(here[n][:, common] != there[n][:, common]).any(("transfer", "target")) for n in OUTPUTS]
         differing = common[np.any(differ, axis=0)]
         if len(differing):
             raise InputError(
@@ -248,7 +217,7 @@ class Store:
                 "versions?): merge stores that share no models"
             )
         for rows in np.split(new, np.flatnonzero(np.diff(new // array_of(root, "done").chunks[0])) + 1):
-            self.save(root, rows, {name: np.asarray(there[name][:, rows]) for name in names})
+            self.save(root, rows, {name: np.asarray(there[name][:, rows]) for name in OUTPUTS})
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
@@ -256,13 +225,11 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                message = (
-                    f"disk full while saving {what} to {self.zarr}: all saved before is safe; free space and run again"
-                )
-            else:
-                message = f"cannot save {what} to {self.zarr} ({error}): give a folder that you may write to"
-            raise OSError(error.errno, message) from error
+            raise OSError(
+                error.errno,
+                f"cannot save {what} to {self.zarr} ({error}): all saved before is safe; free space and run again, or "
+                "give a folder that you may write to",
+            ) from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -274,29 +241,25 @@ class Store:
             self.zarr.root.parent.mkdir(parents=True, exist_ok=True)
             path = Path(f"{self.zarr.root}.lock")
             path.touch()  # where it cannot be made, FileLock would wait forever
-            lock = FileLock(path)
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                logger.warning("another process is writing %s: waiting for it to end", self.zarr.root)
-                lock.acquire()
+        lock = FileLock(path)
         try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("another process is writing %s: waiting for it to end", self.zarr.root)
+            held = lock.acquire()
+        with held:
             yield
-        finally:
-            lock.release()
 
 
 def open_store(location: str | Path) -> zarr.Group:
     """The group of a study in a folder, read-only; InputError if there is none. No data is loaded."""
     try:
         root = _open(LocalStore(local_folder(location), read_only=True))
-        settings: Any = root.attrs["settings"]
-    except (FileNotFoundError, NotADirectoryError, KeyError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{location} holds no study: give the folder that a study is stored in") from error
-    if settings["format"] != FORMAT:
-        raise InputError(
-            f"{location} has format {settings['format']} and this dtl reads {FORMAT}: use the dtl that made it"
-        )
+    found = _facts(root)["settings"]["format"]
+    if found != FORMAT:
+        raise InputError(f"{location} has format {found} and this dtl reads {FORMAT}: use the dtl that made it")
     return _sealed(root)
 
 
@@ -323,29 +286,27 @@ class Marks(NamedTuple):
     digests: dict[str, np.ndarray]
 
 
-def marks_of(root: zarr.Group, search: bool = True) -> Marks:
+def marks_of(root: zarr.Group) -> Marks:
     """What a group says of its models. Those that lost a file are not done, and a warning says so.
 
-    search : whether to look for each file, which is quick in a folder only; elsewhere the digests miss it when it is
-        read
+    Elsewhere than in a folder, where a look for each file is slow, their digests miss it when it is read.
     """
-    lost, folder, columns = [], _folder(root), _columns(root)
-
-    def here(name: str) -> np.ndarray:  # not as tasks, which inside a Dask worker would let the next batch begin
-        return read(root, name).compute(scheduler="synchronous").values
-
-    done = here("done")
-    digests = dict(zip(columns, here("digest").T, strict=True)) if columns else {}
-    saved = np.zeros_like(done) if not columns else digests["seed"][: len(done)] > 0
+    # not as tasks, which inside a Dask worker would let the next batch begin
+    done, *rest = (
+        read(root, name).compute(scheduler="synchronous").values for name in MARKS if name in ("done", *_known(root))
+    )
+    digests = dict(zip(_columns(root), rest[0].T, strict=True)) if rest else {}
+    saved = digests["seed"][: len(done)] > 0 if rest else np.zeros_like(done)
     saved = done | np.pad(saved, (0, len(done) - len(saved)))  # or killed before they were marked
-    known: Any = root.attrs.get("arrays", ("done", *ARRAYS[2:]))
-    for name, array in ((name, array_of(root, name)) for name in known):
+    lost, folder = [], root.store.root if isinstance(root.store, LocalStore) else None
+    for name in _known(root):
+        array = array_of(root, name)
         if "model" not in _dims(array):
             continue
         axis, wanted = _dims(array).index("model"), saved if name == "done" else done.copy()
         if not np.flatnonzero(done).max(initial=-1) < array.shape[axis] <= len(done):
             raise _damaged(root, name, f"it speaks of {array.shape[axis]} models, done of {len(done)}")
-        for chunk, region in _chunks(array) if folder and search else ():
+        for chunk, region in _chunks(array) if folder else ():
             if wanted[region[axis]].any() and not os.path.exists(f"{folder}/{chunk}"):
                 lost.append(chunk)
                 done[region[axis]] = False
@@ -362,8 +323,7 @@ def array_of(root: zarr.Group, name: str) -> zarr.Array:
         raise
     except Exception as error:  # Zarr has many for a description that it cannot make sense of
         raise _damaged(root, name, error) from error
-    known: Any = root.attrs.get("arrays", {})
-    if not isinstance(found, zarr.Array) or known.get(name, _described(found)) != _described(found):
+    if not isinstance(found, zarr.Array) or _known(root).get(name) not in (None, _described(found)):
         raise _damaged(root, name, "it describes something else")
     return found.with_config(WRITE_ALL)
 
@@ -383,26 +343,26 @@ class _Checked:
 
     def __init__(self, root: zarr.Group, array: zarr.Array, marks: Marks | None) -> None:
         self.array, self.shape, self.dtype, self.ndim = array, array.shape, array.dtype, array.ndim
-        constants: Any = root.attrs.get("constants", {})
-        self.digests = {name: np.array(digest) for name, digest in constants.items()} | (marks.digests if marks else {})
-        self.done = marks.done if marks else None
+        self.digests = {name: np.array(digest) for name, digest in _facts(root).get("constants", {}).items()}
+        if marks:
+            self.digests, self.done = self.digests | marks.digests, marks.done
 
     def __getitem__(self, index: tuple[slice, ...]) -> Any:
-        spans, column = dict(zip(_dims(self.array), index, strict=True)), self.array.basename
-        models, transfer = spans.get("model", slice(0, 1)), spans.get("transfer")
+        where, name = dict(zip(_dims(self.array), index, strict=True)), self.array.basename
+        models = where.get("model", slice(0, 1))
+        column = f"{name}/{where['transfer'].start}" if "transfer" in where else name
         try:
             values: Any = self.array[index]
-            rows = values[0] if transfer else values if "model" in spans else values[None]
-            column = f"{column}/{transfer.start}" if transfer else column
             if column in self.digests:
+                rows = values[0] if "transfer" in where else values if "model" in where else values[None]
                 wrong = _digests(column, range(models.start, models.stop), rows) != self.digests[column][models]
-                if np.any(wrong if self.done is None or "model" not in spans else wrong & self.done[models]):
+                if np.any(wrong & self.done[models] if "model" in where else wrong):
                     raise ValueError("it holds other values than were saved")
         except ValueError as error:
-            whose = f" of models {models.start} to {models.stop - 1}" if "model" in spans else ""
+            whose = f" of models {models.start} to {models.stop - 1}" if "model" in where else ""
             raise InputError(
-                f"{self.array.basename}{whose} in {self.array.store} is damaged ({error}): run the study again with "
-                "repair=True, which trains only those models"
+                f"{name}{whose} in {self.array.store} is damaged ({error}): run the study again with repair=True, "
+                "which trains only those models"
             ) from error
         return values
 
@@ -413,41 +373,48 @@ def _digests(column: str, models: Iterable[int], rows: np.ndarray) -> np.ndarray
     return np.array([crc32(row.tobytes(), start) for row, start in zip(rows, starts, strict=True)], np.uint32)
 
 
+def _facts(root: zarr.Group) -> dict[str, Any]:
+    return root.attrs.asdict()
+
+
+def _known(root: zarr.Group) -> dict[str, str | None]:
+    """The arrays of a group with their descriptions, which a store of dtl 0.1 does not keep."""
+    return _facts(root).get("arrays") or dict.fromkeys(("done", *ARRAYS))
+
+
 def _columns(root: zarr.Group) -> list[str]:
     """Which digests a group keeps of each model; none in a store of dtl 0.1."""
-    known: Any = root.attrs.get("arrays", ())
-    columns: Any = array_of(root, "digest").attrs["columns"] if "digest" in known else []
+    columns: Any = array_of(root, "digest").attrs["columns"] if "digest" in _known(root) else []
     return columns
 
 
 def _open(store: ZarrStore, mode: Literal["r", "r+"] = "r") -> zarr.Group:
-    """A group; FileNotFoundError if there is none, InputError for anything else."""
+    """The group of a study; FileNotFoundError if there is nothing, InputError for anything else."""
     try:
-        return zarr.open_group(store, mode=mode)
+        root = zarr.open_group(store, mode=mode)
     except OSError:
         raise
     except Exception as error:  # Zarr has many for a description that it cannot make sense of
         raise InputError(
             f"{store} holds no study that can be read ({error}): give another folder, or restore its zarr.json"
         ) from error
+    if not {"settings", "runs", "problem"} <= _facts(root).keys():
+        raise InputError(f"{store} holds Zarr data but holds no study: give another folder")
+    return root
 
 
-def _seal(root: zarr.Group, facts: dict[str, Any]) -> None:
+def _with_seal(facts: dict[str, Any]) -> dict[str, Any]:
     facts = {name: value for name, value in facts.items() if name != "seal"}
-    root.attrs.put({**facts, "seal": _hash(facts)})
+    return {**facts, "seal": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
 
 
 def _sealed(root: zarr.Group) -> zarr.Group:
     """The group, whose facts are those that were written; InputError if somebody has changed them."""
-    facts = root.attrs.asdict()
-    seal = facts.pop("seal", None)
-    if seal != _hash(facts) if "arrays" in facts else seal not in (None, _hash(facts)):  # of dtl 0.1: none
+    facts = _facts(root)
+    of_before = "seal" not in facts and "arrays" not in facts  # of dtl 0.1
+    if not of_before and facts != _with_seal(facts):
         raise InputError(f"zarr.json in {root.store} was edited or is damaged: restore this file from a copy")
     return root
-
-
-def _hash(facts: Mapping[str, object]) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _described(array: zarr.Array) -> str:
@@ -471,30 +438,22 @@ def _dims(array: zarr.Array) -> tuple[str, ...]:
 
 def _chunks(array: zarr.Array) -> Iterator[tuple[str, tuple[slice, ...]]]:
     """File and region of each chunk."""
-    sizes: Any = array.chunks
-    for corner in product(*map(range, array.cdata_shape)):
-        bounds = zip(corner, sizes, array.shape, strict=True)
-        region = tuple(slice(i * size, min((i + 1) * size, n)) for i, size, n in bounds)
+    regions = slices_from_chunks(normalize_chunks(array.chunks, array.shape))
+    for corner, region in zip(np.ndindex(*array.cdata_shape), regions, strict=True):
         yield f"{array.path}/{array.metadata.encode_chunk_key(corner)}", region
 
 
-def _folder(root: zarr.Group) -> Path | None:
-    return root.store.root if isinstance(root.store, LocalStore) else None
-
-
-def _room(
-    root: zarr.Group, name: str, dims: tuple[str, ...], like: np.ndarray, batch: int, columns: list[str]
-) -> zarr.Array:
+def _room(root: zarr.Group, name: str, like: xr.Variable, batch: int, columns: list[str]) -> zarr.Array:
     """The array `name` with at least as many models as `like`."""
+    dims, own = tuple(map(str, like.dims)), {"model": batch, "transfer": 1}
     if name not in root:
-        own = {"model": batch, "transfer": 1}
         chunks = tuple(own.get(dim) or size for dim, size in zip(dims, like.shape, strict=True))
         root.create_array(
             name, shape=like.shape, chunks=chunks, dtype=like.dtype, dimension_names=dims, compressors=CODECS,
             fill_value=FILL[like.dtype.kind], attributes={"columns": columns} if name == "digest" else None,
         )  # fmt: skip
     array = array_of(root, name)
-    if "model" in dims and array.shape[dims.index("model")] < like.shape[dims.index("model")]:
+    if "model" in dims and array.shape[dims.index("model")] < like.sizes["model"]:
         array.resize(like.shape)
     return array
 
@@ -502,10 +461,9 @@ def _room(
 def _unused(root: zarr.Group) -> bool:
     """Whether the group is that of a study whose runs have ended before they saved a model."""
     try:
-        started = any(name in root and array_of(root, name).nchunks_initialized for name in ("done", "margin"))
+        return not any(name in root and array_of(root, name).nchunks_initialized for name in ("done", "margin"))
     except ValueError:  # damaged
         return False
-    return not started and {"settings", "runs", "problem"} <= set(root.attrs)
 
 
 def _differences(theirs: object, ours: object, path: str = "") -> list[str]:

@@ -49,25 +49,26 @@ def source_nets(
         own = common.copy()
         own.update(np.packbits(images).tobytes() + int(seed).to_bytes(8, "little"))
         files.append(folder / f"{own.hexdigest()[:32]}.safetensors")
-    states = []
-    try:
-        for file in files if all(file.exists() for file in files) else ():
-            state, facts = load_tensors(file)
-            if facts.get("model", file.stem) != file.stem:  # of dtl 0.1: only its name says whose it is
-                raise InputError(f"{file} holds the weights of another model, {facts['model']}")
-            states.append(state)
-    except ValueError as error:
-        states = []
-        logger.warning("%s: its models are trained again", error)
-    if states:
-        nets = stack(states, recipe.model, source.n_classes, recipe.widths)
-        return nets.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+    if all(file.exists() for file in files):
+        try:
+            nets = stack([_state_in(file) for file in files], recipe.model, source.n_classes, recipe.widths)
+            return nets.to(device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        except InputError as error:
+            logger.warning("%s: its models are trained again", error)
     nets = train_sources(source, masks, seeds, recipe, device, unit)
     folder.mkdir(parents=True, exist_ok=True)
     for file, state, good in zip(files, states_of(nets), finite(nets), strict=True):
         if good:
             save_tensors(file, {k: v.contiguous() for k, v in state.items()}, {"model": file.stem})
     return nets
+
+
+def _state_in(file: Path) -> dict[str, torch.Tensor]:
+    """The weights in a file, which says whose they are since dtl 0.1; InputError if it is not that of its name."""
+    state, facts = load_tensors(file)
+    if facts.get("model", file.stem) != file.stem:
+        raise InputError(f"{file} holds the weights of another model, {facts['model']}")
+    return state
 
 
 def kept_nets(study: "Study", models: Sequence[int], device: str = "auto") -> Iterator[tuple[np.ndarray, Nets]]:

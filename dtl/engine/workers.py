@@ -1,14 +1,13 @@
 """Training the batches of a study: in threads, in processes of this machine, or on the workers of a Dask cluster.
 
 A process elsewhere is sent names, subsets and seeds, never images: it opens the problem and the store itself, checks
-that they are the study's own, and writes its own chunks. These messages are pickled; no pickle is ever on disk.
+that they are the study's own, and writes its own chunks.
 """
 
 import ctypes
 import hashlib
 import json
 import logging
-import os
 import platform
 import signal
 import threading
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RETRIES = 2  # of a batch that fails on a worker elsewhere; Dask itself repeats those of workers that die
-KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": 64 << 20, "MALLOC_MMAP_THRESHOLD_": 32 << 20}  # bytes, where glibc itself ends
 
 
 class Batch(NamedTuple):
@@ -84,13 +82,13 @@ def train(
     """
     jobs: dict[Future, np.ndarray] = {}
     here: Any = ()
-    store = stores[""]
+    folder = stores[""].folder
     with _pool(run.device, client, workers) as pool, TemporaryDirectory() as shared:
         if isinstance(pool, _Threads):
             here = (problem, stores)
         else:
-            folder = Path(shared) if store.folder is None and client is None else store.folder
-            run = replace(run, origin=publish(problem, folder), store=store.folder, views=problem.views)
+            origin = publish(problem, Path(shared) if folder is None and client is None else folder)
+            run = replace(run, origin=origin, store=folder, views=problem.views)
         try:
             for rows in batches:
                 jobs[pool.submit(work, run, rows, np.packbits(masks[rows], axis=1), seeds[rows], *here)] = rows
@@ -99,8 +97,6 @@ def train(
                 yield job.result()
         except (KeyboardInterrupt, GeneratorExit):
             logger.warning("stopping: models that are saved are safe, batches that have begun are lost")
-            for job in jobs:
-                job.cancel()
             if isinstance(pool, _Threads | _Processes):
                 pool.stop()
             raise
@@ -164,22 +160,24 @@ _DEVICE: str | None = None  # of this process, where several share the GPUs
 def _pool(device: str, client: "Client | None", workers: int | None) -> Iterator[Executor]:
     """What runs the batches."""
     if client is not None:
-        limits: Any = client.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_")
-        if any(limit and int(limit) < KEEP_FREED["MALLOC_TRIM_THRESHOLD_"] for limit in limits.values()):
-            logger.warning(
-                "Dask's workers give freed memory back at each step, which takes 1.7 times the processor time for "
-                'small nets: dask.config.set({"distributed.nanny.pre-spawn-environ": %s}) before the cluster starts',
-                KEEP_FREED,
-            )
         with client.get_executor(retries=RETRIES, pure=False) as pool:
             yield pool
     elif workers is not None:
         with _Processes(workers, device) as pool:
             yield pool
-    else:
-        local = torch.device(device)
-        with one_thread(local), _Threads(joblib.cpu_count() if local.type == "cpu" else 1) as pool:
+    elif device != "cpu":
+        with _Threads(1) as pool:
             yield pool
+    else:
+        # One torch thread for each worker: several times as fast on small nets, and sums always in the same order,
+        # which decides a result: training amplifies a last-bit difference to margins that differ by whole units.
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with _Threads(joblib.cpu_count()) as pool:
+                yield pool
+        finally:
+            torch.set_num_threads(before)
 
 
 def work(
@@ -194,12 +192,9 @@ def work(
 
     packed : masks of the rows, by `np.packbits`;  problem, stores : opened by name if not given
     """
-    if problem is None:
-        problem = open_problem(run.origin or {}, run.settings["data"], run.views)
-    if stores is None:
-        store = Store(run.store, run.settings)
-        stores = {"": store, **stores_of(store, problem)}
     settings, device = run.settings, resolve_device(_DEVICE or run.device)
+    problem = problem or open_problem(run.origin or {}, settings["data"], run.views)
+    stores = stores or stores_of(Store(run.store, settings), problem)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if stores[""].open_during(run.id) is not None and done_in(stores, int(rows[-1]) + 1)[rows].all():
         return Batch(rows, None, rows[:0], where)
@@ -232,10 +227,10 @@ def train_batch(
     if device == "cpu":
         torch.set_num_threads(1)  # for a worker elsewhere; here the caller has done it and restores it
     n_targets = len(problem.target_validation) + len(problem.target_test)
-    found = {name: np.empty((len(regimes), len(masks), n_targets), dtype=np.float32) for name in Outputs._fields}
+    widths = dict.fromkeys(Outputs._fields, n_targets)
     views = [PLAIN, *problem.views] if problem.views else []
-    n_logits = n_targets * problem.target_train.n_classes
-    found |= {f"logits/{view}": np.empty((len(regimes), len(masks), n_logits), dtype=np.float32) for view in views}
+    widths |= {f"logits/{view}": n_targets * problem.target_train.n_classes for view in views}
+    found = {name: np.empty((len(regimes), len(masks), n), dtype=np.float32) for name, n in widths.items()}
     plans = [schedule(int(n), recipe) for n in images_of(masks, problem.source, unit).sum(1)]
     for plan in sorted(set(plans)):
         together = np.flatnonzero([p == plan for p in plans])
@@ -243,18 +238,17 @@ def train_batch(
         nets = source_nets(problem.source, masks[together], own, recipe, torch.device(device), unit, weights)
         diverged = ~finite(nets)
         zero_diverged(nets, diverged)
-        for regime in regimes:
+        for number, regime in enumerate(regimes):
             copied = deepcopy(nets)  # "full" changes the net that it is given
             said = target_logits(copied, problem, own, recipe, regime)
             judged = [outputs(said[split], problem.judges[split].labels.to(device)) for split in SPLITS]
-            for name in Outputs._fields:
-                values = torch.cat([getattr(part, name) for part in judged], 1)
-                found[name][regimes.index(regime), together] = values.cpu().numpy()
+            values = {name: torch.cat(parts, 1) for name, *parts in zip(Outputs._fields, *judged, strict=True)}
             for view in views:
-                values = torch.cat([said[split] for split in splits_of(view)], 1).flatten(1)
-                found[f"logits/{view}"][regimes.index(regime), together] = values.float().cpu().numpy()
-        for values in found.values():
-            values[:, together[diverged]] = np.nan
+                values[f"logits/{view}"] = torch.cat([said[split] for split in splits_of(view)], 1).flatten(1)
+            for name, of in values.items():
+                found[name][number, together] = of.float().cpu().numpy()
+        for of in found.values():
+            of[:, together[diverged]] = np.nan
     return found
 
 
@@ -293,18 +287,3 @@ def open_problem(
 
 _OPEN: dict[tuple[str, ...], TransferProblem] = {}
 _OPENING = threading.Lock()
-
-
-@contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """One torch thread for each worker: several times as fast on small nets, and sums always in the same order.
-
-    Training amplifies a last-bit difference to margins that differ by whole units, so the order decides a result.
-    """
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

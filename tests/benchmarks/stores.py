@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 import zarr
 from jsonargparse import auto_cli
 from zarr.storage import LocalStore
@@ -27,15 +28,15 @@ TARGETS, BATCH = 200, 16
 
 def prepared(store: Store, n: int) -> zarr.Group:
     rng = np.random.default_rng(0)
-    return store.prepare(
-        {"label": np.zeros(TARGETS, np.int64), "split": np.zeros(TARGETS, np.int8)},
-        {"mask": rng.random((n, 24)) < 0.5, "seed": rng.integers(1, 2**62, n)},
-        OUTPUTS,
-        (1, TARGETS),
-        BATCH,
-        {"problem": "none"},
-        {"id": "one", "models": n},
-    )
+    known = {
+        "label": xr.Variable("target", np.zeros(TARGETS, np.int64)),
+        "split": xr.Variable("target", np.zeros(TARGETS, np.int8)),
+        "mask": xr.Variable(("model", "source"), rng.random((n, 24)) < 0.5),
+        "seed": xr.Variable("model", rng.integers(1, 2**62, n)),
+    }
+    dims, nothing = ("transfer", "model", "target"), np.zeros((1, n, TARGETS))
+    known |= {name: xr.Variable(dims, nothing.astype(dtype)) for name, dtype in OUTPUTS.items()}
+    return store.prepare(known, BATCH, {"problem": "none"}, {"id": "one", "models": n})
 
 
 def batch() -> dict[str, np.ndarray]:

@@ -34,6 +34,8 @@ import dtl
 from dtl.doctor import hardware
 from dtl.engine import workers
 
+KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": 64 << 20, "MALLOC_MMAP_THRESHOLD_": 32 << 20}  # bytes, where glibc itself ends
+
 
 def processor_time(client: Client | None) -> float:
     there: Any = client.run(time.process_time) if client else {}
@@ -55,7 +57,7 @@ def main(rounds: int = 5, models: int = 64) -> None:
     """
     problem, recipe = dtl.load("testbed"), dtl.Recipe()
     trimming: Any = dask.config.get("distributed.nanny.pre-spawn-environ")
-    clusters = [cluster_of(n, trimming | own) for n, own in ((1, workers.KEEP_FREED), (2, workers.KEEP_FREED), (1, {}))]
+    clusters = [cluster_of(n, trimming | own) for n, own in ((1, KEEP_FREED), (2, KEEP_FREED), (1, {}))]
     clients = [Client(cluster) for cluster in clusters]
     arms: dict[str, tuple[int, Client | None, int | None]] = {
         "1 thread": (1, None, None),

@@ -8,7 +8,6 @@ import shutil
 import signal
 import threading
 import time
-from typing import Any
 
 import dask
 import numpy as np
@@ -260,19 +259,6 @@ def test_a_copy_of_the_images(by_hand, fresh, tmp_path):
     workers._OPEN.clear()
     with pytest.raises(ValueError, match="cannot open .* is damaged"):
         open_problem(origin, by_hand.fingerprints)
-
-
-def test_workers_that_give_memory_back_are_named_with_a_remedy(caplog):
-    class Client:
-        def run(self, function, name):
-            return {"tcp://there": "65536"}
-
-        def get_executor(self, **options):
-            return contextlib.nullcontext("pool")
-
-    fake: Any = Client()
-    with workers._pool("cpu", fake, None) as pool:
-        assert pool == "pool" and "distributed.nanny.pre-spawn-environ" in caplog.text
 
 
 def test_what_a_run_says_is_small(problem, batch):
