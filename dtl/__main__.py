@@ -1,4 +1,4 @@
-"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove|audit"""
+"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove|audit|report"""
 
 import json
 import logging
@@ -19,8 +19,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from dtl import doctor as health
+from dtl._advise import advise
 from dtl._audit import audit as find_bias
 from dtl._checks import Diverged, InputError, choice, whole
+from dtl._report import report as write_report
 from dtl.data import TransferProblem, reopen
 from dtl.datasets.overlays import NAMED
 from dtl.design import DESIGNS
@@ -291,6 +293,20 @@ def audit(
         Path(out).write_text(report, "utf8")
 
 
+def report(store: str, out: str = "report.html", seeds: int = 0, device: str = "auto", **data: Any) -> None:
+    """Write one page of what STORE found, and every number of it to CSV files beside the page.
+
+    Args:
+        store: folder of the study
+        out: the page, NAME.html
+        seeds: retrain so often without the classes that hurt, to advise what to drop; 0 gives no advice
+        device: as in run
+    """
+    check_file(Path(out), ".html")
+    advice = advise(study_in(store, None, None, **data), seeds, device=device) if seeds else None
+    print(f"wrote {write_report(store, out, advice)}")
+
+
 def train(
     study: Study,
     models: int,
@@ -467,7 +483,7 @@ class Parser(ArgumentParser):
         raise InputError(message) from ex
 
 
-FUNCTIONS = (run, status, resume, merge, influence, export, remove, audit)
+FUNCTIONS = (run, status, resume, merge, influence, export, remove, audit, report)
 COMMANDS: Any = {"doctor": health.report} | {function.__name__: function for function in FUNCTIONS}
 
 

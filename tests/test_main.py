@@ -589,3 +589,15 @@ def test_removal_is_that_of_the_python_interface(reference, store, tmp_path):
 )
 def test_wrong_options_of_remove_are_one_line(flags, message, store):
     assert message in call("remove", store, *flags, code=2)
+
+
+def test_report_is_a_page_with_its_tables_and_advice_on_demand(store, tmp_path):
+    page = tmp_path / "found.html"
+    assert str(page) in call("report", store, "--out", page)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "found.html", "found-facts.csv", "found-whole.csv", "found-classes.csv",
+    }  # fmt: skip
+    assert "Nothing was retrained" in page.read_text("utf8")
+    call("report", store, "--out", page, "--seeds", 3, *BY_FLAGS)
+    assert "false discovery rate of 0.05" in page.read_text("utf8")
+    assert "html" in call("report", store, "--out", tmp_path / "found.pdf", code=2)

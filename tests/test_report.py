@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,10 +30,14 @@ def read(page: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(page.with_name(f"found-{name}.csv"))
 
 
+def parsed(page: Path) -> Any:
+    return BeautifulSoup(page.read_text("utf8"), "html.parser")
+
+
 def test_tables_show_the_strongest_rows_of_the_files(page: Path) -> None:
     files = {f"Influence on {target}": rows for target, rows in read(page, "classes").groupby("target")}
     files["Influence on the whole target"] = read(page, "whole")
-    tables = BeautifulSoup(page.read_text("utf8"), "html.parser").find_all("table")
+    tables = parsed(page).find_all("table")
     assert {" ".join(table.caption.text.split()) for table in tables} == set(files)
     for table in tables:
         rows = files[" ".join(table.caption.text.split())].sort_values("influence", ascending=False).set_index("source")
@@ -44,7 +49,7 @@ def test_tables_show_the_strongest_rows_of_the_files(page: Path) -> None:
 
 
 def test_every_number_in_a_sentence_is_in_the_file_of_facts(page: Path) -> None:
-    soup = BeautifulSoup(page.read_text("utf8"), "html.parser")
+    soup = parsed(page)
     facts = " ".join(read(page, "facts")["fact"])
     said = " ".join(p.text for p in soup.select("h1, .decision p, p"))
     for fixed in ("intervals of 95%", *(link.text for link in soup.find_all("a")), soup.h1.text):
@@ -67,14 +72,14 @@ def test_established_is_benjamini_and_hochberg(page: Path, results: dtl.results.
     passing = np.flatnonzero(ordered <= 0.05 * np.arange(1, len(p) + 1) / len(p))  # the step-up rule, by hand
     established = len(passing) and passing[-1] + 1
     table = read(page, "classes")
-    assert (table["verdict"] != "not established").sum() == established > 10
+    assert np.count_nonzero(table["verdict"] != "not established") == established > 10
     sentence = next(fact for fact in read(page, "facts")["fact"] if "pairs" in fact)
-    counts = (table["verdict"] == "helps").sum(), (table["verdict"] == "hurts").sum()
+    counts = [np.count_nonzero(table["verdict"] == word) for word in ("helps", "hurts")]
     assert f"{counts[0]} help and {counts[1]} hurt" in sentence
 
 
 def test_page_needs_nothing_else(page: Path) -> None:
-    soup = BeautifulSoup(page.read_text("utf8"), "html.parser")
+    soup = parsed(page)
     assert not soup.find_all(["script", "link"])
     assert all(image["src"].startswith("data:") and image["alt"] for image in soup.find_all("img"))
     assert all(page.with_name(link["href"]).is_file() for link in soup.find_all("a"))
