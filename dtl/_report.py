@@ -102,7 +102,7 @@ def _established(whole: Influence, classes: Influence) -> list[tuple[str, str]]:
 def _sure(influence: Influence) -> np.ndarray:
     """Which influences are established at the false discovery rate, (K, n)."""
     p = influence.p_values()
-    return (false_discovery_control(p, axis=None) < FDR).reshape(p.shape)
+    return (false_discovery_control(p.ravel()) < FDR).reshape(p.shape)
 
 
 def _sureness(found: Results, whole: Influence, classes: Influence, options: dict[str, Any]) -> list[tuple[str, str]]:
