@@ -104,6 +104,8 @@ class Results:
     ) -> Influence:
         """`estimate_influence` on these models; knows its names.
 
+        Parameters
+        ----------
         method : default is "difference", or "ols" where the subsets of whole balanced blocks differ in size, so that
             the differences would share a part of the effect of the size
         output, transfer, split : as in `outputs`

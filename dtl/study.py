@@ -52,6 +52,8 @@ def _of_finished(method: Callable[Concatenate[Results, P], T]) -> Callable[Conca
 class Study:
     """Source models on subsets of the source, each transferred to the target.
 
+    Parameters
+    ----------
     problem : what to train on and transfer to
     recipe : training and transfer settings; default `Recipe()`
     design : "balanced", "random" or "paired" (see `subset_masks`), or subsets of your own, bool (models, units)
@@ -145,6 +147,8 @@ class Study:
 
         A killed run loses the batches in flight; `run` again gives the arrays of an uninterrupted run.
 
+        Parameters
+        ----------
         n_models : models that the study shall have; may be left out when you gave the subsets
         device : "auto" (the GPU if there is one), "cpu", "cuda", "cuda:1", of each worker
         client : a `distributed.Client` whose workers train the batches, one each at a time, and open data and store by
@@ -153,7 +157,9 @@ class Study:
         repair : read the whole store first and train the models of damaged chunks again
         workers : processes of this machine that share the work, and on "cuda" its GPUs, which small nets leave idle
 
-        Diverged, a RuntimeError, if some models did; all others are saved.
+        Raises
+        ------
+        Diverged : some models did, a RuntimeError; all others are saved.
 
         >>> dtl.Study(problem, dtl.Recipe(epochs=1)).run(2, progress=False).run(4, progress=False)  # trains 2 more
         Study(testbed-0: 4 models done, balanced subsets, fixed)

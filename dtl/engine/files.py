@@ -67,6 +67,8 @@ def influence_to_zarr(
     A tile is a block of source examples against a block of targets, over all models; dask reads what it needs and
     writes each tile when it is solved. A folder appears under its name when it is complete; one that exists is refused.
 
+    Parameters
+    ----------
     masks, outputs : NumPy, Zarr or dask arrays, (m, K) and (m, n); masks bool, or uint8 (m, ceil(K / 8)) as
         `np.packbits(masks, axis=1)` packs them
     store : new folder, or Zarr store, of `influence` and `stderr` (source, target) and `reliability` (target)
