@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader
-from matplotlib.figure import Figure
 from scipy.stats import false_discovery_control
 
 from dtl import plots
@@ -168,6 +167,4 @@ def _figures(whole: Influence, classes: Influence, study: Study | None, top: int
 
 
 def _drawn(ax: Any, alt: str) -> str:
-    figure = ax.get_figure(root=True)
-    assert isinstance(figure, Figure)
-    return image(figure, alt)
+    return image(ax.get_figure(root=True), alt)

@@ -206,14 +206,14 @@ def main(
             "hardware": f"2 cores, {platform.machine()}",
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": {k: version(k) for k in ("dtl", "torch", "numpy", "scikit-learn", "pot")},
-            "seconds": round(time.perf_counter() - start),
+            "seconds": round(time.perf_counter() - start), "finished": True,
         }  # fmt: skip
         found.assign_attrs(run=json.dumps(run)).to_netcdf(file, engine="h5netcdf")
         print(f"{name}: {run['seconds']} seconds", flush=True)
     if what in ("all", "pack"):
         parts = {name: xr.load_dataset(folder / f"{name}.nc", engine="h5netcdf") for name in todo}
         runs = {name: [json.loads(part.attrs.pop("run"))] for name, part in parts.items()}
-        dtl.results.save(out / NAME, parts, {"runs": runs, "settings": {}})
+        dtl.results.save(out / NAME, parts, {"problem": {"load": "testbed"}, "runs": runs, "settings": {}})
 
 
 def bures(a: np.ndarray, b: np.ndarray) -> float:
