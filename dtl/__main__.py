@@ -303,8 +303,9 @@ def report(store: str, out: str = "report.html", seeds: int = 0, device: str = "
         device: as in run
     """
     check_file(Path(out), ".html")
-    advice = advise(study_in(store, None, None, **data), seeds, device=device) if seeds else None
-    print(f"wrote {write_report(store, out, advice)}")
+    results = study_in(store, None, None, **data) if seeds else open_results(store)
+    advice = advise(results, seeds, device=device) if isinstance(results, Study) else None
+    print(f"wrote {write_report(results, out, advice)}")
 
 
 def train(

@@ -15,7 +15,8 @@ from dtl._checks import InputError, check_number
 from dtl._html import image
 from dtl.engine.files import check_file
 from dtl.influence import Influence, models_needed
-from dtl.results import Results, open
+from dtl.results import Results
+from dtl.results import open as open_results
 from dtl.study import Study
 
 if TYPE_CHECKING:
@@ -51,23 +52,23 @@ def report(
     check_file(out, ".html")
     check_number(top, 1, 1000, "top, the classes on each side,")
     study = results if isinstance(results, Study) else None
-    found = Results(study.results) if study else results if isinstance(results, Results) else open(str(results))
+    if isinstance(results, Study):
+        found = Results(results.results)
+    else:
+        found = results if isinstance(results, Results) else open_results(results)
     whole, classes = found.influence(by="all", **options), found.influence(by="class", **options)
-    facts = [
-        *_decision(advice),
-        *_established(whole, classes),
-        *_sureness(found, whole, classes, options),
-        *_origin(found, whole),
-    ]
-    tables = {"whole": _judged(whole), "classes": _judged(classes)}
-    page = Environment(loader=PackageLoader("dtl", "."), autoescape=True).get_template("report.html.j2").render(
+    said = [*_decision(advice), *_established(whole, classes), *_sureness(found, whole, classes, options)]
+    facts = pd.DataFrame([*said, *_origin(found, whole)], columns=["topic", "fact"])
+    tables = {"whole": _judged(whole), "classes": _judged(classes), "facts": facts}
+    template = Environment(loader=PackageLoader("dtl", "."), autoescape=True).get_template("report.html.j2")
+    page = template.render(
         title=f"{whole.problem or 'A study'}: which source classes help, which hurt",
-        facts=pd.DataFrame(facts, columns=["topic", "fact"]).groupby("topic", sort=False)["fact"].agg(list).to_dict(),
+        facts=facts.groupby("topic", sort=False)["fact"].agg(list).to_dict(),
         figures=_figures(whole, classes, study, top),
-        strongest={name: _strongest(table, top) for name, table in tables.items()},
-        tables={name: _beside(out, name).name for name in ("facts", *tables)},
-    )  # fmt: skip
-    for name, table in (tables | {"facts": pd.DataFrame(facts, columns=["topic", "fact"])}).items():
+        strongest={name: _strongest(tables[name], top) for name in ("whole", "classes")},
+        tables={name: _beside(out, name).name for name in tables},
+    )
+    for name, table in tables.items():
         table.to_csv(_beside(out, name), index=False)
     out.write_text(page, "utf8")
     return out
@@ -114,7 +115,7 @@ def _sureness(found: Results, whole: Influence, classes: Influence, options: dic
         try:
             said.append(f"A reliability of {WANTED} for {name} takes {models_needed(of, WANTED)} models in all.")
         except InputError as error:
-            said.append(f"A reliability of {WANTED} for {name}: {error}.")
+            said.append(f"A reliability of {WANTED} for {name}: {str(error).rstrip('.')}.")
     return [("How sure this is", text) for text in said]
 
 

@@ -594,9 +594,8 @@ def test_wrong_options_of_remove_are_one_line(flags, message, store):
 def test_report_is_a_page_with_its_tables_and_advice_on_demand(store, tmp_path):
     page = tmp_path / "found.html"
     assert str(page) in call("report", store, "--out", page)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "found.html", "found-facts.csv", "found-whole.csv", "found-classes.csv",
-    }  # fmt: skip
+    files = {page.name, *(f"found-{name}.csv" for name in ("facts", "whole", "classes"))}
+    assert {path.name for path in tmp_path.iterdir()} == files
     assert "Nothing was retrained" in page.read_text("utf8")
     call("report", store, "--out", page, "--seeds", 3, *BY_FLAGS)
     assert "false discovery rate of 0.05" in page.read_text("utf8")
