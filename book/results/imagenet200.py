@@ -2,11 +2,13 @@
 
     python book/results/imagenet200.py groups --data DATA --studies S & ...     # and targets, resnet18, long
     python book/results/imagenet200.py removal --data DATA --studies S & ...    # and flips: they read groups
-    python book/results/imagenet200.py collect --data DATA --studies S --out PIECES
+    python book/results/imagenet200.py pack --data DATA --studies S --block FOLDER
 
 DATA holds `imagenet200` and `cifar10` (see `dtl.load`), or is a file that holds the problem (`dtl.datasets.saved`).
-Every command may be stopped at any time and given again: it goes on where it was. `collect` gathers what is done,
-rounded as it ships. `--toy` is for a CPU: few pictures and tiny nets, to see that all commands run, and no more.
+Every command may be stopped at any time and given again: it goes on where it was. `pack` takes what is done, beside the
+arrays of an earlier run in FOLDER: a block of 398 models of all classes, and removals. Of the stores it reads masks,
+seeds, margins and which answers are right, so the rest of them and the weights need not be carried to where it runs.
+`--toy` is for a CPU: few pictures and tiny nets, to see that all commands run, and no more.
 
 groups : 156 models on halves of forty groups of five classes, to CIFAR-10 with 100 and with 4,500 images a class
 removal : groups taken out of the source, with the epochs of each training held and with its steps held
@@ -28,12 +30,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import typer
-from run import compact, flips_of, logged, read_log
+import xarray as xr
+import zarr
+from run import flips_of, logged, read_log
 
 import dtl
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets.folders import at_most
-from dtl.datasets.imagenet200 import CATEGORIES, GROUPS
+from dtl.datasets.imagenet200 import CATEGORIES, GROUPS, NAMES
 
 PROBLEM = "imagenet200-cifar10"
 RECIPE = dtl.Recipe(
@@ -54,6 +58,7 @@ KEPT_OUT = {  # groups of which two classes are a target
         "bottles", "music, sewing",
     ),
 }  # fmt: skip
+BITS = 4  # of margins that ship: off by 3% at most, far below the luck of a training
 SPLIT = (100, 100, 300)  # training, validation and test images of each class that is kept out
 
 
@@ -75,7 +80,8 @@ class Experiment:
         whole = dtl.load("file", path=self.data) if saved else dtl.load(PROBLEM, self.data)
         if self.toy:
             parts = {"source": 12, "target_train": 40, "target_validation": 20, "target_test": 20}
-            whole = replace(whole, **{name: few(whole.parts[name], n) for name, n in parts.items()})
+            smaller: Any = {name: few(whole.parts[name], n) for name, n in parts.items()}
+            whole = replace(whole, **smaller)
         return {
             "small": replace(whole, target_train=few(whole.target_train, 20 if self.toy else SMALL)),
             "whole": whole,
@@ -91,8 +97,8 @@ class Experiment:
         found = {}
         for name, own in KEPT_OUT.items():
             target = of_classes(source, [k for k in out if groups[k] in own])
-            parts = split(target, (4, 4, 4) if self.toy else SPLIT)
-            found[name] = TransferProblem(f"imagenet200-{name}", kept, *parts)
+            train, validation, test = split(target, (4, 4, 4) if self.toy else SPLIT)
+            found[name] = TransferProblem(f"imagenet200-{name}", kept, train, validation, test)
         return found
 
     def study(self, name: str, problem: TransferProblem, settings: Mapping[str, Any], **options: Any) -> dtl.Study:
@@ -157,19 +163,100 @@ class Experiment:
             for target, study in self.studies["targets"].items():
                 self.curves(target, study, ("steps",), {})
 
-    def collect(self, out: Path) -> None:
-        """A file for each study, the curves and flips, and the logs, of whatever is done."""
-        out.mkdir(parents=True, exist_ok=True)
-        facts: dict[str, Any] = {"runs": {name: read_log(self.folder, name) for name in COMMANDS}, "settings": {}}
-        for studies in self.studies.values():
-            for study in studies.values():
-                name = study.store.folder.name  # pyright: ignore[reportOptionalMemberAccess]
-                if study.store.ready:
-                    facts["settings"][name] = study.settings
-                    dtl.results.save(out / name, {name: compact(study.results)}, {"runs": {}, "settings": {}})
-        for file in self.folder.glob("*.nc"):
-            (out / file.name).write_bytes(file.read_bytes())
-        (out / "facts.json").write_text(json.dumps(facts))
+    def pack(self, block: Path, out: Path) -> None:
+        """What the pages read, as one file: outputs on validation images, and accuracies on test images."""
+        stores = [
+            path.parent for name in ("groups", "targets", *OTHER) for path in self.folder.glob(f"{name}-*/zarr.json")
+        ]
+        parts = {folder.name: validation(folder) for folder in sorted(stores)}
+        parts = {name: part for name, part in parts.items() if part.sizes["model"] >= self.block}
+        settings = {name: part.attrs.pop("settings") for name, part in parts.items()}
+        test = self.problems["whole"].target_test.labels.numpy()
+        parts["block"], parts["removal"], facts = of_block(block, parts["groups-whole"], test)
+        settings["block"] = facts["settings"]
+        runs = {name: read_log(self.folder, name.split("-")[0]) for name in settings}
+        runs["block"] = runs["removal"] = facts["runs"]
+        about = {
+            "problem": {"load": PROBLEM, "options": {}},
+            "settings": settings,
+            "rounding": f"margins are float32 with {BITS} bits after the leading one",
+            "runs": runs,
+        }
+        folder = dtl.results.save(out / PROBLEM, parts, about)
+        print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
+
+
+def validation(folder: Path) -> xr.Dataset:
+    """A store's finished pairs of models: margins on validation images, accuracy on test images.
+
+    Read array by array, because a store that was carried home has no others than these.
+    """
+    store: Any = zarr.open_group(folder, mode="r")
+    facts: dict[str, Any] = store.attrs.asdict()
+    done = np.flatnonzero(np.asarray(store["done"]))
+    done = done[np.isin(done ^ 1, done)]
+    masks, seed, split, label = (np.asarray(store[name]) for name in ("mask", "seed", "split", "label"))
+    groups, first = np.unique(facts["settings"]["groups"], return_index=True)
+    found = xr.Dataset(
+        {
+            "mask": (("model", "source"), masks[done][:, first].astype(bool)),
+            "seed": ("model", seed[done]),
+            "margin": (("transfer", "model", "target"), store["margin"].oindex[:, done, np.flatnonzero(split == 0)]),
+            "accuracy": (("transfer", "model"), store["correct"].oindex[:, done, np.flatnonzero(split == 1)].mean(2)),
+        },
+        {
+            "model": done, "source": groups, "transfer": facts["settings"]["transfer"],
+            "split": ("target", np.full((split == 0).sum(), "validation")), "label": ("target", label[split == 0]),
+        },
+    )  # fmt: skip
+    found["margin"] = dtl.results.rounded(found.margin, BITS)
+    return found.assign_attrs(
+        settings=facts["settings"], target_classes=facts["target_classes"], problem=facts["problem"]
+    )
+
+
+def of_block(folder: Path, like: xr.Dataset, test: np.ndarray) -> tuple[xr.Dataset, xr.Dataset, dict[str, Any]]:
+    """A block of 398 models of all classes, and removals, from arrays of an earlier run, and the facts of that run.
+
+    like : another study of this target;  test : labels of its test images, which follow those for validation
+    """
+    block, again = (np.load(folder / f"{name}.npz") for name in ("block", "removal"))
+    facts, labels = json.loads((folder / "facts.json").read_text()), [like.label.values, test]
+
+    def accuracies(predictions: np.ndarray) -> list[np.ndarray]:
+        parts = np.split(predictions, [len(labels[0])], axis=1)
+        return [(part == own).mean(1) for part, own in zip(parts, labels, strict=True)]
+
+    margin = xr.DataArray(block["margin"][None, :, : len(labels[0])], dims=("transfer", "model", "target"))
+    part = xr.Dataset(
+        {
+            "mask": (("model", "source"), block["mask"]),
+            "seed": ("model", block["seed"]),
+            "margin": dtl.results.rounded(margin.astype(np.float32), BITS),
+            "accuracy": (("transfer", "model"), accuracies(block["prediction"])[1][None]),
+        },
+        {"model": np.arange(len(block["mask"])), "source": list(NAMES.values()), "transfer": ["fixed"]},
+        {"target_classes": like.target_classes, "problem": PROBLEM},
+    ).assign_coords(split=like.split, label=like.label)  # fmt: skip
+    check, test_accuracy = accuracies(again["prediction"])
+    removal = xr.Dataset(
+        {"validation": ("retraining", check), "test": ("retraining", test_accuracy)},
+        {name: ("retraining", again[name]) for name in ("order", "count", "repeat")},
+    )
+    run = {
+        "command": "a prototype of the training step, equal to train_sources in float32 on a CPU",
+        "commit": facts["commit"],
+        "date": facts["date"],
+        "hardware": facts["gpu"],
+        "versions": {name: facts[name] for name in ("python", "torch", "numpy")},
+        "finished": True,
+        "seconds": round(facts["seconds"]),
+    }
+    settings = {
+        "data": facts["fingerprints"], "recipe": facts["recipe"], "design": "balanced", "unit": "class", "seed": 0,
+        "transfer": ["fixed"],
+    }  # fmt: skip
+    return part, removal, {"runs": [run], "settings": settings}
 
 
 def few(dataset: ImageDataset, n: int) -> ImageDataset:
@@ -204,18 +291,19 @@ COMMANDS = ("groups", "removal", "flips", "targets", *OTHER)
 
 
 def main(
-    command: Literal["groups", "removal", "flips", "targets", "resnet18", "long", "collect", "all"],
+    command: Literal["groups", "removal", "flips", "targets", "resnet18", "long", "pack", "all"],
     data: Annotated[Path, typer.Option(envvar="DTL_DATA", help="folder of the images")],
     studies: Annotated[Path, typer.Option(help="folder of the studies")] = Path("studies/imagenet200"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    out: Annotated[Path, typer.Option(help="folder of what `collect` gathers")] = Path("pieces"),
+    block: Annotated[Path, typer.Option(help="folder of the arrays of the block of 398 models")] = Path("block"),
+    out: Annotated[Path, typer.Option(help="folder of packed results")] = dtl.results.FOLDER,
     toy: bool = False,
 ) -> None:
     """Make the results of the pages about two hundred classes."""
     experiment = Experiment(data, studies, device, toy)
     for name in COMMANDS if command == "all" else [command]:
-        if name == "collect":
-            experiment.collect(out)
+        if name == "pack":
+            experiment.pack(block, out)
             continue
         with logged(studies, name, f"python {' '.join(['book/results/imagenet200.py', name, *sys.argv[2:]])}"):
             experiment.command(name)
