@@ -218,11 +218,6 @@ def test_benchmark_refuses_what_it_cannot_compare(kept, problem, recipe):
         scores.benchmark(kept, ["NCE"], replicate=other, device="cpu")
 
 
-def test_report_is_a_table(kept):
-    text = scores.report(kept, truth="fixed", models=12)
-    assert "12 models" in text and "OT-NCE" in text and "nan" not in text
-
-
 def test_choose_finds_the_trained_net_and_prices_the_choice(problem, recipe):
     trained = dtl.Recipe(epochs=8, widths=(8, 16), finetune_epochs=2)
     nets = {f"untrained {s}": dtl.models.initialise("small", 24, [s], (8, 16)) for s in range(3)}
