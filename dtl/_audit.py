@@ -75,6 +75,10 @@ def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: f
     level : false discovery rate
     options : as in `dtl.retrain`
 
+    Raises
+    ------
+    InputError : a problem without views, or a study that has not run
+
     >>> viewed = problem.with_views({"square": dtl.datasets.overlays.Square()})
     >>> study = dtl.Study(viewed, dtl.Recipe(epochs=1)).run(4, progress=False)
     >>> dtl.audit(study, seeds=2, progress=False).cells.shape

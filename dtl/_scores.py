@@ -47,7 +47,11 @@ def _probabilities(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndar
 
 
 def leep(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Log expected empirical prediction: log likelihood of target labels given source classes (Nguyen et al. 2020)."""
+    """Log expected empirical prediction: log likelihood of target labels given source classes (Nguyen et al. 2020).
+
+    >>> round(dtl.scores.leep([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8]], [0, 1, 1]), 3)
+    -0.291
+    """
     p, y = _probabilities(probabilities, labels)
     p = p[:, p.any(0)]
     joint = p.T @ np.eye(y.max() + 1)[y]  # (source classes, target classes)
@@ -55,13 +59,21 @@ def leep(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def nce(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Negative conditional entropy of target labels given the most probable source class (Tran et al. 2019)."""
+    """Negative conditional entropy of target labels given the most probable source class (Tran et al. 2019).
+
+    >>> dtl.scores.nce([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], [0, 1, 1])
+    0.0
+    """
     p, y = _probabilities(probabilities, labels)
     return leep(np.eye(p.shape[1])[p.argmax(1)], y)
 
 
 def n_leep(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float:
-    """LEEP of the clusters of a Gaussian mixture in place of source classes (Li et al. 2021): no source head needed."""
+    """LEEP of the clusters of a Gaussian mixture in place of source classes (Li et al. 2021): no source head needed.
+
+    >>> dtl.scores.n_leep([[0.0], [0.1], [5.0], [5.1]], [0, 0, 1, 1]) > -1e-6
+    True
+    """
     x, y = checked(features, labels)
     x = PCA(0.8, svd_solver="full").fit_transform(x)
     clusters = min(5 * (y.max() + 1), len(np.unique(x, axis=0)))
@@ -73,6 +85,10 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
 
     The maximum itself, over the ratio of the two variances: the published fixed point stops short of it, and is wrong
     with fewer images than features.
+
+    >>> x = np.random.default_rng(0).normal(size=(40, 3))
+    >>> dtl.scores.logme(x, np.arange(40) % 2) < dtl.scores.logme(x, (x[:, 0] > 0).astype(int))
+    True
     """
     x, y = checked(features, labels)
     u, s, _ = np.linalg.svd(x, full_matrices=False)
@@ -102,6 +118,9 @@ def h_score(features: ArrayLike, labels: ArrayLike, shrunk: bool = False) -> flo
     """Variance between classes in units of the features' covariance: tr(cov(F)^+ cov(E[F|y])) (Bao et al. 2019).
 
     shrunk : with the covariance of Ledoit and Wolf (Ibrahim et al. 2022); needed unless images far outnumber features
+
+    >>> round(dtl.scores.h_score([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1]), 3)
+    0.99
     """
     x, y = checked(features, labels)
     x = x - x.mean(0)
@@ -114,7 +133,11 @@ def h_score(features: ArrayLike, labels: ArrayLike, shrunk: bool = False) -> flo
 
 
 def transrate(features: ArrayLike, labels: ArrayLike, eps: float = 1e-4) -> float:
-    """Nats of coding rate that knowing the class saves (Huang et al. 2022); grows with d / n, so compare at equal n."""
+    """Nats of coding rate that knowing the class saves (Huang et al. 2022); grows with d / n, so compare at equal n.
+
+    >>> round(dtl.scores.transrate([[0.0], [0.1], [5.0], [5.1]], [0, 0, 1, 1]), 3)
+    0.0
+    """
     x, y = checked(features, labels)
     x = x - x.mean(0)
     values = [np.linalg.svd(part, compute_uv=False) ** 2 / len(part) for part in (x, *_by_class(x, y))]
@@ -126,6 +149,9 @@ def gbc(features: ArrayLike, labels: ArrayLike, spherical: bool = False, floor: 
     """Minus the summed Bhattacharyya overlap of every two classes, as Gaussians (Pandy et al. 2022).
 
     spherical : with one variance for all features;  floor : least variance
+
+    >>> dtl.scores.gbc([[0.0], [0.1], [5.0], [5.1]], [0, 0, 1, 1]) > -1e-6
+    True
     """
     x, y = checked(features, labels)
     parts = _by_class(x, y)
@@ -139,7 +165,11 @@ def gbc(features: ArrayLike, labels: ArrayLike, spherical: bool = False, floor: 
 
 
 def parc(features: ArrayLike, labels: ArrayLike) -> float:
-    """Rank correlation, in percent, of the images' distances by features and by labels (Bolya et al. 2021)."""
+    """Rank correlation, in percent, of the images' distances by features and by labels (Bolya et al. 2021).
+
+    >>> round(dtl.scores.parc([[0.0, 1.0], [0.1, 1.1], [1.0, 0.0], [1.1, 0.1]], [0, 0, 1, 1]))
+    100
+    """
     x, y = checked(features, labels)
     by_features = pdist(StandardScaler().fit_transform(x), "correlation")
     # one-hot labels correlate by 1 within and by -1/(K-1) between classes: two values, so their ranks are those of !=
@@ -156,7 +186,11 @@ def _both(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels
 
 
 def ot_nce(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels: ArrayLike) -> float:
-    """Minus the entropy of target labels given source labels under the optimal transport plan (Tan et al. 2021)."""
+    """Minus the entropy of target labels given source labels under the optimal transport plan (Tan et al. 2021).
+
+    >>> dtl.scores.ot_nce([[0.0], [1.0]], [0, 1], [[0.1], [1.1]], [1, 0])
+    0.0
+    """
     z, of_source, x, y = _both(source, source_labels, target, labels)
     plan = ot.emd([], [], ot.dist(z, x), numItermax=10**7)
     joint = np.eye(of_source.max() + 1)[of_source].T @ plan @ np.eye(y.max() + 1)[y]
@@ -165,7 +199,12 @@ def ot_nce(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, label
 
 
 def otdd(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels: ArrayLike) -> float:
-    """Optimal transport dataset distance: classes are as far as their Gaussians (Alvarez-Melis and Fusi 2020)."""
+    """Optimal transport dataset distance: classes are as far as their Gaussians (Alvarez-Melis and Fusi 2020).
+
+    >>> x = np.random.default_rng(0).normal(size=(20, 2))
+    >>> dtl.scores.otdd(x, np.arange(20) % 2, x, np.arange(20) % 2) < 1e-6
+    True
+    """
     z, of_source, x, y = _both(source, source_labels, target, labels)
     if min(*np.bincount(of_source), *np.bincount(y)) < 2:
         raise InputError("otdd needs two images of every class for its covariance: give more, or leave classes out")
@@ -182,18 +221,30 @@ def _bures(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def knn(features: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
-    """Share of images that most of their `k` nearest others have the label of."""
+    """Share of images that most of their `k` nearest others have the label of.
+
+    >>> dtl.scores.knn([[0.0], [0.1], [1.0], [1.1]], [0, 0, 1, 1], k=1)
+    1.0
+    """
     x, y = checked(features, labels)
     return float((KNeighborsClassifier(min(k, len(x) - 1)).fit(x, y).predict(None) == y).mean())
 
 
 def lda(features: ArrayLike, labels: ArrayLike) -> float:
-    """Cross-validated accuracy of linear discriminants with shrunk covariance."""
+    """Cross-validated accuracy of linear discriminants with shrunk covariance.
+
+    >>> dtl.scores.lda(np.arange(8.0)[:, None] ** 2, np.arange(8) // 4)
+    0.875
+    """
     return _held_out(LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto"), *checked(features, labels))
 
 
 def probe(features: ArrayLike, labels: ArrayLike, l2: float = 1e-2) -> float:
-    """Cross-validated accuracy of a linear probe with the penalty of fixed transfer (`Recipe.probe_l2`)."""
+    """Cross-validated accuracy of a linear probe with the penalty of fixed transfer (`Recipe.probe_l2`).
+
+    >>> dtl.scores.probe(np.arange(8.0)[:, None], np.arange(8) // 4)
+    1.0
+    """
     x, y = checked(features, labels)
     return _held_out(LogisticRegression(C=1 / (len(x) * l2), max_iter=1000), x, y)
 

@@ -35,7 +35,7 @@ Measure = Callable[[xr.Dataset], xr.DataArray]  # results (..., target) -> a num
 def shift(
     results: xr.Dataset, view: str, measure: str = "changed", toward: str | None = None, split: str = "test"
 ) -> xr.DataArray:
-    """How far a view moves each model, in the dimensions of the results but target.
+    """How far a view moves each model.
 
     Parameters
     ----------
@@ -44,6 +44,14 @@ def shift(
         "toward" (extra share that is called the class `toward`: the pull), "probability" and "logit" (mean rise of its
         probability and of its logit)
     toward : a target class
+
+    Returns
+    -------
+    The dimensions of the results but target
+
+    Raises
+    ------
+    InputError : an unknown view, measure or split, or a measure of a class without a class
 
     >>> viewed = dtl.Study(problem.with_views({"blur": dtl.datasets.overlays.Blur()}), dtl.Recipe(epochs=1))
     >>> dtl.bias.shift(viewed.run(4, progress=False).results, "blur", "toward", "sky").dims
@@ -81,7 +89,11 @@ def gap(outputs: xr.DataArray, agrees: ArrayLike) -> xr.DataArray:
     Parameters
     ----------
     outputs : (..., target), such as `probability` or `correct` of one split
-    agrees : (n,) bool, such as `truth.cue_agrees["test"]`, or a column of one's own, with both values
+    agrees : (n,) bool, such as `truth.cue_agrees["test"]`, or a column of one's own
+
+    Raises
+    ------
+    InputError : an attribute of another length, or with one value
 
     >>> test = study.results.correct.isel(target=study.results.split.values == "test")
     >>> dtl.bias.gap(test, problem.truth.cue_agrees["test"]).dims
@@ -181,7 +193,11 @@ def carriers(masks: ArrayLike, outcome: ArrayLike, most: int = 4) -> pd.DataFram
     -------
     DataFrame, a row for each size: `classes`, `unexplained` (share of the variance), `effect` (with any of them minus
     without), `without` (models that saw none of them), `score` (extended BIC of Chen and Chen 2008), the smaller the
-    better, which pays for the number of sets tried. InputError if fewer than two models lack any one class
+    better, which pays for the number of sets tried
+
+    Raises
+    ------
+    InputError : arrays that do not fit, or fewer than two models that lack any one class: use smaller subsets
 
     >>> masks = dtl.subset_masks(12, 60, design="random", fraction=1 / 3, seed=0)
     >>> outcome = masks[:, [2, 5]].any(1) + 0.1 * np.random.default_rng(0).normal(size=60)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import xarray as xr
 from scipy.stats import rankdata
 
 import dtl
@@ -159,6 +160,13 @@ def test_agreement_tells_a_real_predictor_from_noise():
     assert noise.behind_high - noise.behind_low > alone.behind_high - alone.behind_low
     with pytest.raises(InputError, match="four models"):
         scores.agreement({"a": [1, 2, 3]}, [1, 2, 3])
+
+
+def test_agreement_can_be_saved(tmp_path):
+    found = scores.agreement({"a": [1, 2, 3, 5], "beta": [1, 3, 2, 1]}, [1, 2, 3, 4], against="a")
+    assert found.predictor.dtype.kind == "U"
+    found.to_netcdf(tmp_path / "found.nc", engine="h5netcdf")
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "found.nc", engine="h5netcdf"), found)
 
 
 def test_cross_fitting_never_looks_at_the_model_or_its_complement():
