@@ -55,14 +55,11 @@ def make(
 
     Parameters
     ----------
-    seed : everything is a function of it
-    size : pixels a side
-    per_class : source pictures of each class
-    train, validation, test : target pictures of each of the 8 subpopulations
+    seed, size : everything is a function of the seed; pictures are size x size pixels
+    per_class, train, validation, test : pictures of each source class, and of each of the 8 target subpopulations
     cue : share of target training pictures whose texture is that of their kind (validation and test: one in four)
     noise : standard deviation of the pixel noise, full scale 1
-    lean : share of the pictures of helpful source classes whose texture is that of their kind; more than the one in
-        four that chance gives is a source that leans, though none of its classes is about the texture
+    lean : share of the pictures of helpful source classes whose texture is that of their kind, by chance one in four
 
     >>> problem = dtl.load("testbed", seed=0)
     >>> problem.source.classes[8], str(problem.truth.role[8])
@@ -132,13 +129,8 @@ def make_examples(
     of them (ambiguous). A leaked picture has 1, 2 or 5 copies, which differ in pixel noise alone or, for every second
     one, also in position, angle, size and hue. Papers give nothing away here.
 
-    Parameters
-    ----------
-    seed : everything is a function of it
-    size : pixels a side
-    per_class : clean pictures of each of the eight classes
-    leaks : validation pictures that are leaked, a multiple of 6
-    flawed : pictures that are mislabelled, and as many that are ambiguous, a multiple of 8
+    seed, size : as of `make`;  per_class : clean pictures of each class;  leaks : validation pictures that are leaked,
+    a multiple of 6;  flawed : pictures that are mislabelled, and as many that are ambiguous, a multiple of 8
 
     >>> problem = dtl.load("testbed-examples", seed=0)
     >>> int((problem.truth.example_role == "leaked").sum())
@@ -199,8 +191,6 @@ def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[st
     leaked : mean influence on the validation examples that the class copies, likewise
     mislabelled, misleading : minus the mean influence on all validation examples, likewise
 
-    Parameters
-    ----------
     influence : values (K, n) of anything that is to be ranked like an influence, or an `Influence`
 
     >>> sorted(dtl.testbed.score(study.influence(), problem))
@@ -235,11 +225,7 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
     """How often each kind of planted source example ranks before a clean one: an AUROC for each kind.
 
     Kinds are "1 plain" to "5 moved" (copies of one validation example, and whether they are moved), "mislabelled" and
-    "ambiguous".
-
-    Parameters
-    ----------
-    suspicion : (N,) of all source examples of the testbed of examples, higher for what should be found
+    "ambiguous".  suspicion : (N,) of all source examples, higher for what should be found
 
     >>> examples = dtl.load("testbed-examples", seed=0)
     >>> like = dtl.leakage.similarity(examples.source, examples.target_validation).max(1)

@@ -19,35 +19,22 @@ from dtl.models import WIDTHS, Nets, blank, check_model, initialise
 @in_plain_words("recipe setting")
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Recipe:
-    """Settings of source training and of transfer; written beside every result.
+    """Settings of source training and of transfer; InputError for an unknown one, or a value that it cannot have.
 
     Parameters
     ----------
-    model : str
-        "small", "resnet9" (these train side by side) or the name of a torchvision classifier
-    widths : tuple of int
-        Channels of the stride-2 convolutions of "small" or of the four stages of "resnet9"; default is the net's own
-    epochs, batch_size, lr, momentum, weight_decay, warmup
-        Source training by SGD; lr rises to its peak over the first `warmup` share of the steps and falls linearly to
-        zero. In the papers `warmup` is 2 epochs of 16
-    augment : int
-        Shift images by up to this many pixels and flip them left-right at random; 0 for neither. From a `.beton` any
-        number above 0 means random resized crops and flips
-    models_at_once : int
-        Nets that train side by side, also the number of models that are saved together
+    model : "small", "resnet9" (these train side by side) or the name of a torchvision classifier
+    widths : channels of the stride-2 convolutions of "small" or the four stages of "resnet9"; default is the net's own
+    epochs, batch_size, lr, momentum, weight_decay, warmup : of source training by SGD; lr rises to its peak over the
+        first `warmup` share of the steps and falls linearly to zero. In the papers `warmup` is 2 epochs of 16
+    augment : shift images by up to this many pixels and flip them left-right at random; 0 for neither. From a `.beton`
+        any number above 0 means random resized crops and flips
+    models_at_once : nets that train side by side, also the number of models that are saved together
     precision : "float32" or "bfloat16" (autocast)
-    probe_l2 : float
-        Penalty of the fixed-feature probe, on standardised features, per example
-    finetune_epochs, finetune_lr
-        Full-network transfer, and the head of `fixed+bn`
-    finetune_weight_decay : float, optional
-        Of full-network transfer and `fixed+bn`; default that of source training
-    steps : int, optional
-        Optimiser steps of source training, whatever the size of the subset; default is that of `epochs`
-
-    Raises
-    ------
-    InputError : an unknown setting, or a value that it cannot have; "1e-3" and numbers of NumPy are numbers
+    probe_l2 : penalty of the fixed-feature probe, on standardised features, per example
+    finetune_epochs, finetune_lr, finetune_weight_decay : of full-network transfer, and the head of `fixed+bn`; the
+        last is by default that of source training
+    steps : optimiser steps of source training, whatever the size of the subset; default is that of `epochs`
 
     >>> dtl.Recipe(epochs=4).lr
     0.3
@@ -190,10 +177,8 @@ def fit(
 ) -> None:
     """Run the steps of a plan, in place.
 
-    Parameters
-    ----------
-    absent : (models, classes) bool, logits that are left out of the loss
-    only_head : train the heads alone; the statistics of BatchNorm adapt all the same
+    absent : (models, classes) bool, logits that are left out of the loss;  only_head : train the heads alone; the
+    statistics of BatchNorm adapt all the same
     """
     device = batches.labels.device
     absent = torch.zeros(nets.n_models, nets.n_classes, dtype=torch.bool) if absent is None else absent
@@ -216,10 +201,8 @@ def train_sources(
 ) -> Nets:
     """Source models side by side, each on what its mask holds; classes of which it sees nothing are out of its loss.
 
-    Parameters
-    ----------
-    masks : (models, K) bool, or (models, N) for unit "example"; all rows must have one `schedule`
-    seeds : a model's initial weights, order of examples and augmentation depend on its seed alone
+    masks : (models, K) bool, or (models, N) for unit "example"; all rows must have one `schedule`;  seeds : a model's
+    initial weights, order of examples and augmentation depend on its seed alone
 
     >>> masks = dtl.subset_masks(problem.source.n_classes, 4)
     >>> nets = dtl.training.train_sources(problem.source, masks, [0, 1, 2, 3], dtl.Recipe(epochs=1), "cpu")

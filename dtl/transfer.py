@@ -20,12 +20,9 @@ REGIMES = ("fixed", "fixed+bn", "full", "scratch")
 
 
 class Outputs(NamedTuple):
-    """What a transferred model says of each target example; every field has the shape (models, n).
+    """What a transferred model says of each target example, (models, n) each.
 
-    margin : log p - log(1 - p) of the correct class, in nats
-    probability : p of the correct class
-    correct : whether the correct class has the highest logit, bool
-    prediction : class with the highest logit, int
+    The margin log p - log(1 - p) of the correct class in nats, its p, whether it has the highest logit, and which has.
     """
 
     margin: torch.Tensor
@@ -52,16 +49,9 @@ def embed(
 ) -> Embedding:
     """Features of a dataset's images and logits of the source heads, float32, by source models in eval mode.
 
-    Parameters
-    ----------
-    like : the source on which the nets were trained; its channel statistics normalise the images
-    recipe : for its precision; default float32
-    present : (models, K) bool, the classes that each model has seen: the logits of others are -inf; default all
-
-    Raises
-    ------
-    InputError : nets of another number of source classes
-    RuntimeError : features are not finite, because training diverged
+    like : the source on which the nets were trained, whose statistics normalise the images;  recipe : for its
+    precision;  present : (models, K) bool, the classes that each model has seen: the logits of others are -inf.
+    InputError for nets of another number of classes, RuntimeError where training diverged.
 
     >>> nets = dtl.baselines.full_source_nets(problem, dtl.Recipe(epochs=1), seeds=(0, 1), device="cpu")
     >>> found = dtl.transfer.embed(nets, problem.target_test, like=problem.source)
@@ -83,8 +73,6 @@ def transfer(
 ) -> dict[str, Outputs]:
     """Transfer every net and evaluate it on the validation and test splits, and on the views of the problem.
 
-    Parameters
-    ----------
     nets : source models side by side, on any device; changed by "full" and "fixed+bn"
     regime : "fixed" (features of the frozen net, linear probes solved to convergence), "fixed+bn" (weights frozen but
         BatchNorm adapting while an SGD head trains, as the code of Jain et al. 2022 does), "full" (all fine-tuned) or
@@ -177,14 +165,8 @@ def solve_probes(
     proximal-Newton steps: the Hessian is bounded by 1/2 X'X/n + l2 (Böhning 1992), so one Cholesky factor per model
     serves every step.
 
-    Parameters
-    ----------
-    x : (models, n, n_features) float;  labels : (n,) int
-    tolerance : largest entry of the gradient at which the solution is accepted
-
-    Returns
-    -------
-    weight (models, n_features, n_classes) and bias (models, 1, n_classes), for the features as given
+    x : (models, n, n_features) float;  labels : (n,) int;  tolerance : largest entry of the gradient of a solution.
+    Gives weight (models, n_features, n_classes) and bias (models, 1, n_classes), for the features as given.
 
     >>> x, labels = torch.randn(8, 100, 64), torch.arange(100) % 4
     >>> weight, bias = dtl.transfer.solve_probes(x, labels, n_classes=4, l2=1e-2)
