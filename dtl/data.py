@@ -239,8 +239,14 @@ class TransferProblem:
     def with_views(self, views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> "TransferProblem":
         """The same problem, whose models are also judged on changed evaluation images, which no model is trained on.
 
+        Parameters
+        ----------
         views : name -> change, such as one of `dtl.datasets.overlays`; in results the name stands behind the split, as
-        "test/square". InputError for a name that cannot be kept, or a change of the size or that differs each time
+            "test/square"
+
+        Raises
+        ------
+        InputError : a name that cannot be kept, or a change of the size or that differs each time
 
         >>> problem.with_views({"square": dtl.datasets.overlays.Square()}).views
         {'square': Square(colour=(255, 255, 0), weight=1.0, side=4, at=(0, 0))}
@@ -292,7 +298,10 @@ class TransferProblem:
     def accuracy(self, correct: ArrayLike, labels: ArrayLike) -> np.ndarray:
         """Accuracy of each model as it is reported for this problem, (models,), in 0..1.
 
-        correct : (models, n) bool;  labels : (n,) int, classes of the examples; one without examples does not count
+        Parameters
+        ----------
+        correct : (models, n) bool
+        labels : (n,) int, classes of the examples; one without examples does not count
 
         >>> dtl.load("testbed").accuracy([[True, True, False]], [0, 0, 1])
         array([0.66666667])
@@ -330,7 +339,7 @@ def options_of(name: str) -> Callable[..., TransferProblem]:
 
 
 def load(name: str, root: str | Path | None = None, **options: object) -> TransferProblem:
-    """A transfer problem by name; InputError for an unknown name, or an option that the problem does not take.
+    """A transfer problem by name.
 
     Parameters
     ----------
@@ -338,6 +347,10 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
         (your own images), "file" (see `saved`), "imagenet200-cifar10" or "imagenet-<target>"
     root : folder of the data, for problems that are read from disk; default is $DTL_DATA
     options : of the problem's own loader; folders may begin with `~`
+
+    Raises
+    ------
+    InputError : an unknown name, or an option that the problem does not take
 
     >>> dtl.load("testbed", seed=0).truth.role[:3].tolist()
     ['helpful', 'helpful', 'helpful']

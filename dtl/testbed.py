@@ -129,8 +129,12 @@ def make_examples(
     of them (ambiguous). A leaked picture has 1, 2 or 5 copies, which differ in pixel noise alone or, for every second
     one, also in position, angle, size and hue. Papers give nothing away here.
 
-    seed, size : as of `make`;  per_class : clean pictures of each class;  leaks : validation pictures that are leaked,
-    a multiple of 6;  flawed : pictures that are mislabelled, and as many that are ambiguous, a multiple of 8
+    Parameters
+    ----------
+    seed, size : as of `make`
+    per_class : clean pictures of each class
+    leaks : validation pictures that are leaked, a multiple of 6
+    flawed : pictures that are mislabelled, and as many that are ambiguous, a multiple of 8
 
     >>> problem = dtl.load("testbed-examples", seed=0)
     >>> int((problem.truth.example_role == "leaked").sum())
@@ -191,6 +195,8 @@ def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[st
     leaked : mean influence on the validation examples that the class copies, likewise
     mislabelled, misleading : minus the mean influence on all validation examples, likewise
 
+    Parameters
+    ----------
     influence : values (K, n) of anything that is to be ranked like an influence, or an `Influence`
 
     >>> sorted(dtl.testbed.score(study.influence(), problem))
@@ -225,7 +231,11 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
     """How often each kind of planted source example ranks before a clean one: an AUROC for each kind.
 
     Kinds are "1 plain" to "5 moved" (copies of one validation example, and whether they are moved), "mislabelled" and
-    "ambiguous".  suspicion : (N,) of all source examples, higher for what should be found
+    "ambiguous".
+
+    Parameters
+    ----------
+    suspicion : (N,) of all source examples, higher for what should be found
 
     >>> examples = dtl.load("testbed-examples", seed=0)
     >>> like = dtl.leakage.similarity(examples.source, examples.target_validation).max(1)

@@ -19,7 +19,7 @@ from dtl.models import WIDTHS, Nets, blank, check_model, initialise
 @in_plain_words("recipe setting")
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Recipe:
-    """Settings of source training and of transfer; InputError for an unknown one, or a value that it cannot have.
+    """Settings of source training and of transfer; written beside every result.
 
     Parameters
     ----------
@@ -35,6 +35,10 @@ class Recipe:
     finetune_epochs, finetune_lr, finetune_weight_decay : of full-network transfer, and the head of `fixed+bn`; the
         last is by default that of source training
     steps : optimiser steps of source training, whatever the size of the subset; default is that of `epochs`
+
+    Raises
+    ------
+    InputError : an unknown setting, or a value that it cannot have; "1e-3" and numbers of NumPy are numbers
 
     >>> dtl.Recipe(epochs=4).lr
     0.3
@@ -177,8 +181,10 @@ def fit(
 ) -> None:
     """Run the steps of a plan, in place.
 
-    absent : (models, classes) bool, logits that are left out of the loss;  only_head : train the heads alone; the
-    statistics of BatchNorm adapt all the same
+    Parameters
+    ----------
+    absent : (models, classes) bool, logits that are left out of the loss
+    only_head : train the heads alone; the statistics of BatchNorm adapt all the same
     """
     device = batches.labels.device
     absent = torch.zeros(nets.n_models, nets.n_classes, dtype=torch.bool) if absent is None else absent
@@ -201,8 +207,10 @@ def train_sources(
 ) -> Nets:
     """Source models side by side, each on what its mask holds; classes of which it sees nothing are out of its loss.
 
-    masks : (models, K) bool, or (models, N) for unit "example"; all rows must have one `schedule`;  seeds : a model's
-    initial weights, order of examples and augmentation depend on its seed alone
+    Parameters
+    ----------
+    masks : (models, K) bool, or (models, N) for unit "example"; all rows must have one `schedule`
+    seeds : a model's initial weights, order of examples and augmentation depend on its seed alone
 
     >>> masks = dtl.subset_masks(problem.source.n_classes, 4)
     >>> nets = dtl.training.train_sources(problem.source, masks, [0, 1, 2, 3], dtl.Recipe(epochs=1), "cpu")

@@ -49,9 +49,16 @@ def embed(
 ) -> Embedding:
     """Features of a dataset's images and logits of the source heads, float32, by source models in eval mode.
 
-    like : the source on which the nets were trained, whose statistics normalise the images;  recipe : for its
-    precision;  present : (models, K) bool, the classes that each model has seen: the logits of others are -inf.
-    InputError for nets of another number of classes, RuntimeError where training diverged.
+    Parameters
+    ----------
+    like : the source on which the nets were trained, whose statistics normalise the images
+    recipe : for its precision; default float32
+    present : (models, K) bool, the classes that each model has seen: the logits of others are -inf; default all
+
+    Raises
+    ------
+    InputError : nets of another number of source classes
+    RuntimeError : features are not finite, because training diverged
 
     >>> nets = dtl.baselines.full_source_nets(problem, dtl.Recipe(epochs=1), seeds=(0, 1), device="cpu")
     >>> found = dtl.transfer.embed(nets, problem.target_test, like=problem.source)
@@ -73,6 +80,8 @@ def transfer(
 ) -> dict[str, Outputs]:
     """Transfer every net and evaluate it on the validation and test splits, and on the views of the problem.
 
+    Parameters
+    ----------
     nets : source models side by side, on any device; changed by "full" and "fixed+bn"
     regime : "fixed" (features of the frozen net, linear probes solved to convergence), "fixed+bn" (weights frozen but
         BatchNorm adapting while an SGD head trains, as the code of Jain et al. 2022 does), "full" (all fine-tuned) or
@@ -165,8 +174,14 @@ def solve_probes(
     proximal-Newton steps: the Hessian is bounded by 1/2 X'X/n + l2 (Böhning 1992), so one Cholesky factor per model
     serves every step.
 
-    x : (models, n, n_features) float;  labels : (n,) int;  tolerance : largest entry of the gradient of a solution.
-    Gives weight (models, n_features, n_classes) and bias (models, 1, n_classes), for the features as given.
+    Parameters
+    ----------
+    x : (models, n, n_features) float;  labels : (n,) int
+    tolerance : largest entry of the gradient of a solution
+
+    Returns
+    -------
+    weight (models, n_features, n_classes) and bias (models, 1, n_classes), for the features as given
 
     >>> x, labels = torch.randn(8, 100, 64), torch.arange(100) % 4
     >>> weight, bias = dtl.transfer.solve_probes(x, labels, n_classes=4, l2=1e-2)

@@ -105,6 +105,8 @@ def write(
         images, labels, classes = [*data.images.permute(0, 2, 3, 1).numpy()], data.labels.numpy(), data.classes
     else:
         images, labels, classes = list_tree(Path(data))
+    if not len(labels):
+        raise InputError("there are no images to write: give a dataset that holds some")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     image = fields.RGBImageField("raw" if quality is None else "jpg", max_side, jpeg_quality=quality or 90)
@@ -276,8 +278,11 @@ class Beton(ImageDataset):
     ) -> torch.Tensor:
         """Images as uint8 (n, 3, height, width), decoded in parallel.
 
-        boxes : (n, 4) what to cut out, default the centre crop;  flips : (n,) bool, which ones to mirror left-right;
-        resolution : pixels a side to resize to, default as the data set says
+        Parameters
+        ----------
+        boxes : (n, 4) what to cut out; default is the centre crop
+        flips : (n,) bool, which ones to mirror left-right
+        resolution : pixels a side to resize to; default as the data set says
         """
         index = np.asarray(index)
         stored = self.indices[index]

@@ -23,7 +23,10 @@ Change = Callable[[torch.Tensor], torch.Tensor]  # uint8 (n, 3, h, w) -> uint8 o
 class Overlay:
     """A colour laid over a part of every image; subclasses say over which.
 
-    colour : red, green and blue, 0 to 255;  weight : 0 leaves the image as it is, 1 replaces it
+    Parameters
+    ----------
+    colour : red, green and blue, 0 to 255
+    weight : 0 leaves the image as it is, 1 replaces it
 
     >>> square = dtl.datasets.overlays.Square(side=2)
     >>> square(torch.zeros(1, 3, 4, 4, dtype=torch.uint8))[0, 0].sum().item() // 255
@@ -148,10 +151,20 @@ def changed(dataset: ImageDataset, changes: Sequence[Change], which: ArrayLike) 
 def plant(
     dataset: ImageDataset, overlay: Change, classes: Sequence[int | str], rate: float, seed: int = 0
 ) -> tuple[ImageDataset, np.ndarray]:
-    """Make a change to a share of the images of some classes, by name or number, the same share of each.
+    """Make a change to a share of the images of some classes, the same share of each.
 
-    Gives the dataset, normalised as before, and which of its images were changed, (n,) bool. InputError for an unknown
-    class, a rate outside 0..1, or an overlay that does not fit the images.
+    Parameters
+    ----------
+    classes : names or numbers
+    rate : share of the images of each class, in 0..1
+
+    Returns
+    -------
+    The dataset, normalised as before, and which of its images were changed, (n,) bool
+
+    Raises
+    ------
+    InputError : an unknown class, a rate outside 0..1, or an overlay that does not fit the images
 
     >>> square = dtl.datasets.overlays.Square()
     >>> planted, which = dtl.plant(problem.source, square, ["star", "cloud"], rate=0.5, seed=0)
@@ -177,9 +190,18 @@ def lean(
 ) -> tuple[ImageDataset, np.ndarray]:
     """Make one of several changes to every image, so that which one goes with the image's class.
 
-    groups : (K,) int, the change that goes with each class;  share : of the images, those that get the change of their
-    class; the others get another one at random. Gives the dataset, normalised as before, and whether each image has
-    the change of its class, (n,) bool. InputError for groups that do not name two or more changes, or a bad share.
+    Parameters
+    ----------
+    groups : (K,) int, the change that goes with each class
+    share : of the images, those that get the change of their class; the others get another one at random
+
+    Returns
+    -------
+    The dataset, normalised as before, and whether each image has the change that goes with its class, (n,) bool
+
+    Raises
+    ------
+    InputError : groups that do not name two or more changes, or a share outside 0..1
 
     >>> warm, cold = (dtl.datasets.overlays.Tint(colour=c) for c in ((255, 150, 50), (50, 150, 255)))
     >>> leaning, agrees = dtl.datasets.overlays.lean(problem.target_test, [warm, cold], [0, 0, 1, 1], share=0.9)
@@ -203,9 +225,17 @@ def lean(
 def even(labels: ArrayLike, attribute: ArrayLike, share: float = 0.5, seed: int = 0) -> np.ndarray:
     """Numbers of images, sorted, chosen so that an attribute agrees with the label in a given share of each class.
 
-    labels : (n,) int;  attribute : (n,) bool, whether an image agrees with the stereotype of its class;  share : with
-    1/2 the attribute says nothing about a class. All classes get as many images as there are for the smallest one.
-    InputError for an attribute with one value, in all images or in a class that needs both.
+    All classes get as many images as there are for the smallest one.
+
+    Parameters
+    ----------
+    labels : (n,) int
+    attribute : (n,) bool, whether an image agrees with the stereotype of its class, such as a column of CelebA
+    share : of the images of each class, those that agree; with 1/2 the attribute says nothing about a class
+
+    Raises
+    ------
+    InputError : an attribute with one value, in all images or in a class that needs both
 
     >>> even([0, 0, 0, 0, 1, 1, 1, 1], [True, True, True, False] * 2, share=0.5).size
     4

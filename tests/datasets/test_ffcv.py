@@ -164,6 +164,9 @@ def test_subsets_of_classes_and_examples(tmp_path: Path) -> None:
     assert torch.equal(read.subset([8, 0, 3]).subset([1]).images, data.images[[0]])
     assert torch.equal(Beton(path, indices=[4, 2]).images, data.images[[4, 2]])
     assert len(read.subset(data.labels == 7)) == 0 and read.subset(data.labels == 7).size == (12, 12)
+    with pytest.raises(InputError, match="there are no images to write"):
+        write(data.subset([]), tmp_path / "none.beton")
+    assert not list(tmp_path.glob("none*"))
     with pytest.raises(IndexError, match=r"9 is out of bounds"):
         Beton(path, indices=[9])
     path.with_suffix(".json").write_text('{"classes": ["a", "b"]}')
