@@ -21,15 +21,10 @@ if TYPE_CHECKING:
 class Advice:
     """Which source classes to drop, and what that gains on new images; `print` says it in a sentence.
 
-    Attributes
-    ----------
-    classes : tuple of str
-        To drop; none where no gain is established.
-    gain, stderr, low : float
-        Accuracy on the test images minus that with the whole source, after as many training steps; its standard error
-        counts retrainings and test images, and the true gain is above `low` with probability `level`.
-    candidates : tuple of str
-        Classes that hurt more than the average class, worst first, at most a share `fdr` of them falsely.
+    classes : to drop; none where no gain is established
+    gain, stderr, low : accuracy on the test images minus that with the whole source, after as many training steps; its
+        standard error counts retrainings and test images, and the true gain is above `low` with probability `level`
+    candidates : classes that hurt more than the average class, worst first, at most a share `fdr` of them falsely
     """
 
     classes: tuple[str, ...]
@@ -69,15 +64,8 @@ def advise(
     harmful: the worst 1, 2, 4, ... are left out in fresh retrainings with as many steps as the whole source gets. The
     number is chosen on validation, for each seed by the other seeds, and what that gains is measured on test.
 
-    Parameters
-    ----------
     study : finished models, which give the influences
-    seeds : retrainings for each number of classes
-    store, seed, device, client, progress : as in `dtl.retrain`
-
-    Raises
-    ------
-    InputError : a rate or level outside 0..1, or fewer than three seeds
+    seeds, store, seed, device, client, progress : as in `dtl.retrain`
 
     >>> print(dtl.advise(study, seeds=3, progress=False))
     Drop nothing: ...

@@ -189,6 +189,7 @@ def influence_heatmap(influence: Influence, ax: Axes | None = None) -> Axes:
         bar.ax.set_title("helps", fontsize=10, fontweight="normal", color=HELPS, loc="left")
         bar.ax.set_xlabel("hurts", color=HURTS, loc="left")
     ax.tick_params(length=0)
+    ax.tick_params(axis="y", rotation=0)
     if max(map(len, targets)) > 5:
         plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     ax.set(xlabel="target class", ylabel="source class")
@@ -228,7 +229,7 @@ def removal_curves(curve: xr.Dataset, split: str = "test", chosen: int | None = 
     colours = _colours(map(str, curve["order"].values), {order: colour for order, (_, colour) in ORDERS.items()})
     sns.lineplot(
         curve[split].to_dataframe("accuracy").reset_index(), x="count", y="accuracy", hue="order", style="order",
-        palette=colours, dashes=False, markers=True, markeredgewidth=0, legend=False, ax=ax,
+        palette=colours, dashes=False, markers=True, markersize=7, markeredgewidth=0, legend=False, ax=ax,
         errorbar=_student if curve.sizes["seed"] > 1 else None,
     )  # fmt: skip
     means = curve[split].mean("seed")
@@ -366,6 +367,7 @@ def masks(masks: np.ndarray, names: Sequence[str] | None = None, ax: Axes | None
     step = 10 if n_models > 20 else 5 if n_models > 10 else 1
     ax.set_xticks(np.arange(0, n_models, step) + 0.5, [str(j) for j in range(0, n_models, step)], rotation=0)
     ax.tick_params(length=0)
+    ax.tick_params(axis="y", rotation=0)
     ax.set(xlabel="model", ylabel="source class")
     handles = [Patch(color=INK, label="trained with the class"), Patch(color=FAINT, label="trained without")]
     ax.legend(handles=handles, **_ABOVE, ncols=2, columnspacing=1, handlelength=1)
