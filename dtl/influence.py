@@ -119,7 +119,7 @@ class Influence:
         """Which error is the larger, that of few models or that of few target images, and what would lower it.
 
         >>> print(influence.advice)
-        Of the variance of these errors, ...% come from the models, ...% from the target images drawn: more ...
+        Of the variance of these errors, ...% come from the models, ...% from the images drawn: more ...
         """
         total, images = np.square(self.stderr), np.broadcast_to(np.square(self.image_stderr), self.stderr.shape)
         known = np.isfinite(total)

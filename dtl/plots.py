@@ -254,10 +254,11 @@ def removal_curves(curve: xr.Dataset, split: str = "test", chosen: int | None = 
     return ax
 
 
-def _student(values: np.ndarray) -> tuple[float, float]:
+def _student(values: Iterable[float]) -> tuple[float, float]:
     """The 95% interval of a mean."""
-    half_width = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-    return np.mean(values) - half_width, np.mean(values) + half_width
+    sample = np.array(list(values))
+    half_width = float(stats.t.ppf(0.975, len(sample) - 1) * stats.sem(sample))
+    return sample.mean() - half_width, sample.mean() + half_width
 
 
 def reliability_curve(table: pd.DataFrame, threshold: float = 0.8, ax: Axes | None = None) -> Axes:
@@ -300,8 +301,9 @@ def reliability_curve(table: pd.DataFrame, threshold: float = 0.8, ax: Axes | No
     if dashes:
         sns.move_legend(ax, **_ABOVE, ncols=2, handlelength=3)
     elif hue:
-        means = table.groupby([hue, "models"])["reliability"].mean()
-        draw.name_lines(ax, [(means[kind].iloc[-1], kind, colour) for kind, colour in colours.items()])
+        last = table[table["models"] == table.groupby(hue)["models"].transform("max")]
+        ends = last.groupby(hue)["reliability"].mean().to_dict()
+        draw.name_lines(ax, [(ends[kind], kind, colour) for kind, colour in colours.items()])
     return ax
 
 

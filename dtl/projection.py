@@ -79,8 +79,7 @@ def subpopulations(
     [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
     """
     included, outputs = np.asarray(masks, dtype=bool), np.asarray(outputs, dtype=np.float64)
-    if side not in SIDES:
-        raise InputError(f"unknown side {side!r}: use one of {', '.join(SIDES)}")
+    choice(side, SIDES, "side")
     n = outputs.shape[1]
     if n < 3 or (n_groups is not None and not 2 <= n_groups < n):
         raise InputError(f"n_groups must be at least 2 and below the number of examples, {n}, not {n_groups}")

@@ -6,8 +6,7 @@ Of its accuracy, along an order of classes (Jain et al. 2022, Fig. 2), and of si
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,9 +17,6 @@ from dtl._checks import InputError, check_number
 from dtl._retrain import Arm, retrain
 from dtl.influence import Influence
 from dtl.study import Study
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 ORDERS = ("negative", "positive", "random")
 Accuracy = Callable[[np.ndarray, np.ndarray], ArrayLike]  # correct (models, n), labels (n,) -> (models,)
@@ -36,11 +32,8 @@ def removal_curve(
     given: Mapping[str, Sequence[int]] | None = None,
     accuracy: Accuracy | None = None,
     steps: int | str | None = None,
-    store: str | Path | None = None,
     seed: int | None = None,
-    device: str = "auto",
-    client: "Client | None" = None,
-    progress: bool = True,
+    **options: Any,
 ) -> xr.Dataset:
     """Target accuracy after retraining without the first `count` source classes of an order (Jain et al. 2022, Fig. 2).
 
@@ -54,7 +47,7 @@ def removal_curve(
     given : source class indices, first to be removed first, of orders of your own
     accuracy : of each model, (models,), from `correct` (models, n) and labels (n,); default that of the problem
     steps : as in `dtl.Arm`; "full" keeps a smaller source from being a shorter training, too
-    seeds, store, seed, device, client, progress : as in `dtl.retrain`; the seed gives the random orders, too
+    seeds, seed, options : as in `dtl.retrain`; the seed gives the random orders, too
 
     Returns
     -------
@@ -82,7 +75,7 @@ def removal_curve(
             for mask, classes in zip(masks, first[order], strict=True):
                 mask[np.asarray(classes)[:count]] = False
             arms[f"{order} {count}"] = Arm(masks=masks, steps=steps)
-    again = retrain(study, arms, seeds, store=store, seed=seed, device=device, client=client, progress=progress)
+    again = retrain(study, arms, seeds, seed=seed, **options)
     accuracy, curve = accuracy or study.problem.accuracy, {}
     for split in ("validation", "test"):
         judged = again.correct.isel(target=again.split == split)
@@ -161,11 +154,7 @@ def flip_rate(
     seeds: int = 20,
     *,
     split: str = "validation",
-    store: str | Path | None = None,
-    seed: int | None = None,
-    device: str = "auto",
-    client: "Client | None" = None,
-    progress: bool = True,
+    **options: Any,
 ) -> xr.Dataset:
     """How often retrained models predict each label, with the whole source and without one class of it.
 
@@ -176,7 +165,7 @@ def flip_rate(
     example : one or more examples of the split that most models of the study predict wrong (`dtl.projection.wrong`)
     without : one or more source classes, each left out in an arm of its own; a class that nobody suspects is the
         control that tells a flip from luck
-    seeds, store, seed, device, client, progress : as in `dtl.retrain`
+    seeds, options : as in `dtl.retrain`
 
     Returns
     -------
@@ -207,12 +196,11 @@ def flip_rate(
             "dtl.projection.wrong(study)"
         )
     arms: dict[str, Any] = {"full": Arm()} | {names[c]: np.arange(len(names)) != c for c in classes}
-    again = retrain(study, arms, seeds, store=store, seed=seed, device=device, client=client, progress=progress)
+    again = retrain(study, arms, seeds, **options)
     predicted = again.prediction.isel(target=again.split == split).isel(target=examples)
     labels = list(study.problem.target_train.classes)
-    hits = predicted.rename(target="example").reset_coords(drop=True) == xr.DataArray(
-        np.arange(len(labels)), dims="label"
-    )
+    said = predicted.rename(target="example").reset_coords(drop=True)
+    hits = said == xr.DataArray(np.arange(len(labels)), dims="label")
     count = hits.sum("seed").transpose("example", "arm", "label")
     interval = np.array([binomtest(int(c), seeds).proportion_ci(method="wilson") for c in count.values.flat])
     low, high = (count.copy(data=ends) for ends in interval.T.reshape(2, *count.shape))
@@ -220,9 +208,8 @@ def flip_rate(
     shares = np.stack([share, low, high])
     changes = (count.copy(data=ends) for ends in newcombe(shares, shares[:, :, :1]))
     names = "count", "share", "low", "high", "change", "change_low", "change_high"
-    found = xr.Dataset(
-        dict(zip(names, (count, share, low, high, share - share.isel(arm=0, drop=True), *changes), strict=True))
-    )
+    values = count, share, low, high, share - share.isel(arm=0, drop=True), *changes
+    found = xr.Dataset(dict(zip(names, values, strict=True)))
     true = ("example", np.array(labels)[predicted.label.values])
     attrs = {"problem": study.problem.name, "split": split, "seeds": seeds, "transfer": study.transfer[0]}
     return found.assign_coords(example=examples, arm=list(arms), label=labels, true=true).assign_attrs(attrs)

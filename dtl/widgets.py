@@ -94,8 +94,8 @@ def class_picker(
 
     >>> picker = dtl.widgets.class_picker(influence, images=problem.source)
     """
-    images = getattr(images, "source", images)
-    influence = named_by(influence, images)
+    source: ImageDataset | None = getattr(images, "source", images)
+    influence = named_by(influence, source)
     targets = influence.names[1]
     if influence.by == "image":
         raise InputError("a figure for each image is too much: estimate with study.influence(by='class')")
@@ -107,7 +107,7 @@ def class_picker(
     notes = [f"{influence.n_models} models, reliability {value:.2f}" for value in influence.reliability]
 
     def figure(column: int) -> Figure:
-        ax = plots.influence_bars(influence, column, k, images, n_images, title=targets[column])
+        ax = plots.influence_bars(influence, column, k, source, n_images, title=targets[column])
         ax.set_xlim(low - margin, high + margin)
         return cast(Figure, ax.figure)
 
@@ -260,10 +260,11 @@ def _sides(table: pd.DataFrame, star: str = "") -> tuple[list[str], list[str]]:
     usual = float(np.median(table["stderr"])) if len(table) else 0.0
     decimals = int(np.clip(-np.floor(np.log10(usual)), 2, 6)) if 0 < usual < np.inf else 2
     sides = [], []
-    for _, row in table.iterrows():
-        told = f"{row.stderr:.{decimals}f}" if row.stderr < np.inf else "?"
-        number = f"{row.value:+.{decimals}f} ± {told}".replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
-        sides[int(row.value < 0)].append(f"{row['name']} {number}{star if row.verdict == 'unclear' else ''}")
+    columns = (table[column] for column in ("name", "value", "stderr", "verdict"))
+    for name, value, error, verdict in zip(*columns, strict=True):
+        told = f"{error:.{decimals}f}" if float(error) < np.inf else "?"
+        number = f"{value:+.{decimals}f} ± {told}".replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
+        sides[int(value < 0)].append(f"{name} {number}{star if verdict == 'unclear' else ''}")
     return sides[0], sides[1][::-1]
 
 
