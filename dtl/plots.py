@@ -301,9 +301,12 @@ def reliability_curve(table: pd.DataFrame, threshold: float = 0.8, ax: Axes | No
     if dashes:
         sns.move_legend(ax, **_ABOVE, ncols=2, handlelength=3)
     elif hue:
-        last = table[table["models"] == table.groupby(hue)["models"].transform("max")]
-        ends = last.groupby(hue)["reliability"].mean().to_dict()
-        draw.name_lines(ax, [(ends[kind], kind, colour) for kind, colour in colours.items()])
+        labels = []
+        for kind, colour in colours.items():
+            of = table[table[hue] == kind]
+            end = of.loc[of["models"] == of["models"].max(), "reliability"].to_numpy().mean()
+            labels.append((float(end), kind, colour))
+        draw.name_lines(ax, labels)
     return ax
 
 

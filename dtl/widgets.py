@@ -94,7 +94,7 @@ def class_picker(
 
     >>> picker = dtl.widgets.class_picker(influence, images=problem.source)
     """
-    source: ImageDataset | None = getattr(images, "source", images)
+    source = cast("ImageDataset | None", getattr(images, "source", images))
     influence = named_by(influence, source)
     targets = influence.names[1]
     if influence.by == "image":
@@ -260,9 +260,9 @@ def _sides(table: pd.DataFrame, star: str = "") -> tuple[list[str], list[str]]:
     usual = float(np.median(table["stderr"])) if len(table) else 0.0
     decimals = int(np.clip(-np.floor(np.log10(usual)), 2, 6)) if 0 < usual < np.inf else 2
     sides = [], []
-    columns = (table[column] for column in ("name", "value", "stderr", "verdict"))
+    columns = [table[column].tolist() for column in ("name", "value", "stderr", "verdict")]
     for name, value, error, verdict in zip(*columns, strict=True):
-        told = f"{error:.{decimals}f}" if float(error) < np.inf else "?"
+        told = f"{error:.{decimals}f}" if np.isfinite(error) else "?"
         number = f"{value:+.{decimals}f} ± {told}".replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
         sides[int(value < 0)].append(f"{name} {number}{star if verdict == 'unclear' else ''}")
     return sides[0], sides[1][::-1]
@@ -270,7 +270,7 @@ def _sides(table: pd.DataFrame, star: str = "") -> tuple[list[str], list[str]]:
 
 def _table(table: pd.DataFrame, target: str, note: str) -> str:
     """The numbers of the figure as a table: the most helpful on the left, the most harmful on the right."""
-    star = " * The 95% interval covers 0." if (table["verdict"] == "unclear").any() else ""
+    star = " * The 95% interval covers 0." if "unclear" in table["verdict"].tolist() else ""
     caption = f"Influence of source classes on {target} ± standard error ({note}).{star}"
     rows = list(zip_longest(*_sides(table, "*"), fillvalue=""))
     return _html.table(("most helpful", "most harmful"), rows, caption)
