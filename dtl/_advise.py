@@ -1,8 +1,7 @@
 """A decision at the end: which source classes to drop, if any, and what that gains on new images."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from scipy.stats import false_discovery_control
@@ -13,23 +12,15 @@ from dtl._retrain import Arm, retrain
 from dtl.data import TransferProblem
 from dtl.study import Study
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 
 @dataclass(frozen=True, eq=False)
 class Advice:
     """Which source classes to drop, and what that gains on new images; `print` says it in a sentence.
 
-    Attributes
-    ----------
-    classes : tuple of str
-        To drop; none where no gain is established.
-    gain, stderr, low : float
-        Accuracy on the test images minus that with the whole source, after as many training steps; its standard error
-        counts retrainings and test images, and the true gain is above `low` with probability `level`.
-    candidates : tuple of str
-        Classes that hurt more than the average class, worst first, at most a share `fdr` of them falsely.
+    classes : to drop; none where no gain is established
+    gain, stderr, low : accuracy on the test images minus that with the whole source, after as many training steps; its
+        standard error counts retrainings and test images, and the true gain is above `low` with probability `level`
+    candidates : classes that hurt more than the average class, worst first, at most a share `fdr` of them falsely
     """
 
     classes: tuple[str, ...]
@@ -50,18 +41,7 @@ class Advice:
         return f"Drop {', '.join(self.classes)}: expected gain {tried}."
 
 
-def advise(
-    study: Study,
-    seeds: int = 20,
-    *,
-    fdr: float = 0.05,
-    level: float = 0.95,
-    store: str | Path | None = None,
-    seed: int | None = None,
-    device: str = "auto",
-    client: "Client | None" = None,
-    progress: bool = True,
-) -> Advice:
+def advise(study: Study, seeds: int = 20, *, fdr: float = 0.05, level: float = 0.95, **options: Any) -> Advice:
     """Which source classes to drop, if any: candidates by influence on validation, chosen and judged by retraining.
 
     Candidates have a negative influence on the whole target, by a one-sided test that counts models and images, at a
@@ -69,15 +49,8 @@ def advise(
     harmful: the worst 1, 2, 4, ... are left out in fresh retrainings with as many steps as the whole source gets. The
     number is chosen on validation, for each seed by the other seeds, and what that gains is measured on test.
 
-    Parameters
-    ----------
     study : finished models, which give the influences
-    seeds : retrainings for each number of classes
-    store, seed, device, client, progress : as in `dtl.retrain`
-
-    Raises
-    ------
-    InputError : a rate or level outside 0..1, or fewer than three seeds
+    seeds, options : as in `dtl.retrain`
 
     >>> print(dtl.advise(study, seeds=3, progress=False))
     Drop nothing: ...
@@ -95,7 +68,7 @@ def advise(
     counts = sorted({2**i for i in range(len(worst).bit_length())} | {len(worst)})
     masks = {count: ~np.isin(np.arange(study.n_units), worst[:count]) for count in counts}
     arms = {"full": Arm(steps="full")} | {str(n): Arm(masks=mask, steps="full") for n, mask in masks.items()}
-    again = retrain(study, arms, seeds, store=store, seed=seed, device=device, client=client, progress=progress)
+    again = retrain(study, arms, seeds, **options)
     correct = {split: again.correct.isel(target=again.split == split) for split in ("validation", "test")}
     weights = {name: _weights(study.problem, of.label.values) for name, of in correct.items()}
     chosen_on = correct["validation"].values @ weights["validation"]  # (arm, seed)
