@@ -17,6 +17,8 @@ from dtl.study import Study
 class Advice:
     """Which source classes to drop, and what that gains on new images; `print` says it in a sentence.
 
+    Attributes
+    ----------
     classes : to drop; none where no gain is established
     gain, stderr, low : accuracy on the test images minus that with the whole source, after as many training steps; its
         standard error counts retrainings and test images, and the true gain is above `low` with probability `level`
@@ -49,8 +51,14 @@ def advise(study: Study, seeds: int = 20, *, fdr: float = 0.05, level: float = 0
     harmful: the worst 1, 2, 4, ... are left out in fresh retrainings with as many steps as the whole source gets. The
     number is chosen on validation, for each seed by the other seeds, and what that gains is measured on test.
 
+    Parameters
+    ----------
     study : finished models, which give the influences
     seeds, options : as in `dtl.retrain`
+
+    Raises
+    ------
+    InputError : a rate or level outside 0..1, or fewer than three seeds
 
     >>> print(dtl.advise(study, seeds=3, progress=False))
     Drop nothing: ...

@@ -28,9 +28,14 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
     their noise nor the errors of the influences bias it (ridge: divided by the reliability, to undo the shrinkage).
     Subsets are taken to be of one size.
 
+    Parameters
+    ----------
     masks, outputs : (m, K) and (m, n), of models that the influences were *not* estimated from. Targets whose outputs
-    or predictions do not vary are left out of the averages, with a log message; InputError if none varies, or shapes
-    disagree.
+        or predictions do not vary are left out of the averages, with a log message
+
+    Raises
+    ------
+    InputError : no target varies, or shapes disagree
 
     Examples
     --------
@@ -90,8 +95,11 @@ def evaluate(
     Parameters
     ----------
     values : (K, n), what each source class does to each target image (target class with by="class"); larger helps more
-    results : models on subsets; as `dtl.results.open` gives, or `study.results`. InputError if row i of the outputs
-        does not belong to subset i, shapes disagree, or models are too few
+    results : models on subsets; as `dtl.results.open` gives, or `study.results`
+
+    Raises
+    ------
+    InputError : row i of the outputs does not belong to subset i, shapes disagree, or models are too few
 
     >>> results = dtl.results.open("imagenet20-cifar10")
     >>> found = results.part("random").influence("ols", by="class")

@@ -58,6 +58,31 @@ def images(
     return _gallery(titles, [pictures(dataset, [i]) for i in index], columns, ax)
 
 
+def pairs(
+    left: ImageDataset,
+    right: ImageDataset,
+    index: Sequence[tuple[int, int]],
+    titles: Sequence[str] | None = None,
+    columns: int = 3,
+    ax: Axes | None = None,
+) -> Axes:
+    """Pairs of examples side by side, such as a leaked source picture and the target picture that it is a copy of.
+
+    Parameters
+    ----------
+    left, right : data sets of the first and of the second picture of each pair.
+    index : pairs of numbers, one in each data set.
+    titles : of the pairs; by default the class names of both pictures.
+    columns : pairs side by side, at most.
+
+    >>> ax = dtl.plots.pairs(problem.source, problem.target_test, [(0, 3), (5, 14)])
+    """
+    if titles is None:
+        titles = [f"{left.classes[int(left.labels[i])]} / {right.classes[int(right.labels[j])]}" for i, j in index]
+    few = [np.concatenate([pictures(left, [i]), pictures(right, [j])]) for i, j in index]
+    return _gallery(titles, few, columns, ax)
+
+
 def _gallery(titles: Sequence[str], groups: Sequence[np.ndarray], columns: int, ax: Axes | None) -> Axes:
     """Groups of (h, w, 3) pictures, each under its title; one unit of the axes is one picture."""
     if not groups or columns < 1:

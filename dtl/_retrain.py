@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Arm:
     """One way to train again: what differs from the study that the arms of `retrain` are of.
 
+    Parameters
+    ----------
     problem : another source or target, judged on as many evaluation images; default the study's
     masks : bool (units,), or (seeds, units) with a subset for each seed; default the whole source
     steps : optimiser steps of source training, a number or "full", those of the whole source; default what the recipe

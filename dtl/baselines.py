@@ -121,6 +121,8 @@ def trak(
     to the backbone, which both share. The library fixes the unit up to a factor, so scores are for ranking. Sum the
     rows of a class for the score of the class, `class_sums`.
 
+    Parameters
+    ----------
     dimension : of the random projection of gradients, at most N; the more source examples, the larger it may be
     seed : of that projection
 

@@ -66,6 +66,8 @@ def say(text: str) -> None:
 def fill(text: str, names: Mapping[str, object]) -> str:
     """The text with every place filled: a value is put in its stead, a claim that does not hold is marked.
 
+    Parameters
+    ----------
     text : Markdown with places `{{value:format}}`, as in an f-string, and `{{? condition}}`, each on one line
     names : variables for the expressions; `words`, `names_of` and `pm` are there as well
 
@@ -121,6 +123,8 @@ def pm(value: float, error: float, sign: str = "") -> str:
 def check(yours: object, expected: object, hint: str, tolerance: float = 1e-2) -> None:
     """Print whether an answer is right, and the hint if it is not; `...` counts as not answered yet.
 
+    Parameters
+    ----------
     yours, expected : numbers, arrays, strings or sets
     tolerance : allowed relative difference of numbers that are not whole
 

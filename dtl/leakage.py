@@ -68,11 +68,15 @@ def leaked(
 def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
     """Source examples ranked by their most negative influence in standard errors, the most harmful first.
 
+    Parameters
+    ----------
     influence : of source examples, on the whole target (`study.influence(by="all")` of a study with unit "example") or
         on each target class (`by="class"`)
 
-    One row for each source example: `source` its number, `label` its class, `column` of the influence where it hurts
-    most, `influence` and `stderr` there, `q`, the false discovery rate at which it hurts, and `z`.
+    Returns
+    -------
+    DataFrame, a row for each source example: `source` its number, `label` its class, `column` of the influence where
+    it hurts most, `influence` and `stderr` there, `q`, the false discovery rate at which it hurts, and `z`
 
     >>> values = np.array([[0.1], [-0.5], [0.0]])
     >>> found = dtl.Influence(values, np.full((3, 1), 0.1), np.ones(1), "difference", "paired", 100)
@@ -106,6 +110,8 @@ def similarity(source: ImageDataset, target: ImageDataset, aligned: bool = True)
     Every channel is measured from its own mean, so that a cast in common is no likeness; images of more than 32 pixels
     a side are reduced to that.
 
+    Parameters
+    ----------
     aligned : also try quarter turns, mirror images, shifts of up to a sixteenth of the side and magnification by 8/7,
         and keep the best (registration by normalised cross-correlation, Lewis 1995); a picture without colour is
         compared in grey. Tried on pairs that are among the eight likeliest of either picture in small grey versions
@@ -177,6 +183,8 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93) -> np.ndarray
 
     Examples are in one group if a chain of near duplicates links them, so that the ends of a chain may differ.
 
+    Parameters
+    ----------
     threshold : similarity above which two examples are near duplicates
 
     >>> groups = near_duplicates(problem.source)
@@ -200,6 +208,8 @@ def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
     Copies stand in for each other, so each has little influence of its own; the group has all of it. A group so large
     that every model saw some of it has no influence to estimate: `estimate_influence` names it.
 
+    Parameters
+    ----------
     groups : (N,) int without gaps, such as `near_duplicates`
 
     >>> dtl.leakage.pool([[True, False, False], [False, False, True]], [0, 1, 0]).astype(int).tolist()

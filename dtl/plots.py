@@ -28,7 +28,7 @@ from scipy import stats
 from dtl import _drawing as draw
 from dtl._checks import InputError, check_number, choice
 from dtl._drawing import CATEGORIES, FAINT, HELPS, HURTS, INK, MUTED, NEUTRAL, WIDTH, shown, verbatim
-from dtl._pictures import image_grid, images, strips
+from dtl._pictures import image_grid, images, pairs, strips
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 
 __all__ = [
     "CATEGORIES", "FAINT", "HELPS", "HURTS", "INK", "MUTED", "NEUTRAL", "ORDERS", "WIDTH", "flip_bars", "image_grid",
-    "images", "influence_bars", "influence_heatmap", "masks", "reliability_curve", "removal_curves", "strongest",
-    "style",
+    "images", "influence_bars", "influence_heatmap", "masks", "pairs", "reliability_curve", "removal_curves",
+    "strongest", "style",
 ]  # fmt: skip
 
 ORDERS = {

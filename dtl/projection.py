@@ -28,6 +28,8 @@ _CLEAR = 3.0  # standard errors from zero at which a class counts as helpful or 
 def project(influence: Influence, source_class: int, k: int = 8, most: str = "helped") -> np.ndarray:
     """Indices of the k target examples that a source class helps (or hurts) most, the strongest first, int (k,).
 
+    Parameters
+    ----------
     influence : one column for each target example, as `study.influence()` gives
     most : "helped" or "hurt"
 
@@ -46,6 +48,8 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
 class Subpopulations:
     """Groups of target examples, and what singles them out.
 
+    Attributes
+    ----------
     group : (n,) int, the group of each example, the largest group being 0
     influence : of each source class on the mean output of a group minus that of all other examples, (K, groups);
         estimated from models that had no part in forming the groups, so its errors are honest
@@ -126,6 +130,8 @@ def wrong(study: "Study", split: str = "validation") -> np.ndarray:
 def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0) -> np.ndarray:
     """The source classes with the most negative influence on one example, the worst first, int (at most k,).
 
+    Parameters
+    ----------
     least : standard errors by which the influence must lie below zero; classes that do not are no suspects, so there
         can be fewer than k, or none
 

@@ -51,8 +51,11 @@ def removal_curve(
 
     Returns
     -------
-    Dataset with `validation` and `test` accuracy, in 0..1, each (order, count, seed). InputError for an order, a count
-    or an influence that does not fit the source, before any training
+    Dataset with `validation` and `test` accuracy, in 0..1, each (order, count, seed)
+
+    Raises
+    ------
+    InputError : an order, a count or an influence that does not fit the source; before any training
 
     >>> curve = dtl.removal_curve(study, influence, counts=[2, 4], orders=["negative"], seeds=2, progress=False)
     >>> curve.test.sizes["count"]
@@ -117,10 +120,15 @@ def _check(study: Study, influence: Influence, counts: list, orders: list[str], 
 
 @dataclass(frozen=True)
 class Selection:
-    """How many classes to remove, chosen on validation, and what that gains on test, its mean and error over seeds.
+    """How many classes to remove, chosen on validation, and what that gains on test.
 
     For each seed the count is chosen by the other seeds, because a model that happens to train well does so on both
-    splits. The count is 0 when removing none is best on validation.
+    splits.
+
+    Attributes
+    ----------
+    count : classes removed; 0 when removing none is best on validation
+    gain, stderr : test accuracy minus that of the full source, mean and standard error over seeds
     """
 
     order: str
@@ -171,8 +179,11 @@ def flip_rate(
     -------
     Dataset with dimensions example, arm ("full", then names of classes left out) and label: `count` of retrained models
     that predict the label, `share` of them, and `low` and `high` of its 95% interval (Wilson 1927); `change`, the share
-    minus that of the full source, with `change_low` and `change_high` (Newcombe 1998, method 10); coordinate `true`.
-    InputError for an example that is not wrong, before any training
+    minus that of the full source, with `change_low` and `change_high` (Newcombe 1998, method 10); coordinate `true`
+
+    Raises
+    ------
+    InputError : an example that is not wrong; before any training
 
     >>> wrong = int(dtl.projection.wrong(study)[0])
     >>> flips = dtl.flip_rate(study, wrong, without=8, seeds=2, progress=False)

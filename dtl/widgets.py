@@ -119,6 +119,8 @@ def class_picker(
 def projection_picker(influence: Influence, problem: TransferProblem, k: int = 8) -> ipywidgets.VBox:
     """Choose a source class: see the k target examples that it helps most, and the k that it hurts most.
 
+    Parameters
+    ----------
     influence : one column for each example of a split, as `study.influence()` gives; InputError for others
 
     >>> picker = dtl.widgets.projection_picker(study.influence(), problem, k=4)
@@ -240,7 +242,10 @@ def flag_slider(
 def influence_alt(table: pd.DataFrame, target: str) -> str:
     """The sentences that replace `plots.influence_bars` for who cannot see it.
 
-    table : the classes of the figure, from `plots.strongest`;  target : what they influence
+    Parameters
+    ----------
+    table : the classes of the figure, from `plots.strongest`
+    target : what they influence
 
     >>> text = dtl.widgets.influence_alt(dtl.plots.strongest(influence, "sky", k=1), "sky")
     >>> text.startswith("Bar chart, values ± standard errors: helpful for sky: ")

@@ -195,6 +195,7 @@ def test_text_from_data_is_no_mathematics():
         (plots.masks(np.eye(6, dtype=bool), ODD), flat),
         (plots.image_grid(dataset), flat),
         (plots.images(dataset, range(6)), ["$x^$ coupon"]),
+        (plots.pairs(dataset, dataset, [(0, 1)]), []),
         (plots.removal_curves(curve().assign_coords(order=order)), ODD[:3]),
         (plots.reliability_curve(table), ODD[:3]),
         (plots.flip_bars(flips(labels=ODD[:3], arm=ODD[3]), 7), [f"{ODD[0]} (true)", ODD[1], f"without {ODD[3]}"]),
@@ -245,6 +246,8 @@ def test_too_few_models_for_an_error_draw_no_interval():
         (lambda r: plots.image_grid(pictures(), classes=("pear",)), "unknown class 'pear'"),
         (lambda r: plots.images(pictures(), []), "choose at least one picture"),
         (lambda r: plots.images(pictures(), [1, 2], titles=["a"]), "1 titles for 2 pictures"),
+        (lambda r: plots.pairs(pictures(), pictures(), []), "choose at least one picture"),
+        (lambda r: plots.pairs(pictures(), pictures(), [(1, 2)], titles=["a", "b"]), "2 titles for 1 pictures"),
         (lambda r: plots.flip_bars(flips(), 8), "unknown example 8: choose one of 7"),
         (lambda r: plots.flip_bars(flips(), 7, "urn"), "unknown class left out 'urn': choose one of dots, checks"),
         (
@@ -465,6 +468,7 @@ def test_every_function_draws_on_the_axes_it_is_given():
         lambda ax: plots.influence_bars(result, images=dataset, ax=ax),
         lambda ax: plots.influence_heatmap(result, ax=ax),
         lambda ax: plots.flip_bars(flips(), 7, ax=ax),
+        lambda ax: plots.pairs(dataset, dataset, [(0, 1)], ax=ax),
         lambda ax: plots.removal_curves(curve(), ax=ax),
         lambda ax: plots.reliability_curve(reliability_table(), ax=ax),
         lambda ax: plots.image_grid(dataset, ax=ax),
@@ -515,6 +519,7 @@ def test_text_is_nine_pixels_high_on_a_phone():
         plots.flip_bars(flips(), 7),
         plots.image_grid(dataset),
         plots.images(dataset, range(20)),
+        plots.pairs(dataset, dataset, [(0, 1)] * 5),
         plots.masks(np.random.default_rng(0).random((30, 6)) < 0.5, NAMES),
         plt.subplots()[1],
     ]
@@ -558,6 +563,13 @@ def test_flip_bars_compare_the_full_source_with_one_class_less():
         assert ax.get_xlim() == (0, 1) and "20 retrained models" in ax.get_xlabel()
 
 
+def test_pairs_show_one_picture_of_each_data_set():
+    left, right = pictures(), replace(pictures(), images=pictures().images + 50)
+    ax: Any = plots.pairs(left, right, [(2, 7), (9, 0)])
+    assert [int(np.asarray(image.get_array())[8, 8, 0]) for image in ax.images] == [3, 52, 4, 51]
+    assert texts(ax) == ["cup / ball", "sock / apple"]
+
+
 WITHOUT_TORCH = """
 import sys, types
 class Missing:
@@ -574,6 +586,7 @@ found = dtl.Influence(values, stderr, np.ones(1), "ols", "random", 9, sources=("
 dtl.plots.style()
 dtl.plots.image_grid(Pictures())
 dtl.plots.images(Pictures(), [1, 2])
+dtl.plots.pairs(Pictures(), Pictures(), [(0, 1)])
 picker = dtl.widgets.class_picker(found, images=Pictures(), n_images=2)
 print(picker.children[0].options, [name for name in sys.modules if name.split(".")[0] in ("torch", "torchvision")])
 """

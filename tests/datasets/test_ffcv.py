@@ -18,6 +18,7 @@ from torchvision.transforms import RandomResizedCrop
 
 import dtl
 from dtl._batches import InMemory
+from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets import ffcv as beton
 from dtl.datasets.ffcv import Beton, BetonBatches, grown
