@@ -170,9 +170,10 @@ def flip_rate(
 
     Parameters
     ----------
+    study : gives problem, recipe and transfer (its first), and says which predictions are wrong
     example : one or more examples of the split that most models of the study predict wrong (`dtl.projection.wrong`)
-    without : one or more source classes, each left out in an arm of its own; a class that nobody suspects is the
-        control that tells a flip from luck
+    without : one or more source classes, or groups of a study of groups, each left out in an arm of its own; a class
+        that nobody suspects is the control that tells a flip from luck
     seeds, options : as in `dtl.retrain`
 
     Returns
@@ -190,10 +191,10 @@ def flip_rate(
     >>> flips["count"].sum("label").values.tolist()
     [[2, 2]]
     """
-    if study.unit != "class" or study.groups:
-        raise InputError("flip_rate leaves out source classes: give a study of unit 'class'")
+    if study.unit != "class":
+        raise InputError("flip_rate leaves out source classes, or groups of them: give a study of unit 'class'")
     examples, classes = (np.atleast_1d(np.asarray(index)).tolist() for index in (example, without))
-    names = study.problem.source.classes
+    names = sorted(set(study.groups)) if study.groups else study.problem.source.classes
     right = study.outputs("correct", split=split).mean(0)
     for what, index, n in (("example", examples, len(right)), ("source class", classes, len(names))):
         if not index or len(set(index)) < len(index):

@@ -326,6 +326,17 @@ def test_a_study_of_examples_has_no_classes_to_leave_out(judged):
         dtl.flip_rate(by_example, 0, 5)
 
 
+def test_groups_can_be_left_out_too(judged):
+    study = judged[0]
+    groups = [f"group {k // 6}" for k in range(24)]
+    grouped = dtl.Study(study.problem, unit=groups).run(4, progress=False)
+    grouped.outputs = study.outputs  # which say that example 0 is wrong
+    flips = dtl.flip_rate(grouped, 0, [1, 3], seeds=2, progress=False)
+    assert flips.arm.values.tolist() == ["full", "group 1", "group 3"]
+    with pytest.raises(ValueError, match=r"each source class must be one whole number in 0\.\.3, not 4"):
+        dtl.flip_rate(grouped, 0, 4, progress=False)
+
+
 def test_flip_rate_of_real_models_is_that_of_a_study(tmp_path):
     problem = dtl.load("testbed", per_class=20, train=2, validation=5, test=5)
     recipe = dtl.Recipe(epochs=1, widths=(4, 8))

@@ -516,3 +516,9 @@ def test_a_study_on_a_gpu_goes_on_where_it_stopped(problem, tmp_path):
     for other in (resumed, on_cpu):
         np.testing.assert_array_equal(other.results.seed, whole.results.seed)
         assert np.corrcoef(other.outputs().ravel(), whole.outputs().ravel())[0, 1] > 0.98
+
+
+@pytest.mark.gpu
+def test_processes_share_a_gpu(problem, recipe):
+    one, two = (dtl.Study(problem, recipe).run(8, "cuda", workers=n, progress=False) for n in (1, 2))
+    np.testing.assert_allclose(one.results.margin, two.results.margin, atol=1e-3)

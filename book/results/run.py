@@ -137,32 +137,7 @@ class Experiment:
         )  # fmt: skip
 
     def flips(self) -> xr.Dataset:
-        """Wrong test examples with the most negative influence of one class, retrained without that class.
-
-        The models of the most harmed examples also judge undecided ones, which a fifth to a half of the study's models
-        get right, and of which the same classes are suspect.
-        """
-        influence = self.balanced.influence(split="test")
-        suspects, harm = influence.values.argmin(axis=0), influence.values.min(axis=0)
-        right = self.balanced.outputs("correct", split="test").mean(axis=0)
-        order = np.argsort(harm, kind="stable")
-        harmed = order[right[order] < 0.5][: self.size.examples]
-        left_out = np.unique(suspects[harmed])
-        near = (right >= 0.2) & (right < 0.5) & np.isin(suspects, left_out)
-        undecided = [i for i in order[near[order]] if i not in harmed][: self.size.examples]
-        examples = np.array([*harmed, *undecided])
-        flips = dtl.flip_rate(
-            self.balanced, examples.tolist(), left_out.tolist(), self.size.flips, split="test",
-            store=self.folder / "flips", seed=4, device=self.device,
-        )  # fmt: skip
-        facts = {
-            "group": np.repeat(["most harmed", "undecided"], [len(harmed), len(undecided)]),
-            "suspect": np.array(self.problem.source.classes)[suspects[examples]],
-            "influence": harm[examples],
-            "stderr": influence.stderr[suspects[examples], examples],
-            "right": right[examples],  # share of the study's models
-        }
-        return flips.assign_coords({name: ("example", values) for name, values in facts.items()})
+        return flips_of(self.balanced, self.size.examples, self.size.flips, self.folder / "flips", self.device)
 
     def need(self, *names: str) -> None:
         """Stop unless these runs have ended: influences of a part of a study order other classes than those of all."""
@@ -186,6 +161,34 @@ class Experiment:
         }
         folder = dtl.results.save(self.out / self.size.name, parts, facts)
         print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
+
+
+def flips_of(study: dtl.Study, examples: int, seeds: int, store: Path, device: str) -> xr.Dataset:
+    """Wrong test examples with the most negative influence of one unit, retrained without that unit.
+
+    The models of the most harmed examples also judge undecided ones, which a fifth to a half of the study's models get
+    right, and of which the same units are suspect.
+    """
+    influence = study.influence(split="test")
+    suspects, harm = influence.values.argmin(axis=0), influence.values.min(axis=0)
+    right = study.outputs("correct", split="test").mean(axis=0)
+    order = np.argsort(harm, kind="stable")
+    harmed = order[right[order] < 0.5][:examples]
+    left_out = np.unique(suspects[harmed])
+    near = (right >= 0.2) & (right < 0.5) & np.isin(suspects, left_out)
+    undecided = [i for i in order[near[order]] if i not in harmed][:examples]
+    chosen = np.array([*harmed, *undecided])
+    flips = dtl.flip_rate(
+        study, chosen.tolist(), left_out.tolist(), seeds, split="test", store=store, seed=4, device=device
+    )
+    facts = {
+        "group": np.repeat(["most harmed", "undecided"], [len(harmed), len(undecided)]),
+        "suspect": np.array(influence.sources)[suspects[chosen]],
+        "influence": harm[chosen],
+        "stderr": influence.stderr[suspects[chosen], chosen],
+        "right": right[chosen],  # share of the study's models
+    }
+    return flips.assign_coords({name: ("example", values) for name, values in facts.items()})
 
 
 def hand_picked(names: Sequence[str]) -> list[int]:
@@ -217,14 +220,14 @@ def read_log(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def logged(folder: Path, name: str, scale: str) -> Iterator[None]:
+def logged(folder: Path, name: str, command: str) -> Iterator[None]:
     """Add a piece of a run to its log, when it ends or is stopped; a run that has ended is not logged again."""
     before = read_log(folder, name)
     if any(piece["finished"] for piece in before):
         yield
         return
     piece: dict[str, Any] = {
-        "command": f"python book/results/run.py {name} --scale {scale}",
+        "command": command,
         "commit": os.environ.get("DTL_COMMIT") or commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": doctor.hardware(),
@@ -270,7 +273,7 @@ def main(
         if name in ("removal", "flips"):
             experiment.need("balanced")
         if name in RUNS:
-            with logged(experiment.folder, name, scale):
+            with logged(experiment.folder, name, f"python book/results/run.py {name} --scale {scale}"):
                 RUNS[name](experiment)
     if command in ("pack", "all"):
         experiment.need(*RUNS)

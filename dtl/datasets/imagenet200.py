@@ -13,10 +13,12 @@ from dtl.datasets.targets import data_folders, read_target
 
 SOURCES = ("imagenet200", "tiny-imagenet-200")  # folders that may hold the source
 _TABLE: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text())
-NAMES = {wnid: name for wnid, (name, _) in _TABLE.items()}  # WordNet 3.0 offset -> the first word of its synset
-CATEGORIES = {name: category for name, category in _TABLE.values() if category}
+NAMES = {wnid: name for wnid, (name, *_) in _TABLE.items()}  # WordNet 3.0 offset -> the first word of its synset
+CATEGORIES = {name: category for name, category, _ in _TABLE.values() if category}
 """The hand-picked classes: hyponyms, in WordNet 3.0, of the nearest of seven synsets that holds a CIFAR-10 class: craft
 (airplane, ship), motor vehicle (automobile, truck), bird, feline (cat), ungulate (deer, horse), dog and frog."""
+GROUPS = {name: group for name, _, group in _TABLE.values()}
+"""Forty groups of five classes, by what the pictures show, made before anything was trained on them; none fits all."""
 
 
 def make(

@@ -3,7 +3,8 @@
     python tests/benchmarks/gpu.py DATA > gpu.md        # eight minutes at most
     python tests/benchmarks/gpu.py DATA --toy           # a CPU, two minutes: shows that the script runs, and no more
 
-DATA holds `imagenet200` and `cifar10` (see `dtl.load`). What a run has no time for is named, not left out in silence.
+DATA holds `imagenet200` and `cifar10` (see `dtl.load`), or is a file that holds the problem (`dtl.datasets.saved`).
+What a run has no time for is named, not left out in silence.
 """
 
 import logging
@@ -234,7 +235,8 @@ def main(
     options = {"classes": TOY, "limit": 64, "target_limit": 20} if toy else {}
     small = {"widths": (4, 8, 8, 16), "epochs": 2, "batch_size": 32, "precision": "float32"}
     recipe = replace(RECIPE, **small) if toy else RECIPE
-    problem, device = dtl.load("imagenet200-cifar10", data, **options), resolve_device("auto")
+    device = resolve_device("auto")
+    problem = dtl.load("file", path=data) if data.is_file() else dtl.load("imagenet200-cifar10", data, **options)
     if toy:
         steps_a_round, n_models, processes = 3, 3, "1"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, load {os.getloadavg()[0]:.1f}"

@@ -145,12 +145,6 @@ def test_processes_of_this_machine_share_the_work(by_hand, problem, recipe, refe
         dtl.Study(problem, dataclasses.replace(recipe, lr=1e30)).run(4, "cpu", workers=1, progress=False)
 
 
-@pytest.mark.gpu
-def test_processes_share_a_gpu(problem, recipe):
-    one, two = (dtl.Study(problem, recipe).run(8, "cuda", workers=n, progress=False) for n in (1, 2))
-    np.testing.assert_allclose(one.results.margin, two.results.margin, atol=1e-3)
-
-
 @pytest.mark.parametrize(
     ("workers", "message"), [(0, "workers must be at least 1"), ("2", "workers must be an integer")]
 )

@@ -1,0 +1,225 @@
+"""Make the results of the pages about two hundred classes: commands of minutes on one GPU, several side by side.
+
+    python book/results/imagenet200.py groups --data DATA --studies S & ...     # and targets, resnet18, long
+    python book/results/imagenet200.py removal --data DATA --studies S & ...    # and flips: they read groups
+    python book/results/imagenet200.py collect --data DATA --studies S --out PIECES
+
+DATA holds `imagenet200` and `cifar10` (see `dtl.load`), or is a file that holds the problem (`dtl.datasets.saved`).
+Every command may be stopped at any time and given again: it goes on where it was. `collect` gathers what is done,
+rounded as it ships. `--toy` is for a CPU: few pictures and tiny nets, to see that all commands run, and no more.
+
+groups : 156 models on halves of forty groups of five classes, to CIFAR-10 with 100 and with 4,500 images a class
+removal : groups taken out of the source, with the epochs of each training held and with its steps held
+flips : single groups left out, and what becomes of pictures that most models get wrong
+targets : 156 models on halves of 120 classes, to animals and to things among the 80 classes that were kept out; removal
+resnet18 : the first 78 subsets of `groups` again, by a ResNet-18
+long : the same, by the small net in eight epochs instead of four
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import typer
+from run import compact, flips_of, logged, read_log
+
+import dtl
+from dtl.data import ImageDataset, TransferProblem
+from dtl.datasets.folders import at_most
+from dtl.datasets.imagenet200 import CATEGORIES, GROUPS
+
+PROBLEM = "imagenet200-cifar10"
+RECIPE = dtl.Recipe(
+    "resnet9", (16, 32, 64, 128), epochs=4, batch_size=512, lr=0.2, augment=2, models_at_once=1, precision="bfloat16",
+    finetune_epochs=2,
+)  # fmt: skip
+TINY = {"widths": (4, 4, 8, 8), "epochs": 1, "lr": 0.05, "batch_size": 32, "precision": "float32", "finetune_epochs": 1}
+OF_TARGET = {"small": {"finetune_epochs": 40}, "whole": {}}  # 40 steps and 174
+OTHER = {"resnet18": {"model": "resnet18", "widths": (), "lr": 0.1}, "long": {"epochs": 8}}
+SMALL = 100  # training images of each class of the small target
+KEPT_OUT = {  # groups of which two classes are a target
+    "animals": (
+        "amphibians and reptiles", "dogs", "furry animals", "cats", "ungulates", "apes, elephant, hog",
+        "birds, dugong", "flying insects", "long insects", "shells and slugs",
+    ),
+    "things": (
+        "cars", "vans and buses", "bridges and dams", "tall things", "landscapes", "fruit", "sports", "robes",
+        "bottles", "music, sewing",
+    ),
+}  # fmt: skip
+SPLIT = (100, 100, 300)  # training, validation and test images of each class that is kept out
+
+
+@dataclass(frozen=True)
+class Experiment:
+    data: Path
+    folder: Path
+    device: str
+    toy: bool
+
+    @property
+    def block(self) -> int:
+        return 2 if self.toy else dtl.design.block_length(40)
+
+    @cached_property
+    def problems(self) -> dict[str, TransferProblem]:
+        """CIFAR-10 as target, small and whole, with one source."""
+        saved = self.data.is_file()
+        whole = dtl.load("file", path=self.data) if saved else dtl.load(PROBLEM, self.data)
+        if self.toy:
+            parts = {"source": 12, "target_train": 40, "target_validation": 20, "target_test": 20}
+            whole = replace(whole, **{name: few(whole.parts[name], n) for name, n in parts.items()})
+        return {
+            "small": replace(whole, target_train=few(whole.target_train, 20 if self.toy else SMALL)),
+            "whole": whole,
+        }
+
+    @cached_property
+    def others(self) -> dict[str, TransferProblem]:
+        """Three classes of each group as source; the two others of ten groups are a target."""
+        source = self.problems["whole"].source
+        groups = [GROUPS[name] for name in source.classes]
+        out = [k for k, group in enumerate(groups) if groups[:k].count(group) >= 3]
+        kept = of_classes(source, [k for k in range(len(groups)) if k not in out])
+        found = {}
+        for name, own in KEPT_OUT.items():
+            target = of_classes(source, [k for k in out if groups[k] in own])
+            parts = split(target, (4, 4, 4) if self.toy else SPLIT)
+            found[name] = TransferProblem(f"imagenet200-{name}", kept, *parts)
+        return found
+
+    def study(self, name: str, problem: TransferProblem, settings: Mapping[str, Any], **options: Any) -> dtl.Study:
+        both = dict(settings) | (TINY if self.toy else {})
+        recipe = replace(RECIPE, **(both | ({"widths": ()} if "model" in settings else {})))
+        unit = {name: GROUPS[name] for name in problem.source.classes}
+        return dtl.Study(problem, recipe, unit=unit, store=self.folder / name, weights=self.weights, **options)
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "weights"
+
+    @cached_property
+    def studies(self) -> dict[str, dict[str, dtl.Study]]:
+        """Studies of one source by command, then by target."""
+        both = ("fixed", "full")
+        targets = self.problems.items()
+        return {
+            "groups": {t: self.study(f"groups-{t}", p, OF_TARGET[t], transfer=both) for t, p in targets},
+            "targets": {t: self.study(f"targets-{t}", p, {"epochs": 7}) for t, p in self.others.items()},
+        } | {name: {t: self.study(f"{name}-{t}", p, settings) for t, p in targets} for name, settings in OTHER.items()}
+
+    def run(self, command: str) -> None:
+        """The models of a command in pieces of a third of a block, each transferred to all targets."""
+        studies, n = self.studies[command], self.block * (1 if command in OTHER else 2)
+        step, began = max(2, self.block // 3), time.perf_counter()
+        for start in range(0, n, step):
+            stop = min(n, start + step)
+            for study in studies.values():
+                study.run(stop, self.device, start=start, progress=False)
+            print(f"{command}: {stop} of {n} models, {time.perf_counter() - began:.0f} s", flush=True)
+
+    def curves(self, name: str, study: dtl.Study, kinds: Sequence[str], given: dict[str, list[int]]) -> None:
+        """Removal curves, in rounds of two seeds, so that one that is stopped has whole rounds."""
+        influence = study.influence(by="all", transfer="fixed")
+        alone = dtl.Study(study.problem, study.recipe, unit=study.groups or "class")  # fixed features
+        for number in range(1 if self.toy else 3):
+            for kind in kinds:
+                where = f"removal-{name}-{kind}-{number}"
+                curve = dtl.removal_curve(
+                    alone, influence, (4,) if self.toy else (4, 8, 16), (*dtl.removal.ORDERS, *given), 2, given=given,
+                    steps="full" if kind == "steps" else None, store=self.folder / where, seed=100 + number,
+                    device=self.device, progress=False,
+                )  # fmt: skip
+                curve.to_netcdf(self.folder / f"{where}.nc", engine="h5netcdf")
+                print(where, curve.test.mean("seed").round(3).values.tolist(), flush=True)
+
+    def flips(self) -> None:
+        study = self.studies["groups"]["small"]
+        flips = flips_of(study, 2 if self.toy else 4, 2 if self.toy else 10, self.folder / "flips", self.device)
+        flips.to_netcdf(self.folder / "flips.nc", engine="h5netcdf")
+
+    def command(self, name: str) -> None:
+        if name in self.studies:
+            self.run(name)
+        if name == "removal":
+            study = self.studies["groups"]["small"]
+            self.curves("small", study, ("epochs", "steps"), {"hand-picked": hand_picked(study)})
+        if name == "flips":
+            self.flips()
+        if name == "targets":
+            for target, study in self.studies["targets"].items():
+                self.curves(target, study, ("steps",), {})
+
+    def collect(self, out: Path) -> None:
+        """A file for each study, the curves and flips, and the logs, of whatever is done."""
+        out.mkdir(parents=True, exist_ok=True)
+        facts: dict[str, Any] = {"runs": {name: read_log(self.folder, name) for name in COMMANDS}, "settings": {}}
+        for studies in self.studies.values():
+            for study in studies.values():
+                name = study.store.folder.name  # pyright: ignore[reportOptionalMemberAccess]
+                if study.store.ready:
+                    facts["settings"][name] = study.settings
+                    dtl.results.save(out / name, {name: compact(study.results)}, {"runs": {}, "settings": {}})
+        for file in self.folder.glob("*.nc"):
+            (out / file.name).write_bytes(file.read_bytes())
+        (out / "facts.json").write_text(json.dumps(facts))
+
+
+def few(dataset: ImageDataset, n: int) -> ImageDataset:
+    """At most n images of each class, those of `dtl.load(..., limit=n)`."""
+    return dataset.subset(at_most(n, dataset.labels.numpy(), 0))
+
+
+def of_classes(dataset: ImageDataset, classes: Sequence[int]) -> ImageDataset:
+    """The images of some classes, numbered in this order."""
+    place = torch.full((dataset.n_classes,), -1)
+    place[list(classes)] = torch.arange(len(classes))
+    rows = (place[dataset.labels] >= 0).nonzero().flatten()
+    names = tuple(dataset.classes[k] for k in classes)
+    return ImageDataset(dataset.images[rows], place[dataset.labels[rows]], names)
+
+
+def split(dataset: ImageDataset, sizes: Sequence[int]) -> list[ImageDataset]:
+    """Parts of so many images of each class, drawn at random, none in two of them."""
+    rng, labels = np.random.default_rng(22), dataset.labels.numpy()
+    rows = np.stack([rng.permutation(np.flatnonzero(labels == k))[: sum(sizes)] for k in range(dataset.n_classes)])
+    return [dataset.subset(np.sort(part.ravel())) for part in np.split(rows, np.cumsum(sizes)[:-1], axis=1)]
+
+
+def hand_picked(study: dtl.Study) -> list[int]:
+    """Groups without a class of a target category, then those with one, each in a random order."""
+    groups, near = sorted(set(study.groups or ())), {GROUPS[name] for name in CATEGORIES}
+    mixed = np.random.default_rng(0).permutation(len(groups)).tolist()
+    return sorted(mixed, key=lambda i: groups[i] in near)
+
+
+COMMANDS = ("groups", "removal", "flips", "targets", *OTHER)
+
+
+def main(
+    command: Literal["groups", "removal", "flips", "targets", "resnet18", "long", "collect", "all"],
+    data: Annotated[Path, typer.Option(envvar="DTL_DATA", help="folder of the images")],
+    studies: Annotated[Path, typer.Option(help="folder of the studies")] = Path("studies/imagenet200"),
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    out: Annotated[Path, typer.Option(help="folder of what `collect` gathers")] = Path("pieces"),
+    toy: bool = False,
+) -> None:
+    """Make the results of the pages about two hundred classes."""
+    experiment = Experiment(data, studies, device, toy)
+    for name in COMMANDS if command == "all" else [command]:
+        if name == "collect":
+            experiment.collect(out)
+            continue
+        with logged(studies, name, f"python {' '.join(['book/results/imagenet200.py', name, *sys.argv[2:]])}"):
+            experiment.command(name)
+
+
+if __name__ == "__main__":
+    typer.run(main)
