@@ -213,7 +213,7 @@ def flip_rate(
     labels = list(study.problem.target_train.classes)
     said = predicted.rename(target="example").reset_coords(drop=True)
     hits = said == xr.DataArray(np.arange(len(labels)), dims="label")
-    count = hits.sum("seed").transpose("example", "arm", "label")
+    count = hits.sum("seed").transpose("example", "arm", "label").compute()
     interval = np.array([binomtest(int(c), seeds).proportion_ci(method="wilson") for c in count.values.flat])
     low, high = (count.copy(data=ends) for ends in interval.T.reshape(2, *count.shape))
     share = count / seeds
