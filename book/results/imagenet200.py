@@ -91,8 +91,8 @@ class Experiment:
         found = {}
         for name, own in KEPT_OUT.items():
             target = of_classes(source, [k for k in out if groups[k] in own])
-            parts = split(target, (4, 4, 4) if self.toy else SPLIT)
-            found[name] = TransferProblem(f"imagenet200-{name}", kept, *parts)
+            train, validation, test = split(target, (4, 4, 4) if self.toy else SPLIT)
+            found[name] = TransferProblem(f"imagenet200-{name}", kept, train, validation, test)
         return found
 
     def study(self, name: str, problem: TransferProblem, settings: Mapping[str, Any], **options: Any) -> dtl.Study:
