@@ -1,8 +1,7 @@
 """A decision at the end: which source classes to drop, if any, and what that gains on new images."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from scipy.stats import false_discovery_control
@@ -13,9 +12,6 @@ from dtl._retrain import Arm, retrain
 from dtl.data import TransferProblem
 from dtl.study import Study
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 
 @dataclass(frozen=True, eq=False)
 class Advice:
@@ -23,13 +19,10 @@ class Advice:
 
     Attributes
     ----------
-    classes : tuple of str
-        To drop; none where no gain is established.
-    gain, stderr, low : float
-        Accuracy on the test images minus that with the whole source, after as many training steps; its standard error
-        counts retrainings and test images, and the true gain is above `low` with probability `level`.
-    candidates : tuple of str
-        Classes that hurt more than the average class, worst first, at most a share `fdr` of them falsely.
+    classes : to drop; none where no gain is established
+    gain, stderr, low : accuracy on the test images minus that with the whole source, after as many training steps; its
+        standard error counts retrainings and test images, and the true gain is above `low` with probability `level`
+    candidates : classes that hurt more than the average class, worst first, at most a share `fdr` of them falsely
     """
 
     classes: tuple[str, ...]
@@ -50,18 +43,7 @@ class Advice:
         return f"Drop {', '.join(self.classes)}: expected gain {tried}."
 
 
-def advise(
-    study: Study,
-    seeds: int = 20,
-    *,
-    fdr: float = 0.05,
-    level: float = 0.95,
-    store: str | Path | None = None,
-    seed: int | None = None,
-    device: str = "auto",
-    client: "Client | None" = None,
-    progress: bool = True,
-) -> Advice:
+def advise(study: Study, seeds: int = 20, *, fdr: float = 0.05, level: float = 0.95, **options: Any) -> Advice:
     """Which source classes to drop, if any: candidates by influence on validation, chosen and judged by retraining.
 
     Candidates have a negative influence on the whole target, by a one-sided test that counts models and images, at a
@@ -72,8 +54,7 @@ def advise(
     Parameters
     ----------
     study : finished models, which give the influences
-    seeds : retrainings for each number of classes
-    store, seed, device, client, progress : as in `dtl.retrain`
+    seeds, options : as in `dtl.retrain`
 
     Raises
     ------
@@ -95,7 +76,7 @@ def advise(
     counts = sorted({2**i for i in range(len(worst).bit_length())} | {len(worst)})
     masks = {count: ~np.isin(np.arange(study.n_units), worst[:count]) for count in counts}
     arms = {"full": Arm(steps="full")} | {str(n): Arm(masks=mask, steps="full") for n, mask in masks.items()}
-    again = retrain(study, arms, seeds, store=store, seed=seed, device=device, client=client, progress=progress)
+    again = retrain(study, arms, seeds, **options)
     correct = {split: again.correct.isel(target=again.split == split) for split in ("validation", "test")}
     weights = {name: _weights(study.problem, of.label.values) for name, of in correct.items()}
     chosen_on = correct["validation"].values @ weights["validation"]  # (arm, seed)

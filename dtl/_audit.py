@@ -1,12 +1,12 @@
 """Which changes of its images move a transferred model more than one trained from scratch, whence, and what to do."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
@@ -40,38 +40,31 @@ class Audit:
     @property
     def found(self) -> pd.DataFrame:
         """The cells in which transfer moves the model more than training from scratch does, the strongest first."""
-        return self.cells.loc[self.cells.q < self.level].sort_values("difference", ascending=False, ignore_index=True)
+        return _established(self.cells, self.level)
 
     def __str__(self) -> str:
-        head = f"## Bias that came with the source: {self.problem}, {self.regime} transfer\n\n"
-        looked = (
-            f"{len(self.cells)} cells were looked at, {self.seeds} models each, false discovery rate {self.level}. "
-        )
-        if self.found.empty:
-            return head + looked + "In none does the transferred model move more than one trained from scratch.\n"
         parts = [
-            head + looked + "These changes move your model more than one trained from scratch:\n",
+            f"## Bias that came with the source: {self.problem}, {self.regime} transfer\n",
+            f"{len(self.cells)} cells were looked at, {self.seeds} models each, false discovery rate {self.level}.",
+        ]
+        if self.repairs is None:
+            return "\n".join([*parts, "In none does the transferred model move more than one trained from scratch.\n"])
+        good = self.repairs[self.repairs.enough].repair.tolist()
+        parts += [
+            "These changes move your model more than one trained from scratch:\n",
             _table(self.found),
             "\nThese source classes bring it (influence on the share of predictions that change):\n",
             _table(self.sources) if len(self.sources) else "none is established: train more models, on smaller subsets",
+            "\nWhat repairs leave of the strongest one, the cheapest first:\n",
+            _table(self.repairs),
+            f"The cheapest that takes away at least half of it: {good[0]}."
+            if good
+            else "None takes away half of it: do not deploy where this change can happen.",
         ]
-        if self.repairs is not None:
-            parts += ["\nWhat repairs leave of the strongest one, the cheapest first:\n", _table(self.repairs)]
-            good = self.repairs[self.repairs.enough]
-            said = f"The cheapest that takes away at least half of it: {good.repair.iloc[0]}." if len(good) else None
-            parts.append(said or "None takes away half of it: do not deploy where this change can happen.")
         return "\n".join(parts) + "\n"
 
 
-def audit(
-    study: Study,
-    seeds: int = 8,
-    *,
-    transfer: str | None = None,
-    level: float = 0.05,
-    repair: bool = True,
-    **options: Any,
-) -> Audit:
+def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: float = 0.05, **options: Any) -> Audit:
     """Compare a transferred model with one from scratch on every view of the problem, then look for source and repair.
 
     Parameters
@@ -80,7 +73,6 @@ def audit(
     seeds : models of the whole source, and from scratch, on which the comparison stands
     transfer : regime; default the study's first
     level : false discovery rate
-    repair : also try the repairs on the strongest finding
     options : as in `dtl.retrain`
 
     Raises
@@ -111,45 +103,39 @@ def audit(
     p = student.sf(cells.difference / errors, seeds - 1)
     p[cells.transferred <= 0] = 1  # less moved away from a class than from scratch is not moved
     cells["q"] = false_discovery_control(p)
-    found = cells.loc[cells.q < level].sort_values("difference", ascending=False)
-    named = pd.concat([_bringers(study, own, view, level) for view in dict.fromkeys(found["view"])] or [_NOBODY])
-    fixes = None
-    if repair and len(found):
-        first = found.iloc[0]
-        classes = named[named["view"] == first["view"]]["source"].tolist()
-        fixes = _repairs(study, first, classes, seeds, regime, options)
-    return Audit(study.problem.name, regime, seeds, level, cells, named.reset_index(drop=True), fixes)
+    found = _established(cells, level)
+    if found.empty:
+        return Audit(study.problem.name, regime, seeds, level, cells, pd.DataFrame(), None)
+    sources = pd.concat([_bringers(study, own, view, level) for view in found["view"].unique()], ignore_index=True)
+    fixes = _repairs(study, found.iloc[0], sources, seeds, transfer=regime, **options)
+    return Audit(study.problem.name, regime, seeds, level, cells, sources, fixes)
 
 
-_NOBODY = pd.DataFrame(columns=["view", "source", "influence", "stderr", "q"])
+def _established(cells: pd.DataFrame, level: float) -> pd.DataFrame:
+    return cells.loc[cells.q < level].sort_values("difference", ascending=False, ignore_index=True)
 
 
-def _bringers(study: Study, own: Any, view: str, level: float) -> pd.DataFrame:
+def _bringers(study: Study, own: xr.Dataset, view: str, level: float) -> pd.DataFrame:
     """Source classes with an established influence on the share of predictions that a view changes."""
     moved = shift(own, view, "changed", split="validation").values
-    if not np.ptp(moved):
-        return _NOBODY
     influence = estimate_influence(study.masks, moved[:, None])
-    q = false_discovery_control(influence.p_values("greater")[:, 0])
-    order = [c for c in np.argsort(-influence.values[:, 0]) if q[c] < level]
-    values = {"influence": influence.values[order, 0], "stderr": influence.stderr[order, 0], "q": q[order]}
-    return pd.DataFrame({"view": view, "source": np.array(study.problem.source.classes)[order]} | values)
+    found = pd.DataFrame({"view": view, "source": study.problem.source.classes, "influence": influence.values[:, 0]})
+    found = found.assign(stderr=influence.stderr[:, 0], q=false_discovery_control(influence.p_values("greater")[:, 0]))
+    return found.loc[found.q < level].sort_values("influence", ascending=False)
 
 
-def _repairs(
-    study: Study, cell: Any, classes: Sequence[str], seeds: int, regime: str, options: dict[str, Any]
-) -> pd.DataFrame:
+def _repairs(study: Study, cell: Any, sources: pd.DataFrame, seeds: int, **options: Any) -> pd.DataFrame:
     """What every repair leaves of one cell, the cheapest first: sources trained, then images changed, then steps."""
-    names = study.problem.source.classes
-    arms = repairs(study, study.problem.views[cell["view"]], [names.index(c) for c in classes])
+    brought = sources[sources["view"] == cell["view"]]["source"]
+    without = [study.problem.source.classes.index(name) for name in brought]
+    arms = repairs(study, study.problem.views[cell["view"]], without)
     measure = partial(shift, view=cell["view"], measure=cell["measure"], toward=cell["class"] or None)
-    after = bias_transfer(study, arms, measure, seeds, transfer=regime, **options)
-    excess = after.bias_mean.sel(arm="as it is") - cell["scratch"]
-    enough = (after.bias_change_high < 0) & (after.bias_mean - cell["scratch"] <= excess / 2)
+    after = bias_transfer(study, arms, measure, seeds, **options).sel(arm=list(arms))
+    excess = after.bias_mean - cell["scratch"]
     table = pd.DataFrame([{"repair": name} | cost(study, arm) for name, arm in arms.items()])
     for column, of in {"leaves": "bias_mean", "stderr": "bias_stderr", "accuracy": "accuracy_mean"}.items():
-        table[column] = after[of].sel(arm=list(arms)).values
-    table["enough"] = enough.sel(arm=list(arms)).values
+        table[column] = after[of].values
+    table["enough"] = ((after.bias_change_high < 0) & (excess <= excess.sel(arm="as it is") / 2)).values
     return table.sort_values(["source trainings", "images to change", "steps"], kind="stable", ignore_index=True)
 
 

@@ -31,17 +31,18 @@ def plain(array: ArrayLike, what: str) -> np.ndarray:
 
 def checked(included: Any, outputs: Any, held_out: bool = False) -> tuple[Any, Any]:
     """The masks as bool, and the outputs, after every check of the two; they may be dask arrays."""
+    shapes = included.shape, outputs.shape
     if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
         raise InputError(
-            "masks must be (models, classes) and outputs (models, targets) with the same models, got shapes "
-            f"{included.shape} and {outputs.shape}"
+            "masks must be (models, classes), outputs (models, targets), got shapes {} and {}".format(*shapes)
         )
     if included.dtype != bool and not np.isin(included, (0, 1)).all():
         raise InputError("masks must be boolean or 0/1: True where the model was trained on the class")
     included = included.astype(bool)
-    sizes = {"models": len(included), "classes": included.shape[1]}
-    if min(sizes.values()) < 2 or outputs.shape[1] < 1:
-        raise InputError(f"at least two models, two classes and a target are needed, got {sizes}, {outputs.shape[1]}")
+    if min(included.shape) < 2 or outputs.shape[1] < 1:
+        raise InputError(
+            "at least two models, two classes and a target are needed, got shapes {} and {}".format(*shapes)
+        )
     if not (np.issubdtype(outputs.dtype, np.number) or outputs.dtype == bool) or np.iscomplexobj(outputs):
         raise InputError(f"outputs must be real numbers, got dtype {outputs.dtype}")
     bad = np.asarray(~np.isfinite(outputs).all(axis=1))
@@ -87,15 +88,11 @@ class Solver(NamedTuple):
 
 
 def difference(z: np.ndarray, design: str) -> Solver:
-    """Difference in means, in the precision of ``z``; the products of the masks with the outputs are all the work.
-
-    A random design takes two, with the outputs and with their squares. Pairs take half of one, with their differences.
-    """
-    m = len(z)
+    """Difference in means, in the precision of ``z``; the products of the masks with the outputs are all the work."""
     n_in = z.sum(axis=0)[:, None].astype(np.float64)
-    n_out = m - n_in
-    if m < (3 if design == "random" else 4):
-        logger.warning("%d models are too few for standard errors of a %s design: they are infinite.", m, design)
+    n_out = len(z) - n_in
+    if len(z) < (3 if design == "random" else 4):
+        logger.warning("%d models are too few for standard errors of a %s design: they are infinite.", len(z), design)
         return _values_only(z, n_in, n_out)
     if design == "random":
         return _welch(z, n_in, n_out)
@@ -105,9 +102,7 @@ def difference(z: np.ndarray, design: str) -> Solver:
 def resolve_errors(included: np.ndarray, design: str) -> str:
     """The design that standard errors of a difference rest on: pairs (logged) where balanced blocks are not whole."""
     if design == "balanced" and not is_balanced(included):
-        logger.warning(
-            "The balanced design stops inside a block: the standard errors are conservative, those of pairs."
-        )
+        logger.warning("The balanced design stops inside a block: standard errors are conservative, those of pairs.")
         return "paired"
     return design
 
@@ -136,12 +131,8 @@ def _welch(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray) -> Solver:
     def solve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         y = _centred(y)  # now the sum over the models without a class is minus the sum over those with it
         sums = z.T @ y
-        variances = z.T @ y**2
-        variances *= of_squares
-        variances += of_out * sums_of_squares(y)
-        variances -= of_sums * sums**2
-        sums *= weights
-        return sums, np.maximum(variances, 0, out=variances)
+        variances = of_squares * (z.T @ y**2) + of_out * sums_of_squares(y) - of_sums * sums**2
+        return sums * weights, np.maximum(variances, 0)
 
     return Solver(solve, len(z) - 2)
 
@@ -162,15 +153,11 @@ def _pairs(z: np.ndarray, n_in: np.ndarray, n_out: np.ndarray, whole: bool) -> S
         products = signs.T @ d
         if errors:
             return products * weights, np.broadcast_to(errors(y, d, products), products.shape)
-        variances = products**2
-        variances *= -1 / n_pairs
-        variances += sums_of_squares(d)
-        variances /= (n_pairs - 1) * n_pairs
+        variances = (sums_of_squares(d) - products**2 / n_pairs) / ((n_pairs - 1) * n_pairs)
         if len(last):
             products += last.T @ _centred(y)[-1:]
             variances += y.var(axis=0, ddof=1, dtype=np.float64) / (n_pairs + 1) ** 2
-        products *= weights
-        return products, np.maximum(variances, 0, out=variances)
+        return products * weights, np.maximum(variances, 0)
 
     return Solver(solve, dof)
 
@@ -217,8 +204,12 @@ class _Regression:
         self.dof = self.n_rows - self.basis.shape[1]  # before any class enters
         self.scale = self.n_classes / (self.n_classes - 1)
 
-    def response(self, y: np.ndarray) -> np.ndarray:
-        return self._without_nuisance(_pair_differences(y) if self.paired else y)
+    def fit(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The response on each eigenvector, the squares that each explains, and the residual sums of squares."""
+        d = self._without_nuisance(_pair_differences(y) if self.paired else y)
+        rotated = self.vectors.T @ (self.x.T @ d)
+        explained = rotated**2 / self.eigenvalues[:, None]
+        return rotated, explained, np.maximum(sums_of_squares(d) - explained.sum(axis=0), 0)
 
     def _without_nuisance(self, array: np.ndarray) -> np.ndarray:
         return array - self.basis @ (self.basis.T @ array)
@@ -245,13 +236,9 @@ def ols(z: np.ndarray, design: str) -> Solver:
     factors = r.scale**2 * (r.vectors**2 @ (1 / r.eigenvalues))[:, None]
 
     def solve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        d = r.response(y)
-        rotated = r.vectors.T @ (r.x.T @ d)
+        rotated, _, residual = r.fit(y)
         values = r.scale * (r.vectors @ (rotated / r.eigenvalues[:, None]))
-        if use_sums:
-            return values, factors * _pair_sum_variance(y)
-        residual = np.maximum(sums_of_squares(d) - (rotated**2 / r.eigenvalues[:, None]).sum(axis=0), 0)
-        return values, factors * residual / dof
+        return values, factors * (_pair_sum_variance(y) if use_sums else residual / dof)
 
     return Solver(solve, r.n_rows - 1 if use_sums else dof)
 
@@ -270,9 +257,7 @@ def ridge(z: np.ndarray, design: str) -> Solver:
             f'Ridge needs at least {needed} models to choose its penalty, got {len(z)}: use method="difference".'
         )
     if r.n_rows < 1.5 * r.n_classes:
-        logger.warning(
-            "Few models for ridge: +-1.96 standard errors cover about 90%% (%d rows for %d classes).", *r.x.shape
-        )
+        logger.warning("Few models for ridge, %d rows for %d classes: its 95%% intervals cover about 90%%.", *r.x.shape)
     penalties = PENALTIES * r.eigenvalues[-1]
     kept = r.eigenvalues[:, None] / (r.eigenvalues[:, None] + penalties)  # (rank, penalties)
     dof = r.dof - kept.sum(axis=0)
@@ -282,11 +267,9 @@ def ridge(z: np.ndarray, design: str) -> Solver:
     unseen = np.maximum(1 - 1 / r.n_classes - (r.vectors**2).sum(axis=1), 0)[:, None]  # contrasts that no row shows
 
     def solve(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        d = r.response(y)
-        rotated = r.vectors.T @ (r.x.T @ d)
-        explained = rotated**2 / r.eigenvalues[:, None]
-        residual = np.maximum(sums_of_squares(d) - explained.sum(axis=0), 0) + ((1 - kept) ** 2).T @ explained
-        gcv = r.n_rows * np.log(np.maximum(residual, np.finfo(float).tiny) / dof[:, None] ** 2)  # (penalties, t)
+        rotated, explained, residual = r.fit(y)
+        residual = residual + ((1 - kept) ** 2).T @ explained  # (penalties, t)
+        gcv = r.n_rows * np.log(np.maximum(residual, np.finfo(float).tiny) / dof[:, None] ** 2)
         best, smallest = gcv.argmin(axis=0), (gcv <= gcv.min(axis=0) + 2).argmax(axis=0)
         values = r.scale * (r.vectors @ (rotated / (r.eigenvalues[:, None] + penalties[best])))
         variance = np.take_along_axis(residual, smallest[None], axis=0)[0] / dof[smallest]
@@ -297,11 +280,7 @@ def ridge(z: np.ndarray, design: str) -> Solver:
 
 
 def _warn_of_pair_sums(dof: int) -> None:
-    logger.warning(
-        "The balanced blocks leave %d residual degrees of freedom: standard errors come from the sums over pairs, "
-        "which hold training noise and even interactions.",
-        dof,
-    )
+    logger.warning("Only %d residual degrees of freedom: standard errors come from the sums over pairs.", dof)
 
 
 def _pair_sum_variance(y: np.ndarray) -> np.ndarray:

@@ -30,19 +30,12 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
 
     Parameters
     ----------
-    influence : Influence
-    masks, outputs : array_like
-        Shapes (m, K) and (m, n): models that the influences were *not* estimated from.
-
-    Returns
-    -------
-    score, ceiling : float
-        Averages over targets. Targets whose outputs (or predictions) do not vary are left out, with a log message.
+    masks, outputs : (m, K) and (m, n), of models that the influences were *not* estimated from. Targets whose outputs
+        or predictions do not vary are left out of the averages, with a log message
 
     Raises
     ------
-    InputError
-        If shapes disagree, or no target varies.
+    InputError : no target varies, or shapes disagree
 
     Examples
     --------
@@ -63,9 +56,7 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
     predictions = included.astype(np.float64) @ influence.values
     varies = (np.ptp(y, axis=0) > 0) & (np.ptp(predictions, axis=0) > 0)
     if not varies.any():
-        raise InputError(
-            "No target's outputs and predictions vary over the held-out models: use more or other subsets."
-        )
+        raise InputError("No target's outputs and predictions vary over the held-out models: use more or others.")
     if not varies.all():
         logger.warning("%d of %d targets do not vary and are left out of the score.", (~varies).sum(), n_targets)
     y, p = y[:, varies], predictions[:, varies]
@@ -77,11 +68,7 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
 
 
 class Evaluation(NamedTuple):
-    """How well an attribution predicts the outputs of models from their subsets.
-
-    score : linear datamodeling score (Park et al. 2023), the mean rank correlation over targets
-    ceiling : what exact influences would score, `share` : score / ceiling, in the interval `low` to `high`
-    """
+    """Linear datamodeling score, the ceiling that exact influences would reach, score / ceiling, and its interval."""
 
     score: float
     ceiling: float
@@ -112,7 +99,7 @@ def evaluate(
 
     Raises
     ------
-    InputError : shapes disagree, row i of the outputs does not belong to subset i, or models are too few
+    InputError : row i of the outputs does not belong to subset i, shapes disagree, or models are too few
 
     >>> results = dtl.results.open("imagenet20-cifar10")
     >>> found = results.part("random").influence("ols", by="class")
@@ -146,17 +133,14 @@ def evaluate(
 
 def _check_subsets(data: xr.Dataset) -> None:
     """InputError unless the subset in each row is the one that its design gives to the model of that row."""
-    settings = data.attrs["settings"]
-    if settings["design"] in DESIGNS and "seed" in settings:
-        models = data["model"].values
-        expected = subset_masks(
-            data.sizes["source"], int(models.max()) + 1, settings["design"], settings["fraction"], settings["seed"]
-        )[models]
-        astray = (expected != data["mask"].values).any(axis=1)
-        if astray.any():
-            raise InputError(
-                f"the subsets of models {listed(astray)} are not those of their design: restore their order"
-            )
+    of = data.attrs["settings"]
+    if of["design"] not in DESIGNS or "seed" not in of:
+        return
+    models, masks = data["model"].values, data["mask"].values
+    expected = subset_masks(masks.shape[1], int(models.max()) + 1, of["design"], of["fraction"], of["seed"])
+    astray = (expected[models] != masks).any(axis=1)
+    if astray.any():
+        raise InputError(f"the subsets of models {listed(astray)} are not those of their design: restore their order")
 
 
 def _ceiling(masks: np.ndarray, y: np.ndarray, design: str | None) -> float:

@@ -31,15 +31,12 @@ def image_grid(
 
     `columns` is the number of classes side by side: 2 by default, 1 for up to three classes.
 
-    Examples
-    --------
     >>> ax = dtl.plots.image_grid(problem.source, per_class=6, classes=problem.source.classes[:2])
     """
     for name in classes or ():
         choice(name, dataset.classes, "class")
-    own = list(enumerate(dataset.classes))
-    order = [c for c, _ in own] if classes is None else [c for wanted in classes for c, name in own if name == wanted]
-    names, few = shown(dataset.classes, 50), [pictures(dataset, first_of(dataset, c, per_class)) for c in order]
+    order = [dataset.classes.index(name) for name in (dataset.classes if classes is None else classes)]
+    names, few = shown(dataset.classes, 50), [first_of(dataset, c, per_class) for c in order]
     return _gallery([names[c] for c in order], few, columns or (1 if len(few) <= 3 else 2), ax)
 
 
@@ -54,11 +51,9 @@ def images(
 
     There are at most `columns` side by side, fewer where the words of the titles need the room.
 
-    Examples
-    --------
     >>> ax = dtl.plots.images(problem.target_test, [3, 14, 15])
     """
-    index = np.arange(len(dataset.labels))[np.asarray(index) if len(index) else slice(0)].tolist()  # numbers or a mask
+    index = np.arange(len(dataset.labels))[list(index)].tolist()  # numbers or a mask
     titles = [dataset.classes[int(dataset.labels[i])] for i in index] if titles is None else titles
     return _gallery(titles, [pictures(dataset, [i]) for i in index], columns, ax)
 
@@ -80,14 +75,11 @@ def pairs(
     titles : of the pairs; by default the class names of both pictures.
     columns : pairs side by side, at most.
 
-    Examples
-    --------
     >>> ax = dtl.plots.pairs(problem.source, problem.target_test, [(0, 3), (5, 14)])
     """
-    both = np.asarray(index, dtype=int).reshape(-1, 2).tolist()
     if titles is None:
-        titles = [f"{left.classes[int(left.labels[i])]} / {right.classes[int(right.labels[j])]}" for i, j in both]
-    few = [np.concatenate([pictures(left, [i]), pictures(right, [j])]) for i, j in both]
+        titles = [f"{left.classes[int(left.labels[i])]} / {right.classes[int(right.labels[j])]}" for i, j in index]
+    few = [np.concatenate([pictures(left, [i]), pictures(right, [j])]) for i, j in index]
     return _gallery(titles, few, columns, ax)
 
 
@@ -98,13 +90,13 @@ def _gallery(titles: Sequence[str], groups: Sequence[np.ndarray], columns: int, 
     if len(titles) != len(groups):
         raise InputError(f"there are {len(titles)} titles for {len(groups)} pictures: give one for each.")
     longest = max(map(len, groups))
-    span = longest + (0.5 if longest > 1 else 0.12)
+    gap = 0.5 if longest > 1 else 0.12
     room = WIDTH if ax is None else inches(ax)[0]
     word = max((len(word) for title in titles for word in str(title).split()), default=1)
     columns = max(1, min(columns, len(groups), int(room / (_LETTER * (min(word, 15) + 1)))))
-    width = columns * span - (span - longest)
+    width = columns * (longest + gap) - gap
     inch = min(room / width, 1.4)  # of one picture; text keeps its size whatever that of the pictures
-    letters = max(8, int(span * inch / _LETTER) - 1)
+    letters = max(8, int((longest + gap) * inch / _LETTER) - 1)
     lines = [[textwrap.fill(shown([line], 60)[0], letters) for line in str(title).split("\n")] for title in titles]
     texts = [verbatim("\n".join(wrapped)) for wrapped in lines]
     above = (0.06 + 0.18 * (1 + max(text.count("\n") for text in texts))) / inch
@@ -112,7 +104,7 @@ def _gallery(titles: Sequence[str], groups: Sequence[np.ndarray], columns: int, 
     height = -(-len(groups) // columns) * pitch
     ax = new_axes(ax, width=width * inch, height=height * inch)
     for j, (text, group) in enumerate(zip(texts, groups, strict=True)):
-        x, y = j % columns * span, j // columns * pitch + above
+        x, y = j % columns * (longest + gap), j // columns * pitch + above
         ax.text(x + 0.02, y - 0.065 / inch, text, va="baseline", linespacing=1.1)
         for i, picture in enumerate(group):
             # "none" keeps the pixels: sharp at every zoom of an SVG, nearest neighbour in a PNG.
@@ -129,9 +121,9 @@ def pictures(dataset: ImageDataset, index: Sequence[int]) -> np.ndarray:
     return np.asarray(dataset.subset(list(index)).images).transpose(0, 2, 3, 1)
 
 
-def first_of(dataset: ImageDataset, label: int, n: int) -> list[int]:
-    """Numbers of the first n images of a class."""
-    return np.flatnonzero(np.asarray(dataset.labels) == label)[:n].tolist()
+def first_of(dataset: ImageDataset, label: int, n: int) -> np.ndarray:
+    """The first n images of a class."""
+    return pictures(dataset, np.flatnonzero(np.asarray(dataset.labels) == label)[:n].tolist())
 
 
 def strip(few: np.ndarray) -> np.ndarray:
@@ -139,8 +131,9 @@ def strip(few: np.ndarray) -> np.ndarray:
     size = max(few.shape[1:3])
     factor = -(-128 // size) if size <= PIXEL_ART else 1
     few = few.repeat(factor, axis=1).repeat(factor, axis=2)
-    gap = np.full_like(few[0][:, : max(1, few.shape[2] // 12)], 255)
-    return np.concatenate([part for picture in few for part in (picture, gap)][:-1], axis=1)
+    gap = max(1, few.shape[2] // 12)
+    padded = np.pad(few, ((0, 0), (0, 0), (0, gap), (0, 0)), constant_values=255)
+    return np.concatenate(padded, axis=1)[:, :-gap]
 
 
 def strips(ax: Axes, y: np.ndarray, classes: Sequence[int], dataset: ImageDataset, n: int) -> None:
@@ -149,7 +142,7 @@ def strips(ax: Axes, y: np.ndarray, classes: Sequence[int], dataset: ImageDatase
     where = {"xycoords": ("axes fraction", "data"), "boxcoords": "offset points", "box_alignment": (1, 0.5)}
     widest = 0.0
     for position, label in zip(y, classes, strict=True):
-        image = strip(pictures(dataset, first_of(dataset, label, n)))
+        image = strip(first_of(dataset, label, n))
         zoom = size / image.shape[0]
         widest = max(widest, zoom * image.shape[1])
         box = OffsetImage(image, zoom=zoom, interpolation="antialiased")

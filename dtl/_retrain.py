@@ -62,11 +62,9 @@ def retrain(
     arms : name -> a subset bool (units,), one for each seed (seeds, units), a problem (all of its source), or `Arm`
     seeds : retrainings of each arm
     transfer : a regime, or several side by side; default the study's first
-    store : folder that keeps the outputs, so that a killed call resumes; a numbered folder within for each problem and
-        recipe, if the arms have several
+    store : folder that keeps the outputs, so that a killed call resumes
     weights : folder where source weights are kept, so that arms that differ in the target or the transfer train once
-    seed : of the retrainings; the default is one more than the study's, whose models must not be judge in their own
-        cause
+    seed : of the retrainings; by default one more than the study's, whose models must not judge in their own cause
     device, client, progress : as in `Study.run`
 
     Returns
@@ -74,11 +72,7 @@ def retrain(
     Dataset (arm, seed, target), with `transfer` first if several were given: margin, probability, correct, prediction
     (and logits, for a problem with views), read when used; coordinates arm, seed, split and label (target). Arms of one
     problem and recipe have models of their own; the n-th arm of another problem starts from the same initial weights
-    and orders, seed by seed, as the n-th of the first.
-
-    Raises
-    ------
-    InputError : no arm, or one that does not fit the study; before any training
+    and orders, seed by seed, as the n-th of the first. InputError for an arm that does not fit, before any training
 
     >>> without = np.arange(problem.source.n_classes) != 8
     >>> again = dtl.retrain(study, {"full": problem, "without": without}, seeds=2, progress=False)
@@ -103,10 +97,8 @@ def retrain(
             n_units = problem.source.n_classes if study.unit == "class" else len(problem.source)
         masks = np.ones(n_units, dtype=bool) if arm.masks is None else np.asarray(arm.masks)
         if masks.dtype != bool or masks.shape not in ((n_units,), (seeds, n_units)):
-            raise InputError(
-                f"arm {name!r} needs a subset, bool ({n_units},) or ({seeds}, {n_units}), not {masks.dtype} "
-                f"{masks.shape}"
-            )
+            shapes = f"({n_units},) or ({seeds}, {n_units})"
+            raise InputError(f"arm {name!r} needs a subset, bool {shapes}, not {masks.dtype} {masks.shape}")
         groups.setdefault((problem, recipe), {})[name] = np.broadcast_to(masks, (seeds, n_units))
     seed, again = study.seed + 1 if seed is None else seed, []
     for number, ((problem, recipe), members) in enumerate(groups.items()):
@@ -131,9 +123,7 @@ def _check_judges(arm: str, problem: TransferProblem, ours: TransferProblem) -> 
     for split in SPLITS:
         theirs, judge = problem.judges[split], ours.judges[split]
         if theirs.classes != judge.classes or not torch.equal(theirs.labels, judge.labels):
-            raise InputError(
-                f"arm {arm!r} has {split} images of other labels than the study: judge all arms on the same"
-            )
+            raise InputError(f"arm {arm!r} has {split} images of other labels than the study: judge all on the same")
 
 
 def _by_arm(results: xr.Dataset, arms: list[str], seeds: int) -> xr.Dataset:

@@ -1,9 +1,4 @@
-"""Transferability scores: what the features or the head of a source model say of a target without transfer to it.
-
-In all of them `features` are (n, d) float, `probabilities` (n, K) of the source head with 0 for classes that it has
-never seen, and `labels` (n,) int, of the target; in two, `source` are (N, d) features of the source. A higher number
-promises a better model, except that of `otdd`, which is a distance.
-"""
+"""The formulas of the transferability scores; `dtl.scores` says what they take and where to find each."""
 
 from typing import Any
 
@@ -11,7 +6,8 @@ import numpy as np
 import ot
 import scipy.stats
 from numpy.typing import ArrayLike
-from scipy.optimize import minimize_scalar
+from scipy.optimize import brute
+from scipy.spatial.distance import pdist
 from sklearn.base import ClassifierMixin
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
@@ -51,7 +47,7 @@ def _probabilities(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndar
 
 
 def leep(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Log expected empirical prediction (Nguyen et al. 2020): log likelihood of target labels given source classes.
+    """Log expected empirical prediction: log likelihood of target labels given source classes (Nguyen et al. 2020).
 
     >>> round(dtl.scores.leep([[0.9, 0.1], [0.2, 0.8], [0.2, 0.8]], [0, 1, 1]), 3)
     -0.291
@@ -68,8 +64,8 @@ def nce(probabilities: ArrayLike, labels: ArrayLike) -> float:
     >>> dtl.scores.nce([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6]], [0, 1, 1])
     0.0
     """
-    p, _ = _probabilities(probabilities, labels)
-    return leep(np.eye(p.shape[1])[p.argmax(1)], labels)
+    p, y = _probabilities(probabilities, labels)
+    return leep(np.eye(p.shape[1])[p.argmax(1)], y)
 
 
 def n_leep(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float:
@@ -85,7 +81,7 @@ def n_leep(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float:
 
 
 def logme(features: ArrayLike, labels: ArrayLike) -> float:
-    """Log maximum evidence (You et al. 2021) of Bayesian regression on one-vs-rest labels, per image and class.
+    """Log maximum evidence of Bayesian regression on one-vs-rest labels, per image and class (You et al. 2021).
 
     The maximum itself, over the ratio of the two variances: the published fixed point stops short of it, and is wrong
     with fewer images than features.
@@ -97,26 +93,25 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     x, y = checked(features, labels)
     u, s, _ = np.linalg.svd(x, full_matrices=False)
     u, s = u[:, s > 1e-10 * s[0]], s[s > 1e-10 * s[0]]
-    total, n = 0.0, len(x)
-    for target in np.eye(y.max() + 1)[y].T:
-        along = (u.T @ target) ** 2
-        outside = max(float(target.sum() - along.sum()), 0.0)
-
-        def loss(log_ratio: float, along: np.ndarray = along, outside: float = outside) -> float:
-            spread = 1 + np.exp(log_ratio) * s**2  # variance along each direction, in units of the noise
-            noise = max(((along / spread).sum() + outside) / n, 1e-300)  # its best value
-            return 0.5 * (n * np.log(2 * np.pi * noise) + n + np.log(spread).sum())
-
-        grid = np.linspace(-30, 30, 121) - 2 * np.log(s[0])
-        best = int(np.argmin([loss(g) for g in grid]))
-        around = grid[max(best - 1, 0)], grid[min(best + 1, 120)]
-        found: Any = minimize_scalar(loss, bounds=around, method="bounded", options={"xatol": 1e-9})
-        total -= min(float(found.fun), loss(grid[best]))
-    return float(total / (n * (y.max() + 1)))
+    return float(np.mean([_evidence(u, s, target) for target in np.eye(y.max() + 1)[y].T]))
 
 
-def _class_means(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.stack([x[y == k].mean(0) for k in range(y.max() + 1)])
+def _evidence(u: np.ndarray, s: np.ndarray, target: np.ndarray) -> float:
+    along = (u.T @ target) ** 2
+    outside = max(float(target.sum() - along.sum()), 0.0)
+
+    def loss(log_ratio: np.ndarray) -> float:
+        spread = 1 + np.exp(log_ratio) * s**2  # variance along each direction, in units of the noise
+        noise = max(((along / spread).sum() + outside) / len(target), 1e-300)  # its best value
+        return 0.5 * (np.log(2 * np.pi * noise) + 1 + np.log(spread).sum() / len(target))
+
+    middle = -2 * np.log(s[0])
+    found: Any = brute(loss, [(middle - 30, middle + 30)], Ns=121, full_output=True)
+    return -float(found[1])
+
+
+def _by_class(x: np.ndarray, y: np.ndarray) -> list[np.ndarray]:
+    return [x[y == k] for k in range(y.max() + 1)]
 
 
 def h_score(features: ArrayLike, labels: ArrayLike, shrunk: bool = False) -> float:
@@ -129,7 +124,8 @@ def h_score(features: ArrayLike, labels: ArrayLike, shrunk: bool = False) -> flo
     """
     x, y = checked(features, labels)
     x = x - x.mean(0)
-    between = np.atleast_2d(np.cov(_class_means(x, y)[y].T))
+    means = np.stack([part.mean(0) for part in _by_class(x, y)])
+    between = np.atleast_2d(np.cov(means[y].T))
     if not shrunk:
         return float(np.trace(np.linalg.pinv(np.atleast_2d(np.cov(x.T)), rcond=1e-10) @ between))
     found = LedoitWolf(assume_centered=True).fit(x)
@@ -144,29 +140,28 @@ def transrate(features: ArrayLike, labels: ArrayLike, eps: float = 1e-4) -> floa
     """
     x, y = checked(features, labels)
     x = x - x.mean(0)
-
-    def rate(part: np.ndarray) -> float:
-        values = np.linalg.svd(part, compute_uv=False)
-        return 0.5 * float(np.log1p(values**2 / (len(part) * eps)).sum())
-
-    return rate(x) - float(np.mean([rate(x[y == k]) for k in range(y.max() + 1)]))
+    values = [np.linalg.svd(part, compute_uv=False) ** 2 / len(part) for part in (x, *_by_class(x, y))]
+    rate = [0.5 * np.log1p(value / eps).sum() for value in values]
+    return float(rate[0] - np.mean(rate[1:]))
 
 
 def gbc(features: ArrayLike, labels: ArrayLike, spherical: bool = False, floor: float = 1e-4) -> float:
     """Minus the summed Bhattacharyya overlap of every two classes, as Gaussians (Pandy et al. 2022).
 
+    spherical : with one variance for all features;  floor : least variance
+
     >>> dtl.scores.gbc([[0.0], [0.1], [5.0], [5.1]], [0, 0, 1, 1]) > -1e-6
     True
     """
     x, y = checked(features, labels)
-    mean, n_classes = _class_means(x, y), y.max() + 1
-    variance = np.stack([x[y == k].var(0) for k in range(n_classes)])
+    parts = _by_class(x, y)
+    mean, variance = np.stack([part.mean(0) for part in parts]), np.stack([part.var(0) for part in parts])
     if spherical:
         variance = np.broadcast_to(variance.mean(1, keepdims=True), variance.shape)
     variance = np.maximum(variance, floor)
     both = (variance[:, None] + variance) / 2
     apart = (mean[:, None] - mean) ** 2 / both / 8 + 0.5 * np.log(both / np.sqrt(variance[:, None] * variance))
-    return float(n_classes - np.exp(-apart.sum(2)).sum())
+    return float(len(mean) - np.exp(-apart.sum(2)).sum())
 
 
 def parc(features: ArrayLike, labels: ArrayLike) -> float:
@@ -176,19 +171,17 @@ def parc(features: ArrayLike, labels: ArrayLike) -> float:
     100
     """
     x, y = checked(features, labels)
-    upper = np.triu_indices(len(x), 1)
-    by_features = 1 - np.corrcoef(StandardScaler().fit_transform(x))[upper]
+    by_features = pdist(StandardScaler().fit_transform(x), "correlation")
     # one-hot labels correlate by 1 within and by -1/(K-1) between classes: two values, so their ranks are those of !=
-    found: Any = scipy.stats.spearmanr(by_features, (y[:, None] != y)[upper])
+    found: Any = scipy.stats.spearmanr(by_features, pdist(y[:, None], "hamming"))
     return 100 * float(found.statistic)
 
 
 def _both(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels: ArrayLike) -> list[np.ndarray]:
     found = [*checked(source, source_labels, "source"), *checked(target, labels, "target")]
-    if found[0].shape[1] != found[2].shape[1]:
-        raise InputError(
-            f"source and target have {found[0].shape[1]} and {found[2].shape[1]} features: use one encoder"
-        )
+    widths = found[0].shape[1], found[2].shape[1]
+    if widths[0] != widths[1]:
+        raise InputError(f"source and target have {widths[0]} and {widths[1]} features: use one encoder")
     return found
 
 
@@ -199,33 +192,32 @@ def ot_nce(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, label
     0.0
     """
     z, of_source, x, y = _both(source, source_labels, target, labels)
-    plan = ot.emd(np.full(len(z), 1 / len(z)), np.full(len(x), 1 / len(x)), ot.dist(z, x), numItermax=10**7)
+    plan = ot.emd([], [], ot.dist(z, x), numItermax=10**7)
     joint = np.eye(of_source.max() + 1)[of_source].T @ plan @ np.eye(y.max() + 1)[y]
     given = joint / joint.sum(1, keepdims=True)
     return float((joint * np.log(given, out=np.zeros_like(given), where=joint > 1e-15)).sum())
 
 
 def otdd(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels: ArrayLike) -> float:
-    """Optimal transport dataset distance (Alvarez-Melis and Fusi 2020): classes are as far as their Gaussians.
+    """Optimal transport dataset distance: classes are as far as their Gaussians (Alvarez-Melis and Fusi 2020).
 
     >>> x = np.random.default_rng(0).normal(size=(20, 2))
     >>> dtl.scores.otdd(x, np.arange(20) % 2, x, np.arange(20) % 2) < 1e-6
     True
     """
     z, of_source, x, y = _both(source, source_labels, target, labels)
-    parts = [[a[b == k] for k in range(b.max() + 1)] for a, b in ((z, of_source), (x, y))]
-    if min(len(part) for side in parts for part in side) < 2:
+    if min(*np.bincount(of_source), *np.bincount(y)) < 2:
         raise InputError("otdd needs two images of every class for its covariance: give more, or leave classes out")
-    far = np.empty([len(side) for side in parts])  # squared Bures-Wasserstein distances of Gaussians
-    for i, j in np.ndindex(*far.shape):
-        means = [parts[0][i].mean(0), parts[1][j].mean(0)]
-        a, b = ((part - m) / np.sqrt(len(part) - 1) for part, m in zip((parts[0][i], parts[1][j]), means, strict=True))
-        # tr (C_a^1/2 C_b C_a^1/2)^1/2 is the nuclear norm of a b', which stands fewer images than features
-        far[i, j] = (
-            ((means[0] - means[1]) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * np.linalg.norm(a @ b.T, "nuc")
-        )
-    cost = ot.dist(z, x) + far[of_source][:, y]
-    return float(np.sqrt(max(ot.emd2(np.full(len(z), 1 / len(z)), np.full(len(x), 1 / len(x)), cost), 0.0)))
+    far = np.array([[_bures(a, b) for b in _by_class(x, y)] for a in _by_class(z, of_source)])
+    return float(np.sqrt(max(ot.emd2([], [], ot.dist(z, x) + far[of_source][:, y]), 0.0)))
+
+
+def _bures(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared Wasserstein distance of the Gaussians of two samples, which may have fewer images than features."""
+    means = a.mean(0), b.mean(0)
+    a, b = (a - means[0]) / np.sqrt(len(a) - 1), (b - means[1]) / np.sqrt(len(b) - 1)
+    # the nuclear norm of a b' is tr (C_a^1/2 C_b C_a^1/2)^1/2
+    return ((means[0] - means[1]) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * np.linalg.norm(a @ b.T, "nuc")
 
 
 def knn(features: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
@@ -236,14 +228,6 @@ def knn(features: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
     """
     x, y = checked(features, labels)
     return float((KNeighborsClassifier(min(k, len(x) - 1)).fit(x, y).predict(None) == y).mean())
-
-
-def _held_out(model: ClassifierMixin, x: np.ndarray, y: np.ndarray) -> float:
-    folds = min(5, int(np.bincount(y).min()))
-    if folds < 2 or len(y) - -(-len(y) // folds) <= y.max() + 1:
-        raise InputError("cross-validation needs two images of every class, and three of one: give more images")
-    split = StratifiedKFold(folds, shuffle=True, random_state=0)
-    return float(cross_val_score(make_pipeline(StandardScaler(), model), x, y, cv=split).mean())
 
 
 def lda(features: ArrayLike, labels: ArrayLike) -> float:
@@ -263,3 +247,11 @@ def probe(features: ArrayLike, labels: ArrayLike, l2: float = 1e-2) -> float:
     """
     x, y = checked(features, labels)
     return _held_out(LogisticRegression(C=1 / (len(x) * l2), max_iter=1000), x, y)
+
+
+def _held_out(model: ClassifierMixin, x: np.ndarray, y: np.ndarray) -> float:
+    folds = min(5, int(np.bincount(y).min()))
+    if folds < 2 or len(y) - -(-len(y) // folds) <= y.max() + 1:
+        raise InputError("cross-validation needs two images of every class, and three of one: give more images")
+    split = StratifiedKFold(folds, shuffle=True, random_state=0)
+    return float(cross_val_score(make_pipeline(StandardScaler(), model), x, y, cv=split).mean())

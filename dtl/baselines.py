@@ -126,11 +126,6 @@ def trak(
     dimension : of the random projection of gradients, at most N; the more source examples, the larger it may be
     seed : of that projection
 
-    Raises
-    ------
-    ModuleNotFoundError : the extra `trak` is not installed
-    InputError : unknown split, a dimension out of range, or nets of another source
-
     >>> scores = dtl.baselines.trak(problem, dimension=8)
     >>> by_class = dtl.baselines.class_sums(scores, problem.source)
     """

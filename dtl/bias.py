@@ -22,10 +22,11 @@ from dtl._retrain import Arm, retrain
 from dtl.data import TransferProblem
 from dtl.datasets.overlays import Change, changed, even, lean, plant
 from dtl.study import Study
-from dtl.training import schedule
+from dtl.training import Recipe, schedule
 
-__all__ = ["bias_transfer", "carriers", "compare", "cost", "even", "gap", "lean", "plant", "repairs", "shift"]
-__all__ += ["worst_group"]
+__all__ = [
+    "bias_transfer", "carriers", "compare", "cost", "even", "gap", "lean", "plant", "repairs", "shift", "worst_group",
+]  # fmt: skip
 
 MEASURES = ("drop", "changed", "toward", "probability", "logit")
 Measure = Callable[[xr.Dataset], xr.DataArray]  # results (..., target) -> a number for each model
@@ -57,29 +58,29 @@ def shift(
     ('transfer', 'model')
     """
     choice(measure, MEASURES, "measure")
-    there = dict.fromkeys(results["split"].values.tolist())
-    choice(f"{split}/{view}", [name for name in there if "/" in name], "split and view")
-    plain, seen = (
-        results.isel(target=results["split"].values == name).drop_vars("split") for name in (split, f"{split}/{view}")
-    )
+    splits = results["split"].values
+    choice(f"{split}/{view}", [name for name in dict.fromkeys(splits.tolist()) if "/" in name], "split and view")
+    plain, seen = (results.isel(target=splits == name).drop_vars("split") for name in (split, f"{split}/{view}"))
     if measure == "drop":
         return (plain.correct.mean("target") - seen.correct.mean("target")).compute()
     if measure == "changed":
         return (plain.prediction != seen.prediction).mean("target").compute()
     classes = results["class"].values.tolist()
-    if toward is None:
-        raise InputError(f"measure {measure!r} is of a class: give toward=, one of {', '.join(classes)}")
-    choice(toward, classes, "target class")
+    choice(toward, classes, "target class toward =")
     number = classes.index(toward)
     others = plain["label"].values != number
-    plain, seen = plain.isel(target=others), seen.isel(target=others)
+    before, after = (_says(of.isel(target=others), measure, number) for of in (plain, seen))
+    return (after - before).mean("target").compute()
+
+
+def _says(results: xr.Dataset, measure: str, number: int) -> xr.DataArray:
+    """How much each model says of each image that it is of class `number`."""
     if measure == "toward":
-        return ((seen.prediction == number).mean("target") - (plain.prediction == number).mean("target")).compute()
-    before, after = plain.logits.load(), seen.logits.load()
+        return (results.prediction == number).astype(float)
+    logits = results.logits.load()
     if measure == "probability":
-        axis = before.get_axis_num("class")
-        before, after = (x.copy(data=softmax(x.values, axis=axis)) for x in (before, after))
-    return (after - before).sel({"class": toward}, drop=True).mean("target")
+        logits = logits.copy(data=softmax(logits.values, axis=logits.get_axis_num("class")))
+    return logits.isel({"class": number}, drop=True)
 
 
 def gap(outputs: xr.DataArray, agrees: ArrayLike) -> xr.DataArray:
@@ -98,8 +99,8 @@ def gap(outputs: xr.DataArray, agrees: ArrayLike) -> xr.DataArray:
     >>> dtl.bias.gap(test, problem.truth.cue_agrees["test"]).dims
     ('transfer', 'model')
     """
-    groups = _groups(outputs, np.asarray(agrees, dtype=bool))
-    return (groups[True] - groups[False]).compute()
+    means = _by_group(outputs, np.asarray(agrees, dtype=bool))
+    return (means.sel(group=True, drop=True) - means.sel(group=False, drop=True)).compute()
 
 
 def worst_group(outputs: xr.DataArray, groups: ArrayLike) -> xr.DataArray:
@@ -107,20 +108,20 @@ def worst_group(outputs: xr.DataArray, groups: ArrayLike) -> xr.DataArray:
 
     groups : (n,), any values, such as label and attribute in one number
     """
-    return xr.concat(list(_groups(outputs, np.asarray(groups)).values()), "group").min("group").compute()
+    return _by_group(outputs, np.asarray(groups)).min("group").compute()
 
 
-def _groups(outputs: xr.DataArray, groups: np.ndarray) -> dict[Any, xr.DataArray]:
-    values = np.unique(groups)
-    if groups.shape != (outputs.sizes["target"],) or len(values) < 2:
+def _by_group(outputs: xr.DataArray, groups: np.ndarray) -> xr.DataArray:
+    n, values = outputs.sizes["target"], np.unique(groups)
+    if groups.shape != (n,) or len(values) < 2:
         raise InputError(
-            f"an attribute needs one value for each of {outputs.sizes['target']} images, and two or more different "
-            f"ones, not {groups.shape} with {len(values)}"
+            f"an attribute needs one value for each of {n} images, and two or more different ones, not {groups.shape} "
+            f"with {len(values)}"
         )
-    return {value.item(): outputs.isel(target=groups == value).mean("target") for value in values}
+    return outputs.groupby(xr.DataArray(groups, dims="target", name="group")).mean("target")
 
 
-def compare(values: xr.DataArray, other: xr.DataArray | float = 0.0, dim: str = "seed") -> xr.Dataset:
+def compare(values: xr.DataArray, other: xr.DataArray | float = 0.0) -> xr.Dataset:
     """Mean `difference` of two measures, paired by seed, with `stderr` and a 95% interval, `low` to `high` (Student).
 
     >>> import xarray as xr
@@ -129,10 +130,10 @@ def compare(values: xr.DataArray, other: xr.DataArray | float = 0.0, dim: str = 
     0.1
     """
     difference = values - other
-    n = difference.sizes[dim]
+    n = difference.sizes["seed"]
     if n < 2:
         raise InputError("an interval needs two or more seeds")
-    mean, stderr = difference.mean(dim), difference.std(dim, ddof=1) / n**0.5
+    mean, stderr = difference.mean("seed"), difference.std("seed", ddof=1) / n**0.5
     half = student.isf(0.025, n - 1) * stderr
     return xr.Dataset({"difference": mean, "stderr": stderr, "low": mean - half, "high": mean + half})
 
@@ -142,21 +143,14 @@ def bias_transfer(
     arms: Mapping[str, Arm | TransferProblem | np.ndarray],
     measure: Measure,
     seeds: int = 10,
-    *,
-    transfer: str | Sequence[str] | None = None,
-    split: str = "test",
     **options: Any,
 ) -> xr.Dataset:
-    """Train again in several ways and compare a bias, and what it costs in accuracy, with the first of them.
-
-    A planted source beside a clean one, a source without the classes under suspicion beside one without others (the
-    control), or repairs beside the model as it is: the arms say which.
+    """Train again in several ways and compare a bias, and what it costs in test accuracy, with the first of them.
 
     Parameters
     ----------
-    arms, seeds, transfer, options : as in `dtl.retrain`
     measure : of the results of `dtl.retrain`, a number for each arm and seed (and transfer)
-    split : on which accuracy is measured
+    arms, seeds, options : as in `dtl.retrain`
 
     Returns
     -------
@@ -165,38 +159,35 @@ def bias_transfer(
     `transfer` first if several were given
 
     >>> arms = {"full": problem, "without": np.arange(problem.source.n_classes) > 3}
-    >>> agrees = problem.truth.cue_agrees["test"]
     >>> def measure(results):
-    ...     return dtl.bias.gap(results.probability.isel(target=results.split.values == "test"), agrees)
+    ...     return results.probability.isel(target=results.split.values == "test").mean("target")
     >>> found = dtl.bias_transfer(study, arms, measure, seeds=2, progress=False)
     >>> float(found.bias_change_mean.sel(arm="full"))
     0.0
     """
-    again = retrain(study, arms, seeds, transfer=transfer, **options)
-    judged = again.correct.isel(target=again["split"].values == split).transpose(..., "target").compute()
+    again = retrain(study, arms, seeds, **options)
+    judged = again.correct.isel(target=again["split"].values == "test").transpose(..., "target").compute()
     each = study.problem.accuracy(judged.values.reshape(-1, judged.sizes["target"]), judged["label"].values)
     accuracy = judged.isel(target=0, drop=True).astype(float).copy(data=each.reshape(judged.shape[:-1]))
-    found = xr.Dataset({"bias": measure(again).astype(float), "accuracy": accuracy})
+    found = xr.Dataset({"bias": measure(again).astype(float), "accuracy": accuracy}, attrs=again.attrs)
     for name in ("bias", "accuracy"):
-        values = found[name]
-        parts = {name: compare(values), f"{name}_change": compare(values, values.isel(arm=0, drop=True))}
-        for part, of in parts.items():
-            found = found.assign({f"{part}_{str(key).replace('difference', 'mean')}": v for key, v in of.items()})
-    return found.assign_attrs(again.attrs)
+        for part, other in ((name, 0.0), (f"{name}_change", found[name].isel(arm=0, drop=True))):
+            numbers = compare(found[name], other).rename(difference="mean")
+            found = found.assign({f"{part}_{key}": value for key, value in numbers.items()})
+    return found
 
 
-def carriers(masks: ArrayLike, outcome: ArrayLike, most: int = 4, among: Sequence[int] | None = None) -> pd.DataFrame:
+def carriers(masks: ArrayLike, outcome: ArrayLike, most: int = 4) -> pd.DataFrame:
     """Sets of source classes of which one is enough, an OR and not a sum: the best of each size, by exhaustive search.
 
-    Influences are sums: where any of several classes brings a bias, each alone has little. A set is judged by how much
-    of the outcome's variance is left when models that saw any of it are told from those that saw none.
+    A set is judged by how much of the outcome's variance is left when models that saw any of it are told from those
+    that saw none.
 
     Parameters
     ----------
     masks : (m, K) bool
     outcome : (m,), such as `shift` of each model
-    most : largest size to try
-    among : classes to search among; default all, which takes K^most / most! steps
+    most : largest size to try; there are K^most / most! sets or so
 
     Returns
     -------
@@ -206,7 +197,7 @@ def carriers(masks: ArrayLike, outcome: ArrayLike, most: int = 4, among: Sequenc
 
     Raises
     ------
-    InputError : arrays that do not fit, or fewer than two models that lack any set of the size: use smaller subsets
+    InputError : arrays that do not fit, or fewer than two models that lack any one class: use smaller subsets
 
     >>> masks = dtl.subset_masks(12, 60, design="random", fraction=1 / 3, seed=0)
     >>> outcome = masks[:, [2, 5]].any(1) + 0.1 * np.random.default_rng(0).normal(size=60)
@@ -216,26 +207,22 @@ def carriers(masks: ArrayLike, outcome: ArrayLike, most: int = 4, among: Sequenc
     masks, outcome = np.asarray(masks, dtype=bool), np.asarray(outcome, dtype=float)
     if masks.ndim != 2 or outcome.shape != masks.shape[:1] or not np.isfinite(outcome).all() or not np.ptp(outcome):
         raise InputError(f"give a finite outcome that varies, one for each of {len(masks)} models, not {outcome.shape}")
-    check_number(most, 1, masks.shape[1], "most, the largest number of classes in a set,")
-    pool, m = list(range(masks.shape[1]) if among is None else among), len(masks)
-    total, rows = ((outcome - outcome.mean()) ** 2).sum(), []
-    for size in range(1, min(most, len(pool)) + 1):
-        sets = np.array(list(combinations(pool, size)))
-        found = []
-        for part in np.array_split(sets, max(1, len(sets) * m // 2**22)):
-            absent = ~masks[:, part].any(2)  # (m, sets)
-            n = absent.sum(0)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                effect = (outcome.sum() - outcome @ absent) / (m - n) - (outcome @ absent) / n
-            found.append((np.where((n > 1) & (n < m - 1), effect**2 * n * (m - n) / m, -1), effect, n))
-        between, effect, n = map(np.concatenate, zip(*found, strict=True))
-        best = int(between.argmax())
-        if between[best] < 0:
+    (m, n_classes), far, rows = masks.shape, outcome - outcome.mean(), []
+    check_number(most, 1, n_classes, "most, the largest number of classes in a set,")
+    for size in range(1, most + 1):
+        explained = {}
+        for classes in combinations(range(n_classes), size):
+            saw = masks[:, classes].any(1)
+            n = np.count_nonzero(saw)
+            if 1 < n < m - 1:
+                explained[classes] = (far @ saw) ** 2 * m / (n * (m - n)) / (far @ far)
+        if not explained:
             break
-        left = max(1 - between[best] / total, np.finfo(float).eps)
-        score = m * np.log(left) + 2 * np.log(comb(len(pool), size)) + np.log(m)
-        names = tuple(sets[best].tolist())
-        rows.append({"classes": names, "unexplained": left, "effect": effect[best], "without": n[best], "score": score})
+        best = max(explained, key=explained.__getitem__)
+        saw, left = masks[:, best].any(1), max(1 - explained[best], np.finfo(float).eps)
+        score = m * np.log(left) + 2 * np.log(comb(n_classes, size)) + np.log(m)
+        effect = outcome[saw].mean() - outcome[~saw].mean()
+        rows.append({"classes": best, "unexplained": left, "effect": effect, "without": (~saw).sum(), "score": score})
     if not rows:
         raise InputError(
             f"of {m} models fewer than two lack any one class: train models on smaller subsets, such as fraction=1/4"
@@ -265,30 +252,28 @@ def repairs(
     >>> list(arms)[:2]
     ['as it is', 'longer fine-tuning']
     """
-    problem, recipe, target = study.problem, study.recipe, study.problem.target_train
-    rng, n = np.random.default_rng(seed), len(study.problem.target_train)
-
-    def on(images: Any) -> Arm:
-        return Arm(problem=replace(problem, target_train=images))
-
-    order = rng.permutation(n)
+    recipe, target, n_classes = study.recipe, study.problem.target_train, study.problem.source.n_classes
+    order = np.random.default_rng(seed).permutation(len(target))
     by_class = [order[target.labels.numpy()[order] == k] for k in range(target.n_classes)]
     half = np.sort(np.concatenate([rows[: -(-len(rows) // 2)] for rows in by_class]))
-    handful = np.concatenate([rows[:10] for rows in by_class])
-    every_second = np.concatenate([np.arange(len(rows[:10])) % 2 - 1 for rows in by_class])
+    handful = [rows[:10] for rows in by_class]
+    every_second = np.concatenate([np.arange(len(rows)) % 2 - 1 for rows in handful])
+    targets = {
+        "half of the target": target.subset(half),
+        f"change in {share:.0%} of the target": plant(target, overlay, target.classes, share, seed)[0],
+        "balanced handful": changed(target.subset(np.concatenate(handful)), [overlay], every_second),
+    }
+    if agrees is not None:
+        targets["balanced target"] = target.subset(even(target.labels.numpy(), np.asarray(agrees), seed=seed))
     arms = {
         "as it is": Arm(),
         "longer fine-tuning": Arm(recipe=replace(recipe, finetune_epochs=4 * recipe.finetune_epochs)),
         "weight decay": Arm(recipe=replace(recipe, finetune_weight_decay=2e-2)),
-        "half of the target": on(target.subset(half)),
-        f"change in {share:.0%} of the target": on(plant(target, overlay, target.classes, share, seed)[0]),
-        "balanced handful": on(changed(target.subset(handful), [overlay], every_second)),
     }
-    if agrees is not None:
-        arms["balanced target"] = on(target.subset(even(target.labels.numpy(), np.asarray(agrees), seed=seed)))
+    arms |= {name: Arm(problem=replace(study.problem, target_train=images)) for name, images in targets.items()}
     for name, classes in (("without the carriers", without), ("without others (control)", control)):
         if len(classes):
-            arms[name] = Arm(masks=~np.isin(np.arange(problem.source.n_classes), list(classes)))
+            arms[name] = Arm(masks=~np.isin(np.arange(n_classes), list(classes)))
     return arms
 
 
@@ -301,13 +286,12 @@ def cost(study: Study, arm: Arm) -> dict[str, float]:
     {'source trainings': 1, 'images to change': 0, 'target images': 40, 'steps': 1.0}
     """
     problem, recipe = arm.problem or study.problem, arm.recipe or study.recipe
-    ours, theirs = study.problem.target_train, problem.target_train
-    before = {image.numpy().tobytes() for image in ours.images}
-    new = sum(image.numpy().tobytes() not in before for image in theirs.images)
-    steps = [
-        of.finetune_epochs * schedule(len(part), replace(of, epochs=1, steps=None))[0]
-        for of, part in ((recipe, theirs), (study.recipe, ours))
-    ]
     again = arm.masks is not None or arm.steps is not None or problem.source is not study.problem.source
-    numbers = {"source trainings": int(again), "images to change": new, "target images": len(theirs)}
-    return numbers | {"steps": steps[0] / steps[1]}
+    ours = {image.numpy().tobytes() for image in study.problem.target_train.images}
+    new = sum(image.numpy().tobytes() not in ours for image in problem.target_train.images)
+    numbers = {"source trainings": int(again), "images to change": new, "target images": len(problem.target_train)}
+    return numbers | {"steps": _steps(problem, recipe) / _steps(study.problem, study.recipe)}
+
+
+def _steps(problem: TransferProblem, recipe: Recipe) -> int:
+    return recipe.finetune_epochs * schedule(len(problem.target_train), replace(recipe, epochs=1, steps=None))[0]

@@ -1,8 +1,7 @@
 """What the book's pages need and nothing else does: how much to compute, sentences that quote the run, exercises.
 
-A number in the prose of a page is written as an expression in double braces, `{{gain:+.1%}}`, and a claim that the run
-has to bear out as its condition, `The target gains{{? gain > 2 * error}}.` The book's build and the notebooks put the
-values in (`fill`, `say`), so that a page is true on every machine and at every scale.
+A number in the prose of a page is an expression in double braces, `{{gain:+.1%}}`, and a claim that the run has to bear
+out its condition, `The target gains{{? gain > 2 * error}}.` The build and the notebooks fill them in (`fill`, `say`).
 """
 
 import math
@@ -20,11 +19,7 @@ from dtl._checks import InputError
 
 @dataclass(frozen=True)
 class Scale:
-    """How many models a page trains, and how often it repeats a retraining.
-
-    models : models of a study;  seeds : retrainings behind every point of a removal curve
-    folder : where studies are kept, `DTL_STUDIES` or ./studies
-    """
+    """How many models a study has, how often a page repeats a retraining, and where studies are kept."""
 
     name: str
     models: int
@@ -40,7 +35,7 @@ SIZES = {"ci": (184, 10), "laptop": (460, 20), "gpu": (920, 40)}  # models: whol
 
 
 def scale() -> Scale:
-    """The one knob for how much to compute: the scale that `DTL_SCALE` asks for, "ci" if it is not set.
+    """The one knob for how much to compute: `DTL_SCALE`, by default "ci"; studies are in `DTL_STUDIES` or ./studies.
 
     >>> dtl.book.scale().models
     184
@@ -51,8 +46,6 @@ def scale() -> Scale:
     models, seeds = SIZES[name]
     return Scale(name, models, seeds, Path(os.environ.get("DTL_STUDIES", "studies")))
 
-
-# Sentences that quote the run
 
 PLACE = re.compile(r" ?\{\{\?(?P<condition>.+?)\}\}|\{\{(?P<value>.+?)\}\}")
 NOT_SO = " **[not so in this run]**"
@@ -127,9 +120,6 @@ def pm(value: float, error: float, sign: str = "") -> str:
     return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
-# Exercises
-
-
 def check(yours: object, expected: object, hint: str, tolerance: float = 1e-2) -> None:
     """Print whether an answer is right, and the hint if it is not; `...` counts as not answered yet.
 
@@ -148,7 +138,8 @@ def check(yours: object, expected: object, hint: str, tolerance: float = 1e-2) -
     if mine.dtype.kind not in "biuf" or theirs.dtype.kind not in "biuf":
         right = np.array_equal(mine, theirs)
     elif mine.shape != theirs.shape:
-        right, hint = False, f"Give {_shape(theirs)}, not {_shape(mine)}. {hint}"
+        shapes = [" x ".join(map(str, a.shape)) + " numbers" if a.ndim else "one number" for a in (theirs, mine)]
+        right, hint = False, f"Give {shapes[0]}, not {shapes[1]}. {hint}"
     else:
         near = {"rtol": 0 if theirs.dtype.kind in "biu" else tolerance, "atol": 1e-9}
         right = np.allclose(mine, theirs, **near)
@@ -159,7 +150,3 @@ def check(yours: object, expected: object, hint: str, tolerance: float = 1e-2) -
         elif not right and np.allclose(mine, theirs, rtol=5 * tolerance):
             hint = f"Close: give one more digit, or look again. {hint}"
     print("Right." if right else f"Not yet. {hint}")
-
-
-def _shape(values: np.ndarray) -> str:
-    return " x ".join(map(str, values.shape)) + " numbers" if values.ndim else "one number"

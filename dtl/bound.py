@@ -6,8 +6,8 @@ statement about numbers that can be checked, and the target is pulled back into 
 so that no inverse is needed and encoders may differ.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -49,8 +49,8 @@ class Bound:
     measured : loss of the bounded classifier itself, which never exceeds rhs
     entropy : loss of the classifier that knows class frequencies only; rhs above it says nothing
     joint : (K_T, K_S) joint distribution of target and source classes: the assignment
-    linear : whether the bounded classifier is a linear head (every target class is assigned to one source class)
     temperature, offsets : of the source logits, (J,), chosen exactly
+    weight, bias : the affine map of target features to source logits, (d, J) and (J,)
     """
 
     source_loss: float
@@ -61,9 +61,9 @@ class Bound:
     joint: np.ndarray
     temperature: float
     offsets: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
     source: Side
-    to_logits: Callable[[np.ndarray], np.ndarray]
-    n_features: int
 
     @property
     def rhs(self) -> float:
@@ -77,6 +77,7 @@ class Bound:
 
     @property
     def linear(self) -> bool:
+        """Whether the bounded classifier is a linear head: every target class is assigned to one source class."""
         return bool(((self.joint > 0).sum(1) == 1).all())
 
     @property
@@ -84,25 +85,24 @@ class Bound:
         """The source class that each target class is mostly made from, (K_T,)."""
         return self.joint.argmax(1)
 
+    def to_logits(self, features: np.ndarray) -> np.ndarray:
+        """Source logits (n, J) of target features (n, d)."""
+        return features @ self.weight + self.bias
+
     def on(self, features: ArrayLike, labels: ArrayLike) -> "Bound":
         """The bound of the same classifier for other target images, (n, d) and (n,), such as held-out ones.
 
         Nothing is fitted; only class frequencies and optimal transport are those of the new images.
         """
-        x, y = _target(features, labels, len(self.joint), self.n_features)
-        fixed = self.joint, self.temperature, self.offsets, self.to_logits
-        return _terms(self.source, Side(self.to_logits(x), y), *fixed, self.n_features)
-
-
-def _target(features: ArrayLike, labels: ArrayLike, n_classes: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    x, _ = checked(features, labels, "target")
-    y = np.asarray(labels)
-    if y.max() >= n_classes or x.shape[1] != width:
-        raise InputError(
-            f"the bound is for {n_classes} target classes and {width} features, not for labels up to {y.max()} and "
-            f"{x.shape[1]} features"
-        )
-    return x, y
+        x, _ = checked(features, labels, "target")
+        y, n_classes, width = np.asarray(labels), len(self.joint), len(self.weight)
+        if y.max() >= n_classes or x.shape[1] != width:
+            raise InputError(
+                f"the bound is for {n_classes} target classes and {width} features, not for labels up to {y.max()} and "
+                f"{x.shape[1]} features"
+            )
+        fixed = self.joint, self.temperature, self.offsets, self.weight, self.bias
+        return _terms(self.source, Side(self.to_logits(x), y), *fixed)
 
 
 def cost(source: np.ndarray, target: np.ndarray, support: np.ndarray) -> np.ndarray:
@@ -124,39 +124,31 @@ def _plans(source: Side, target: Side, share: np.ndarray) -> tuple[np.ndarray, .
         rows, columns = np.flatnonzero(share[i, source.labels] > 0), np.flatnonzero(target.labels == i)
         mass = (share[i] / counts)[source.labels[rows]]
         costs = cost(source.logits[rows], target.logits[columns], share[i] > 0)
-        plan = ot.emd(mass / mass.sum(), np.full(len(columns), 1 / len(columns)), costs, numItermax=10**7)
+        plan = ot.emd(mass / mass.sum(), [], costs, numItermax=10**7)
         n, t = plan.nonzero()
         pairs.append((rows[n], columns[t], plan[n, t] * len(columns) / len(target.labels), costs[n, t]))
     return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
 
 
 def _terms(
-    source: Side,
-    target: Side,
-    joint: np.ndarray,
-    temperature: float,
-    offsets: np.ndarray,
-    to_logits: Callable,
-    width: int,
+    source: Side, target: Side, joint: np.ndarray, s: float, offsets: np.ndarray, weight: np.ndarray, bias: np.ndarray
 ) -> Bound:
-    small = joint[:, joint.any(0)]
+    """All terms, at temperature `s`; weight and bias are only handed on."""
+    small, y = joint[:, joint.any(0)], target.labels
     prior, share = small / small.sum(0), small / small.sum(1, keepdims=True)
-    classes = np.bincount(target.labels, minlength=len(joint)) / len(target.labels)
+    classes = np.bincount(y, minlength=len(joint)) / len(y)
     needed = classes @ share  # how often each source class is needed
-    loss = -log_softmax(temperature * source.logits + offsets, 1)[np.arange(len(source.labels)), source.labels]
-    log_prior = np.log(np.where(share > 0, prior, 1))
-    n, t, mass, far = _plans(source, target, share)
-    p = log_softmax(temperature * target.logits + offsets, 1)
+    loss = -log_softmax(s * source.logits + offsets, 1)[np.arange(len(source.labels)), source.labels]
+    *_, mass, far = _plans(source, target, share)
     with np.errstate(divide="ignore"):
-        measured = -np.mean(logsumexp(p + np.log(prior[target.labels]), 1))
+        log_p = np.asarray(logsumexp(log_softmax(s * target.logits + offsets, 1) + np.log(prior[y]), 1))
     return Bound(
         source_loss=float((needed / np.bincount(source.labels))[source.labels] @ loss),
-        label_mismatch=float(0 - (classes @ (share * log_prior)).sum()),
-        feature_mismatch=float(temperature * (mass @ far)),
-        measured=float(measured),
+        label_mismatch=float(0 - (classes @ (share * np.log(np.where(share > 0, prior, 1)))).sum()),
+        feature_mismatch=float(s * (mass @ far)),
+        measured=float(-log_p.mean()),
         entropy=float(-xlogy(classes, classes).sum()),
-        joint=joint, temperature=float(temperature), offsets=offsets, source=source, to_logits=to_logits,
-        n_features=width,
+        joint=joint, temperature=float(s), offsets=offsets, weight=weight, bias=bias, source=source,
     )  # fmt: skip
 
 
@@ -169,11 +161,11 @@ def _temper(source: Side, prior: np.ndarray, mismatch: float) -> tuple[float, np
     a, rows = source.logits / scale, np.arange(len(source.labels))
 
     def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        z = x[0] * a + x[1:]
-        off = np.exp(log_softmax(z, 1))
+        p = log_softmax(x[0] * a + x[1:], 1)
+        off = np.exp(p)
         off[rows, source.labels] -= 1
         off *= weight[:, None]
-        value = weight @ (logsumexp(z, 1) - z[rows, source.labels]) + x[0] * mismatch / scale
+        value = weight @ -p[rows, source.labels] + x[0] * mismatch / scale
         return float(value), np.r_[(off * a).sum() + mismatch / scale, off.sum(0)]
 
     start = np.r_[0.0, np.log(prior)]
@@ -218,23 +210,24 @@ def task_transfer_bound(
     """
     choice(learn, LEARN, "learn")
     z, _ = checked(source, source_labels, "source")
+    x, _ = checked(target, labels, "target")
+    of_source, y = np.asarray(source_labels), np.asarray(labels)
     weight, bias = (np.asarray(part, dtype=np.float64) for part in head)
-    of_source = np.asarray(source_labels)
     if weight.ndim != 2 or bias.shape != weight.shape[1:] or not np.isfinite(weight).all():
         raise InputError(f"head must be finite, (d, K) and (K,), not {weight.shape} and {bias.shape}")
+    takes, counts = f"the head takes {len(weight)} features", np.bincount(y)
     if z.shape[1] != len(weight) or of_source.max() >= len(bias):
         raise InputError(
-            f"the head takes {len(weight)} features and knows {len(bias)} classes, but the source has {z.shape[1]} "
-            f"features and labels up to {of_source.max()}"
+            f"{takes} and knows {len(bias)} classes, but the source has {z.shape[1]} features and labels up to "
+            f"{of_source.max()}"
         )
-    x, _ = checked(target, labels, "target")
-    y = np.asarray(labels)
-    counts = np.bincount(y)
-    if not counts.all():
-        raise InputError(f"target class {int(np.argmin(counts))} has no image: number classes without gaps")
     if x.shape[1] != len(weight) and learn == "none":
+        raise InputError(f"{takes}, not {x.shape[1]}: use learn='map' for another encoder")
+    if counts.min() < (1 if learn == "none" else 2):
+        k = int(np.argmin(counts))
         raise InputError(
-            f"the head takes {len(weight)} features, not {x.shape[1]}: use learn='map' for another encoder"
+            f"target class {k} has {counts[k] or 'no'} image: number classes without gaps, and give two images of "
+            "every class for a map, which is learned on one part and judged on another"
         )
     logits = z @ weight + bias
     if assignment is None:
@@ -247,22 +240,16 @@ def task_transfer_bound(
         near = near._replace(logits=_penalised(z[rows], near.labels))
     share, prior = joint[:, kept] / joint[:, kept].sum(1, keepdims=True), joint[:, kept].sum(0)
     if learn == "none":
-
-        def to_logits(features: np.ndarray, /) -> np.ndarray:
-            return features @ weight[:, kept] + bias[kept]
-
-        unseen = to_logits(x)
+        weight, bias = weight[:, kept], bias[kept]
+        unseen = x @ weight + bias
     else:
-        if counts.min() < 2:
-            raise InputError("a map is learned on one part and judged on another: give two images of every class")
-        to_logits, unseen = _learn(near, x, y, share, steps), np.empty((len(x), len(kept)))
+        (weight, bias), unseen = _learn(near, x, y, share, steps), np.empty((len(x), len(kept)))
         for seen, left in StratifiedKFold(min(3, int(counts.min())), shuffle=True, random_state=0).split(x, y):
-            unseen[left] = _learn(near, x[seen], y[seen], share, steps)(x[left])
+            slope, at_zero = _learn(near, x[seen], y[seen], share, steps)
+            unseen[left] = x[left] @ slope + at_zero
     *_, mass, far = _plans(near, Side(unseen, y), share)
-    there = Side(to_logits(x), y)
-    found = _terms(near, there, joint, *_temper(near, prior, float(mass @ far)), to_logits, x.shape[1])
-    nothing = _terms(near, there, joint, 0.0, np.log(prior), to_logits, x.shape[1])
-    return found if found.rhs <= nothing.rhs else nothing
+    there, fits = Side(x @ weight + bias, y), (_temper(near, prior, float(mass @ far)), (0.0, np.log(prior)))
+    return min((_terms(near, there, joint, *fit, weight, bias) for fit in fits), key=attrgetter("rhs"))
 
 
 def _assign(logits: np.ndarray, of_source: np.ndarray, target: np.ndarray | None, y: np.ndarray) -> np.ndarray:
@@ -282,18 +269,19 @@ def _assign(logits: np.ndarray, of_source: np.ndarray, target: np.ndarray | None
 
 def _joint(assignment: np.ndarray, classes: np.ndarray, n_source: int, of_source: np.ndarray) -> np.ndarray:
     """(K_T, K_S) from one source class for each target class, or from shares of all."""
-    if assignment.ndim == 1 and assignment.dtype.kind in "iu" and len(assignment) == len(classes):
-        if not np.isin(assignment, of_source).all():
-            raise InputError(f"assignment {assignment.tolist()} names a source class without images")
-        return classes[:, None] * np.eye(n_source)[assignment]
-    if assignment.shape != (len(classes), n_source) or not (assignment >= 0).all() or not assignment.sum(1).all():
+    shares = assignment[:, None] == np.arange(n_source) if assignment.ndim == 1 else assignment
+    absent = np.setdiff1d(np.arange(n_source), of_source)
+    if (
+        shares.shape != (len(classes), n_source)
+        or not (shares >= 0).all()
+        or not shares.sum(1).all()
+        or shares[:, absent].any()
+    ):
         raise InputError(
             f"assignment must be one of {n_source} source classes for each of {len(classes)} target classes, or shares "
-            f"({len(classes)}, {n_source}) that are not negative, not {assignment.dtype} {assignment.shape}"
+            f"({len(classes)}, {n_source}) that are not negative, and use no source class without images"
         )
-    if assignment[:, np.setdiff1d(np.arange(n_source), of_source)].any():
-        raise InputError("assignment gives a share to a source class without images")
-    return classes[:, None] * assignment / assignment.sum(1, keepdims=True)
+    return classes[:, None] * shares / shares.sum(1, keepdims=True)
 
 
 def _penalised(z: np.ndarray, labels: np.ndarray, l2: float = 4.0) -> np.ndarray:
@@ -303,17 +291,15 @@ def _penalised(z: np.ndarray, labels: np.ndarray, l2: float = 4.0) -> np.ndarray
     return found if found.ndim == 2 else np.stack([-found, found], 1) / 2
 
 
-def _learn(
-    source: Side, x: np.ndarray, y: np.ndarray, share: np.ndarray, steps: int, lr: float = 0.003, l2: float = 1.0
-) -> Callable[[np.ndarray], np.ndarray]:
-    """An affine map from target features to source logits: ridge regression on class means, then less transport."""
+def _learn(source: Side, x: np.ndarray, y: np.ndarray, share: np.ndarray, steps: int) -> tuple[np.ndarray, ...]:
+    """Weight and bias from target features to source logits: ridge regression on class means, then less transport."""
     scaler, spread = StandardScaler().fit(x), source.logits.std() or 1.0
     known = source._replace(logits=source.logits / spread)
     means = np.stack([known.logits[known.labels == j].mean(0) for j in range(share.shape[1])])
-    start = Ridge(l2 * len(x)).fit(scaler.transform(x), (share @ means)[y])
+    start = Ridge(len(x)).fit(scaler.transform(x), (share @ means)[y])
     inputs = torch.from_numpy(np.c_[scaler.transform(x), np.ones(len(x))])
     weight = torch.tensor(np.c_[start.coef_, start.intercept_].T, requires_grad=True)
-    support, logits, adam = torch.tensor(share > 0)[y], torch.tensor(known.logits), torch.optim.Adam([weight], lr=lr)
+    support, logits, adam = torch.tensor(share > 0)[y], torch.tensor(known.logits), torch.optim.Adam([weight], lr=0.003)
     n = t = mass = torch.empty(0)  # filled in the first step
     for step in range(steps):
         v = inputs @ weight
@@ -325,4 +311,5 @@ def _learn(
         loss.backward()
         adam.step()
     final = weight.detach().numpy() * spread
-    return lambda features: np.asarray(scaler.transform(features)) @ final[:-1] + final[-1]
+    slope = final[:-1] / np.asarray(scaler.scale_)[:, None]
+    return slope, final[-1] - np.asarray(scaler.mean_) @ slope

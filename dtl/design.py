@@ -20,47 +20,24 @@ from typing import Any
 
 import numpy as np
 
-from dtl._checks import InputError, choice, whole
+from dtl._checks import InputError, choice, some, whole
 
 DESIGNS = ("balanced", "random", "paired")
 
 
 def subset_masks(
-    n_units: int,
-    n_models: int,
-    design: str = "balanced",
-    fraction: float = 0.5,
-    seed: int = 0,
-    start: int = 0,
+    n_units: int, n_models: int, design: str = "balanced", fraction: float = 0.5, seed: int = 0, start: int = 0
 ) -> np.ndarray:
-    """Subset masks of models ``start`` to ``n_models - 1`` of a study.
+    """Subset masks of models ``start`` to ``n_models - 1`` of a study, bool (n_models - start, n_units).
 
     Parameters
     ----------
-    n_units : int
-        Number K of source classes (or examples) to include or leave out, at least 2.
-    n_models : int
-        Number m of models in the study, at least 2. A larger m never changes the earlier rows.
-    design : {"balanced", "random", "paired"}
-    fraction : float
-        Share of the units in each subset, in (0, 1). Other values than 0.5 need ``design="random"``.
-    seed : int
-        Seed of the design, non-negative.
-    start : int
-        First row to make: ``subset_masks(K, m, start=s)`` equals ``subset_masks(K, m)[s:]``.
+    n_units : source classes (or examples) to include or leave out, at least 2.
+    n_models : models in the study, at least 2. More models never change the earlier rows.
+    design : "balanced", "random" or "paired".
+    fraction : share of the units in each subset, in (0, 1). Other values than 0.5 need ``design="random"``.
+    start : first row to make: ``subset_masks(K, m, start=s)`` equals ``subset_masks(K, m)[s:]``.
 
-    Returns
-    -------
-    np.ndarray
-        Boolean, shape (n_models - start, n_units). True: the model is trained on that unit.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range, or the design is unknown.
-
-    Examples
-    --------
     >>> masks = subset_masks(20, 38)                    # one balanced block
     >>> masks.sum(axis=0).tolist() == [19] * 20         # every class in half of the 38 subsets
     True
@@ -73,11 +50,19 @@ def subset_masks(
     if not isinstance(fraction, Real) or not 0 < float(fraction) < 1:
         raise InputError(f"fraction must lie strictly between 0 and 1, got {fraction!r}")
     if design == "random":
-        return _random_rows(n_units, start, n_models, fraction, seed)
+        size = round(fraction * n_units)
+        if not 0 < size < n_units:
+            raise InputError(
+                f"fraction {fraction} of {n_units} units is {size}: a subset must keep some and drop some."
+            )
+        return _random_subsets(n_units, size, (seed, 2), range(start, n_models))
     if fraction != 0.5:
         raise InputError(f'The {design} design has fraction 0.5 only, got {fraction}: use design="random".')
-    rows = _balanced_halves if design == "balanced" else _random_halves
-    halves = rows(n_units, start // 2, (n_models + 1) // 2, seed)
+    pairs = range(start // 2, (n_models + 1) // 2)
+    if design == "balanced":
+        halves = _balanced_halves(n_units, pairs.start, pairs.stop, seed)
+    else:
+        halves = _random_subsets(n_units, n_units // 2, (seed, 1), pairs)
     masks = np.stack([halves, ~halves], axis=1).reshape(-1, n_units)
     return masks[start % 2 : start % 2 + n_models - start]
 
@@ -86,10 +71,8 @@ def block_length(n_units: int) -> int:
     """Number of models 2q in one balanced block for ``n_units`` classes.
 
     q is the smallest prime with q = 3 (mod 4) and q + 1 >= K. For K = 2, q is 1 (the Hadamard matrix of order 2),
-    because q = 3 would draw the empty subset. K = 10, 20, 50, 100, 200, 1000 give 22, 38, 118, 206, 398, 2038.
+    because q = 3 would draw the empty subset.
 
-    Examples
-    --------
     >>> block_length(200)
     398
     """
@@ -144,7 +127,7 @@ def groups_of(classes: Sequence[str], groups: Sequence[str] | Mapping[str, str])
     if isinstance(groups, Mapping):
         unknown = [name for name in groups if name not in classes]
         if unknown:
-            raise InputError(f"groups are given for {', '.join(map(str, unknown[:5]))}, which are no source classes")
+            raise InputError(f"groups are given for {some(unknown)}, which are no source classes")
         groups = [groups.get(name, name) for name in classes]
     if len(groups) != len(classes) or len(set(groups)) < 2:
         raise InputError(f"give a group for each of the {len(classes)} classes, two groups or more, not {list(groups)}")
@@ -187,22 +170,12 @@ def _hadamard_block(n_units: int, q: int, seed: int, block: int, first: int, las
     return is_plus[(columns[None, :] - rows[:, None]) % q] & (columns < q)
 
 
-def _random_halves(n_units: int, first: int, last: int, seed: int) -> np.ndarray:
-    """Independent random halves; with K odd they hold (K - 1) / 2 classes and their complements (K + 1) / 2."""
-    return np.stack([_exact_subset(n_units, n_units // 2, seed, (1, pair)) for pair in range(first, last)])
-
-
-def _random_rows(n_units: int, first: int, last: int, fraction: float, seed: int) -> np.ndarray:
-    size = round(fraction * n_units)
-    if not 0 < size < n_units:
-        raise InputError(f"fraction {fraction} of {n_units} units is {size}: a subset must keep some and drop some.")
-    return np.stack([_exact_subset(n_units, size, seed, (2, row)) for row in range(first, last)])
-
-
-def _exact_subset(n_units: int, size: int, seed: int, key: tuple[int, int]) -> np.ndarray:
-    mask = np.zeros(n_units, dtype=bool)
-    mask[np.argsort(_draws(seed, key, n_units), kind="stable")[:size]] = True
-    return mask
+def _random_subsets(n_units: int, size: int, key: tuple[int, int], rows: range) -> np.ndarray:
+    """Independent subsets of one exact size, each from the seed and the stream of `key`, and its number."""
+    masks = np.zeros((len(rows), n_units), dtype=bool)
+    for mask, row in zip(masks, rows, strict=True):
+        mask[np.argsort(_draws(key[0], (key[1], row), n_units), kind="stable")[:size]] = True
+    return masks
 
 
 def _draws(seed: int, key: tuple[int, int], size: int) -> np.ndarray:

@@ -11,7 +11,6 @@ The regressions are put on the same scale; where subset sizes differ they also r
 - ``ridge``: the same with a penalty chosen for each target by generalised cross-validation (Golub et al. 1979).
 """
 
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,15 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dtl._checks import InputError, choice
-from dtl._estimators import (
-    SOLVERS,
-    checked,
-    from_first,
-    plain,
-    precision,
-    refuse_twins,
-    reliability_of,
-)
+from dtl._estimators import SOLVERS, checked, from_first, plain, precision, refuse_twins, reliability_of
 from dtl._images import PARTS, contrasts, group_means, image_variances
 from dtl.design import block_length, checked_design
 
@@ -37,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dtl.data import TransferProblem
-
-logger = logging.getLogger(__name__)
 
 _TILE = 2**22  # numbers of the outputs worked on at once
 
@@ -49,29 +38,16 @@ class Influence:
 
     Attributes
     ----------
-    values : np.ndarray
-        Shape (K, n): output with the class minus without, in units of the output. Positive: the class helps.
-    stderr : np.ndarray
-        Shape (K, n): standard errors, of which `interval` makes intervals. ``inf``: too few models to tell. Those of
-        means over target images count the drawing of the images too, unless ``target="these"`` was asked for.
-    reliability : np.ndarray
-        Shape (n,), in [0, 1]: estimated squared correlation over classes between the values and the true influences.
-    method, design : str
-    n_models : int
-    dof : float or np.ndarray
-        Degrees of freedom of the standard errors, for the Student distribution of ``z``.
-    image_stderr : float or np.ndarray
-        The part of the standard errors that comes from the drawing of target images, (K, n); 0 where none is counted.
-    sources, targets : tuple of str
-        Names of the K rows and the n columns; numbers where the rows are examples, or the columns images or groups.
-        Empty for influences that were estimated from arrays.
-    by, part, split, output, transfer, unit : str
-        What a column is ("image", "class", "all" or "group") and which part of it; of which split, output and
-        transfer; what a row is.
-    problem : str
-        Name of the problem, and
-    data : mapping
-        the fingerprint of each of its parts.
+    values : (K, n), output with the class minus without, in units of the output. Positive: the class helps.
+    stderr : (K, n), standard errors; infinite where there are too few models to tell. Those of means over target images
+        count the drawing of the images too, unless ``target="these"`` was asked for.
+    reliability : (n,), in [0, 1]: estimated squared correlation over classes of the values and the true influences.
+    dof : degrees of freedom of the standard errors, for the Student distribution of `z`.
+    image_stderr : the part of the standard errors that comes from the drawing of images; 0 where none is counted.
+    sources, targets : names of the K rows and the n columns; empty for influences estimated from arrays.
+    by, part, split, output, transfer, unit : what a column is ("image", "class", "all" or "group"), which part of it,
+        of which split, output and transfer; what a row is.
+    problem, data : name of the problem, and the fingerprint of each of its parts.
 
     Examples
     --------
@@ -97,6 +73,12 @@ class Influence:
     unit: str = "class"
     problem: str = ""
     data: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of the rows and of the columns: numbers where they have no names."""
+        k, n = self.values.shape
+        return self.sources or tuple(map(str, range(k))), self.targets or tuple(map(str, range(n)))
 
     @property
     def z(self) -> np.ndarray:
@@ -137,21 +119,20 @@ class Influence:
         """Which error is the larger, that of few models or that of few target images, and what would lower it.
 
         >>> print(influence.advice)
-        Of the variance of these errors, ...% come from the models, ...% from the target images drawn: more ...
+        Of the variance of these errors, ...% come from the models, ...% from the images drawn: more ...
         """
         total, images = np.square(self.stderr), np.broadcast_to(np.square(self.image_stderr), self.stderr.shape)
         known = np.isfinite(total)
-        if not known.any() or not total[known].any():
+        if not total[known].any():
             return "Nothing can be said of the errors: train more models."
         share = float(images[known].sum() / total[known].sum())
-        models, pictures = (f"{100 * (1 - math.sqrt(1 - s / 2)):.0f}%" for s in (1 - share, share))
-        if not np.any(self.image_stderr):
-            return f"These errors hold for these target images: twice the models would lower them by {models}."
-        more = ("models", "target images")[share > 0.5]
+        twice = f"twice the models would lower them by {1 - math.sqrt((1 + share) / 2):.0%}."
+        if not images.any():
+            return f"These errors hold for these target images: {twice}"
+        more = "target images" if share > 0.5 else "models"
         return (
-            f"Of the variance of these errors, {100 * (1 - share):.0f}% come from the models, {100 * share:.0f}% from "
-            f"the target images drawn: more {more} would help most. Twice the models would lower the errors by "
-            f"{models}, twice the images by about {pictures}."
+            f"Of the variance of these errors, {1 - share:.0%} come from the models, {share:.0%} from the images "
+            f"drawn: more {more} would help most; {twice}"
         )
 
     def to_frame(self) -> "pd.DataFrame":
@@ -162,22 +143,18 @@ class Influence:
         """
         import pandas as pd
 
-        k, n = self.values.shape
-        sources, targets = self.sources or tuple(map(str, range(k))), self.targets or tuple(map(str, range(n)))
+        rows = pd.MultiIndex.from_product(self.names[::-1], names=["target", "source"])
         columns = {
-            "target": np.repeat(np.array(targets, dtype=object), k),
-            "source": np.tile(np.array(sources, dtype=object), n),
             "influence": self.values.T.ravel(),
             "stderr": self.stderr.T.ravel(),
-            "reliability": np.repeat(self.reliability, k),
+            "reliability": np.repeat(self.reliability, len(self.values)),
         }
-        return pd.DataFrame(columns)
+        return pd.DataFrame(columns, rows).reset_index()
 
     def check(self, problem: "TransferProblem", by: str | None = None) -> None:
         """InputError unless these are influences of the source of `problem` on its target.
 
-        Influences of a study are known by the fingerprints of its data. Those of arrays are known by their numbers of
-        rows and columns only.
+        Influences of a study are known by the fingerprints of its data, those of arrays by their shape only.
 
         by : "image" or "class", if a column for each image of their split, or for each target class, is needed
 
@@ -191,9 +168,8 @@ class Influence:
                 f"the influences are of problem {name}, whose {', '.join(differ)} differ from those of {problem.name}: "
                 "estimate them from a study of this problem"
             )
-        units, kind = (
-            (len(problem.source), "images") if self.unit == "example" else (problem.source.n_classes, "classes")
-        )
+        source = problem.source
+        units, kind = (len(source), "images") if self.unit == "example" else (source.n_classes, "classes")
         if len(self.values) != units and self.unit != "group":
             raise InputError(f"influence is of {len(self.values)} {kind} but the source of {problem.name} has {units}")
         images = problem.parts[f"target_{self.split or 'validation'}"]
@@ -216,42 +192,29 @@ def estimate_influence(
 
     Parameters
     ----------
-    masks : array_like
-        Boolean (or 0/1), shape (m, K): the classes that each model was trained on.
-    outputs : array_like
-        Shape (m, n): output of each model on each target.
-    method : {"difference", "ols", "ridge"}
-    design : {"balanced", "random", "paired"}, optional
-        How the masks were drawn. If None, what the masks show: "balanced" if they are whole balanced blocks, else
-        "paired" if every odd row is the complement of the row before it, else "random".
-    groups : array_like, optional
-        Integers (n,), 0 to G - 1, such as labels: influences are then on the mean output over the images of each group.
-    part : {"whole", "common", "specific"}
-        Of groups: the influence on each; the one on all images together (one column); or that on each beyond the one
-        on all, which is free of the luck of a training that moves all targets alike.
-    target : {"new", "these"}
-        Whether the errors of groups are those about new images, of which these are a sample, or about these only.
-
-    Returns
-    -------
-    Influence
+    masks : bool or 0/1, (m, K): the classes that each model was trained on.
+    outputs : (m, n), output of each model on each target.
+    method : "difference", "ols" or "ridge".
+    design : "balanced", "random" or "paired", how the masks were drawn; by default what they show (`checked_design`).
+    groups : integers (n,), 0 to G - 1, such as labels: influences are then on the mean output over each group.
+    part : "whole", "common" or "specific", of groups: the influence on each; the one on all images together (one
+        column); or that on each beyond the one on all, which is free of the luck that moves all targets alike.
+    target : "new" or "these": whether the errors of groups are about new images, or about these only.
 
     Raises
     ------
-    InputError
-        If the arrays do not fit, an output is not finite or masked, every model is there twice, a class is in all or
-        none of the subsets, or the models are too few for the method.
+    InputError : the arrays do not fit, an output is not finite or masked, every model is there twice, a class is in all
+        or none of the subsets, or the models are too few for the method.
 
     Notes
     -----
     Standard errors. random: Welch for the difference, classical least squares for OLS. paired: from the differences D
     between the outputs of a subset and of its complement. balanced: from the residuals of the regression of D on the
-    signs. Where that leaves fewer than 10 degrees of freedom (one block), they come from the sums over each pair, which
-    hold the training noise and the even interactions: conservative unless the odd interactions (order three and more)
-    exceed the even ones. For the difference, a balanced design cut inside a block gets the errors of pairs, which are
-    conservative. ridge: posterior standard deviation (Wahba 1983; Nychka 1988) at the smallest penalty whose
-    ``rows * log(GCV)`` is within 2 of the minimum; at the minimum itself a weak signal is often shrunk to nothing, and
-    its stated error with it.
+    signs; where that leaves fewer than 10 degrees of freedom (one block), from the sums over each pair, which hold the
+    training noise and the even interactions: conservative unless the odd interactions exceed the even ones. For the
+    difference, a balanced design cut inside a block gets the errors of pairs, which are conservative. ridge: posterior
+    standard deviation (Wahba 1983; Nychka 1988) at the smallest penalty whose ``rows * log(GCV)`` is within 2 of the
+    minimum; at the minimum itself a weak signal is often shrunk to nothing, and its stated error with it.
 
     Examples
     --------
@@ -299,11 +262,7 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
 
     The noise falls as 1/m (OLS: as 1/(m - K), on pairs 1/(m - 2K)), so with noise-to-signal ratio q now and
     ``reliability = 1/(1 + q)``, the number follows. Whole blocks for the balanced design, whole pairs for the paired.
-
-    Raises
-    ------
-    InputError
-        If the reliability is not in (0, 1), or the spread of the influences does not exceed their errors.
+    InputError if the reliability is out of reach, or the spread of the influences does not exceed their errors.
 
     Examples
     --------

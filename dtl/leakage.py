@@ -4,7 +4,6 @@ A leak is a near copy of a target example. Its influence is large on that exampl
 its size, tells it from a good example, which helps many (Jain et al. 2022, section 4.3).
 """
 
-import logging
 from collections.abc import Iterator
 from itertools import product
 
@@ -12,18 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
-from scipy.cluster.hierarchy import complete, fcluster
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial.distance import squareform
 from scipy.stats import false_discovery_control
 from torch.nn import functional as F
 
-from dtl._checks import InputError, choice
+from dtl._checks import InputError
 from dtl.data import ImageDataset
 from dtl.influence import Influence
-
-logger = logging.getLogger(__name__)
 
 ROUGHLY = 0.8  # similarity of small grey versions from which two pictures may be near duplicates
 
@@ -36,7 +31,6 @@ def leaked(
     Parameters
     ----------
     influence : of source examples on single target examples: `study.influence()` of a study with unit "example"
-    source : the source of that study
     similarity : (N, n), such as `dtl.leakage.similarity`; if given, near duplicates of a target example come first, by
         similarity, and all others follow, by influence
     near : similarity from which two images are near duplicates
@@ -44,13 +38,9 @@ def leaked(
     Returns
     -------
     DataFrame, one row for each source example: `source` its number, `target` the example it helps most, `influence` and
-    `stderr` there, `lead` (z-score there minus the next largest, in standard errors), `q` (false discovery rate at
-    which it helps there, the choice of the largest of n being paid for), and with a similarity
-    `nearest` and `similarity`, the most similar target example
-
-    Raises
-    ------
-    ValueError : the influence is not of the source's examples, is on fewer than two targets, or shapes disagree
+    `stderr` there, `q` (false discovery rate at which it helps there, the choice of the largest of n being paid for),
+    `lead` (z-score there minus the next largest), and with a similarity `nearest` and `similarity`, the most similar
+    target example. InputError if the influence is not of the source's examples on at least two targets
 
     >>> values = np.zeros((6, 5))
     >>> values[4, 3] = 0.6                                  # example 4 helps target 3 alone
@@ -58,26 +48,13 @@ def leaked(
     >>> dtl.leaked(found, problem.source.subset(range(6)))[["source", "target"]].values[0].tolist()
     [4, 3]
     """
-    _check_examples(influence, source)
     _check_threshold(near)
-    n = influence.values.shape[1]
-    if n < 2:
-        raise InputError("leaks need the influence on single target examples: estimate it with study.influence()")
     z = influence.z
-    target = z.argmax(axis=1)
-    rows = np.arange(len(z))
-    p = influence.p_values("greater")[rows, target]
+    if z.shape[1] < 2:
+        raise InputError("leaks need the influence on single target examples: estimate it with study.influence()")
+    table = _strongest(influence, source, "target", z.argmax(axis=1), "greater")
     top = np.partition(z, -2, axis=1)
-    table = pd.DataFrame(
-        {
-            "source": rows,
-            "target": target,
-            "influence": influence.values[rows, target],
-            "stderr": influence.stderr[rows, target],
-            "lead": top[:, -1] - top[:, -2],
-            "q": false_discovery_control(np.minimum(1, n * p)),
-        }
-    )
+    table["lead"] = top[:, -1] - top[:, -2]
     if similarity is not None:
         similarity = np.asarray(similarity)
         if similarity.shape != z.shape or not np.isfinite(similarity).all():
@@ -95,38 +72,36 @@ def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
     ----------
     influence : of source examples, on the whole target (`study.influence(by="all")` of a study with unit "example") or
         on each target class (`by="class"`)
-    source : the source of that study
 
     Returns
     -------
-    DataFrame, one row for each source example: `source` its number, `label` its class, `column` of the influence where
-    it hurts most, `influence`, `stderr` and `z` there, and `q`, the false discovery rate at which it hurts
-
-    Raises
-    ------
-    ValueError : the influence is not of the source's examples
+    DataFrame, a row for each source example: `source` its number, `label` its class, `column` of the influence where
+    it hurts most, `influence` and `stderr` there, `q`, the false discovery rate at which it hurts, and `z`
 
     >>> values = np.array([[0.1], [-0.5], [0.0]])
     >>> found = dtl.Influence(values, np.full((3, 1), 0.1), np.ones(1), "difference", "paired", 100)
     >>> dtl.misleading(found, problem.source.subset(range(3)))[["source", "z"]].values[0].tolist()
     [1.0, -5.0]
     """
-    _check_examples(influence, source)
     z = influence.z
-    column, rows = z.argmin(axis=1), np.arange(len(z))
-    p = influence.p_values("less")[rows, column]
-    table = pd.DataFrame(
-        {
-            "source": rows,
-            "label": np.array(source.classes)[source.labels.numpy()],
-            "column": column,
-            "influence": influence.values[rows, column],
-            "stderr": influence.stderr[rows, column],
-            "z": z[rows, column],
-            "q": false_discovery_control(np.minimum(1, z.shape[1] * p)),
-        }
-    )
-    return table.sort_values("z", kind="stable", ignore_index=True)
+    table = _strongest(influence, source, "column", z.argmin(axis=1), "less")
+    table.insert(1, "label", np.array(source.classes)[source.labels.numpy()])
+    return table.assign(z=z.min(axis=1)).sort_values("z", kind="stable", ignore_index=True)
+
+
+def _strongest(
+    influence: Influence, source: ImageDataset, name: str, columns: np.ndarray, alternative: str
+) -> pd.DataFrame:
+    """Influence of each source example in its strongest column, at a false discovery rate that pays for the choice."""
+    n_rows, n = influence.values.shape
+    if n_rows != len(source):
+        raise InputError(
+            f"the influence is of {n_rows} units but the source has {len(source)} examples: leaks and misleading "
+            'examples need a study of examples, dtl.Study(problem, unit="example")'
+        )
+    at = np.arange(n_rows), columns
+    table = {"source": at[0], name: columns, "influence": influence.values[at], "stderr": influence.stderr[at]}
+    return pd.DataFrame(table | {"q": false_discovery_control(np.minimum(1, n * influence.p_values(alternative)[at]))})
 
 
 def similarity(source: ImageDataset, target: ImageDataset, aligned: bool = True) -> np.ndarray:
@@ -203,48 +178,28 @@ def _alignments(a: torch.Tensor, b: torch.Tensor, magnify: bool = True) -> Itera
                     yield _unit(overlap(seen, dy, dx)), y
 
 
-def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str = "chains") -> np.ndarray:
+def near_duplicates(source: ImageDataset, threshold: float = 0.93) -> np.ndarray:
     """Group of each source example, int (N,), of which a group is copies of one picture, as `similarity` finds them.
+
+    Examples are in one group if a chain of near duplicates links them, so that the ends of a chain may differ.
 
     Parameters
     ----------
     threshold : similarity above which two examples are near duplicates
-    linked : "chains": examples are in one group if a chain of near duplicates links them, so that the ends of a chain
-        may differ (the log says in how many groups); "pairs": any two of a group are near duplicates (complete linkage)
 
     >>> groups = near_duplicates(problem.source)
     >>> groups.shape
     (480,)
     """
     _check_threshold(threshold)
-    choice(linked, ("chains", "pairs"), "linked")
     n, (_, first, same) = len(source), np.unique(source.digests, return_index=True, return_inverse=True)
-    rows, columns, values = (
-        [np.arange(n)],
-        [first[same]],
-        [np.ones(n)],
-    )  # equal images without contrast correlate with none
+    rows, columns = [np.arange(n)], [first[same]]  # equal images without contrast correlate with none
     for block in np.array_split(np.arange(n), -(-n // 2048)):
-        like = similarity(source.subset(block), source)
-        i, j = np.nonzero(like > threshold)
-        rows, columns, values = [*rows, block[i]], [*columns, j], [*values, like[i, j]]
-    near = coo_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(n, n)).tocsr()
-    near = near.maximum(near.T).tocsr()
-    groups, chains = connected_components(near, directed=False)[1], 0
-    for group in np.flatnonzero(np.bincount(groups) > 2):
-        members = np.flatnonzero(groups == group)
-        apart = 1 - np.minimum(near[members][:, members].toarray(), 1)
-        np.fill_diagonal(apart, 0)
-        if (apart > 1 - threshold).any():
-            chains += 1
-            if linked == "pairs":
-                parts = fcluster(complete(squareform(apart, checks=False)), 1 - threshold, "distance")
-                groups[members] = groups.max() + parts
-    if chains and linked == "chains":
-        logger.info(
-            "%d of %d groups are chains: not any two of their pictures are near duplicates", chains, groups.max() + 1
-        )
-    return np.unique(groups, return_inverse=True)[1]
+        i, j = np.nonzero(similarity(source.subset(block), source) > threshold)
+        rows, columns = [*rows, block[i]], [*columns, j]
+    pairs = np.concatenate(rows), np.concatenate(columns)
+    near = coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=(n, n))
+    return connected_components(near, directed=False)[1]
 
 
 def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
@@ -272,11 +227,3 @@ def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
 def _check_threshold(threshold: float) -> None:
     if not 0 < threshold < 1:
         raise InputError(f"near duplicates correlate above a threshold between 0 and 1, not {threshold}")
-
-
-def _check_examples(influence: Influence, source: ImageDataset) -> None:
-    if len(influence.values) != len(source):
-        raise InputError(
-            f"the influence is of {len(influence.values)} units but the source has {len(source)} examples: leaks and "
-            'misleading examples need a study of examples, dtl.Study(problem, unit="example")'
-        )

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
-from dtl._checks import InputError, check_number
+from dtl._checks import InputError, check_number, choice
 from dtl.design import block_length
 from dtl.influence import Influence, estimate_influence, group_means
 
@@ -30,14 +30,8 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
 
     Parameters
     ----------
-    influence : one column for each target example, as `study.influence()` gives; values and errors at the returned
-        indices are ``influence.values[source_class, indices]`` and ``influence.stderr[source_class, indices]``
-    source_class : its number, 0..K-1
+    influence : one column for each target example, as `study.influence()` gives
     most : "helped" or "hurt"
-
-    Raises
-    ------
-    ValueError : an unknown class or side, or k is not in 1..n
 
     >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=3).shape
     (3,)
@@ -45,8 +39,7 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
     n_classes, n = influence.values.shape
     check_number(source_class, 0, n_classes - 1, "source_class, one of the classes of the influence,")
     check_number(k, 1, n, "k, of the target examples of the influence,")
-    if most not in ("helped", "hurt"):
-        raise InputError(f"unknown side {most!r}: use 'helped' or 'hurt'")
+    choice(most, ("helped", "hurt"), "side")
     values = influence.values[source_class]
     return np.argsort(-values if most == "helped" else values, kind="stable")[:k]
 
@@ -83,10 +76,6 @@ def subpopulations(
     side : "helpful" groups by the classes that help these examples as a whole, which are those that show what is on
         them; "harmful" by those that harm, which are those that share a misleading trait with them
 
-    Raises
-    ------
-    ValueError : too few models to halve, fewer examples than groups, or fewer than two classes of that side
-
     >>> masks = dtl.subset_masks(20, 76)                # classes 0 and 1 help five examples, 2 and 3 the others
     >>> outputs = np.repeat(masks[:, :4] @ [[3.0, 0], [3, 0], [0, 3], [0, 3]], 5, axis=1)
     >>> outputs += np.random.default_rng(0).normal(size=outputs.shape)
@@ -94,12 +83,14 @@ def subpopulations(
     [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
     """
     included, outputs = np.asarray(masks, dtype=bool), np.asarray(outputs, dtype=np.float64)
-    if side not in SIDES:
-        raise InputError(f"unknown side {side!r}: use one of {', '.join(SIDES)}")
+    choice(side, SIDES, "side")
     n = outputs.shape[1]
     if n < 3 or (n_groups is not None and not 2 <= n_groups < n):
         raise InputError(f"n_groups must be at least 2 and below the number of examples, {n}, not {n_groups}")
-    half = _half(included)
+    block = block_length(included.shape[1])
+    half = len(included) // (2 * block) * block or len(included) // 4 * 2  # whole blocks, or else whole pairs
+    if half < 2:
+        raise InputError(f"{len(included)} models are too few to halve: train at least 4, better two balanced blocks")
     first, whole = (
         estimate_influence(included[:half], y[:half]) for y in (outputs, outputs.mean(axis=1, keepdims=True))
     )
@@ -125,15 +116,6 @@ def _groups(rows: np.ndarray, n_groups: int, seed: int) -> np.ndarray:
     return np.argsort(by_size)[labels]
 
 
-def _half(masks: np.ndarray) -> int:
-    """About half of the models: whole blocks if there are two or more, else whole pairs."""
-    block = block_length(masks.shape[1])
-    half = len(masks) // (2 * block) * block or len(masks) // 4 * 2
-    if half < 2:
-        raise InputError(f"{len(masks)} models are too few to halve: train at least 4, better two balanced blocks")
-    return half
-
-
 def wrong(study: "Study", split: str = "validation") -> np.ndarray:
     """Examples that most models of a study predict wrong, the most often wrong first, int indices into the split.
 
@@ -152,10 +134,6 @@ def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0)
     ----------
     least : standard errors by which the influence must lie below zero; classes that do not are no suspects, so there
         can be fewer than k, or none
-
-    Raises
-    ------
-    InputError : an unknown example, or k is not in 1..K
 
     >>> values = np.array([[0.5], [-0.2], [-0.9]])
     >>> found = dtl.Influence(values, np.full((3, 1), 0.1), np.ones(1), "difference", "paired", 100)

@@ -6,8 +6,7 @@ Of its accuracy, along an order of classes (Jain et al. 2022, Fig. 2), and of si
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,9 +17,6 @@ from dtl._checks import InputError, check_number
 from dtl._retrain import Arm, retrain
 from dtl.influence import Influence
 from dtl.study import Study
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 ORDERS = ("negative", "positive", "random")
 Accuracy = Callable[[np.ndarray, np.ndarray], ArrayLike]  # correct (models, n), labels (n,) -> (models,)
@@ -36,11 +32,8 @@ def removal_curve(
     given: Mapping[str, Sequence[int]] | None = None,
     accuracy: Accuracy | None = None,
     steps: int | str | None = None,
-    store: str | Path | None = None,
     seed: int | None = None,
-    device: str = "auto",
-    client: "Client | None" = None,
-    progress: bool = True,
+    **options: Any,
 ) -> xr.Dataset:
     """Target accuracy after retraining without the first `count` source classes of an order (Jain et al. 2022, Fig. 2).
 
@@ -50,17 +43,11 @@ def removal_curve(
     influence : classes are ordered by its mean over targets
     counts : numbers of classes to remove; 0, the full source, is always included
     orders : "negative" (most negative first), "positive" and "random" (a new order for each seed, followed through all
-        counts); to add your own, a mapping of names to source class indices, first to be removed first, in which those
-        three have None: ``{"negative": None, "mine": [3, 1]}``
-    seeds : retrainings for each order and count
-    given : the same names and indices for orders listed by name, as in version 0.1
+        counts), and names of `given`; or a mapping of all names to source class indices, None for those three
+    given : source class indices, first to be removed first, of orders of your own
     accuracy : of each model, (models,), from `correct` (models, n) and labels (n,); default that of the problem
-    steps : optimiser steps of every retraining, or "full", those of the whole source, so that a smaller source is not
-        also a shorter training; default what the recipe gives
-    store : folder that keeps the retrained models' outputs, so that a killed call resumes
-    seed : of the retrainings and the random orders; the default is one more than the study's, whose models gave the
-        influence and must not judge it
-    device, client, progress : as in `Study.run`
+    steps : as in `dtl.Arm`; "full" keeps a smaller source from being a shorter training, too
+    seeds, seed, options : as in `dtl.retrain`; the seed gives the random orders, too
 
     Returns
     -------
@@ -91,7 +78,7 @@ def removal_curve(
             for mask, classes in zip(masks, first[order], strict=True):
                 mask[np.asarray(classes)[:count]] = False
             arms[f"{order} {count}"] = Arm(masks=masks, steps=steps)
-    again = retrain(study, arms, seeds, store=store, seed=seed, device=device, client=client, progress=progress)
+    again = retrain(study, arms, seeds, seed=seed, **options)
     accuracy, curve = accuracy or study.problem.accuracy, {}
     for split in ("validation", "test"):
         judged = again.correct.isel(target=again.split == split)
@@ -117,8 +104,8 @@ def _check(study: Study, influence: Influence, counts: list, orders: list[str], 
         )
     if not np.isfinite(influence.values).all():
         raise InputError("the influence is not finite, so it orders nothing: estimate it from finished models")
-    if influence.values.shape[0] != n_source:
-        raise InputError(f"influence is of {influence.values.shape[0]} classes but the source has {n_source}")
+    if len(influence.values) != n_source:
+        raise InputError(f"influence is of {len(influence.values)} classes but the source has {n_source}")
     if counts == [0]:
         raise InputError(f"counts must lie in 1..{most} (a source model needs two classes), not {counts}")
     for count in counts:
@@ -175,11 +162,7 @@ def flip_rate(
     seeds: int = 20,
     *,
     split: str = "validation",
-    store: str | Path | None = None,
-    seed: int | None = None,
-    device: str = "auto",
-    client: "Client | None" = None,
-    progress: bool = True,
+    **options: Any,
 ) -> xr.Dataset:
     """How often retrained models predict each label, with the whole source and without one class of it.
 
@@ -191,8 +174,7 @@ def flip_rate(
     example : one or more examples of the split that most models of the study predict wrong (`dtl.projection.wrong`)
     without : one or more source classes, or groups of a study of groups, each left out in an arm of its own; a class
         that nobody suspects is the control that tells a flip from luck
-    seeds : retrainings of each arm
-    store, seed, device, client, progress : as in `dtl.retrain`
+    seeds, options : as in `dtl.retrain`
 
     Returns
     -------
@@ -202,7 +184,7 @@ def flip_rate(
 
     Raises
     ------
-    InputError : an unknown example or class, an example that is not wrong, or fewer than two seeds
+    InputError : an example that is not wrong; before any training
 
     >>> wrong = int(dtl.projection.wrong(study)[0])
     >>> flips = dtl.flip_rate(study, wrong, without=8, seeds=2, progress=False)
@@ -225,30 +207,24 @@ def flip_rate(
             f"example {fine[0]} is not wrong: {right[fine[0]]:.0%} of the study's models predict it right; choose from "
             "dtl.projection.wrong(study)"
         )
-    arms: dict[str, Any] = {"full": np.ones(len(names), dtype=bool)}
-    arms |= {names[c]: np.arange(len(names)) != c for c in classes}
-    again = retrain(study, arms, seeds, store=store, seed=seed, device=device, client=client, progress=progress)
+    arms: dict[str, Any] = {"full": Arm()} | {names[c]: np.arange(len(names)) != c for c in classes}
+    again = retrain(study, arms, seeds, **options)
     predicted = again.prediction.isel(target=again.split == split).isel(target=examples)
     labels = list(study.problem.target_train.classes)
-    hits = predicted.rename(target="example") == xr.DataArray(np.arange(len(labels)), dims="label")
-    count = hits.sum("seed").transpose("example", "arm", "label").values
-    interval = np.array([binomtest(int(c), seeds).proportion_ci(method="wilson") for c in count.flat])
-    low, high = interval.T.reshape(2, *count.shape)
+    said = predicted.rename(target="example").reset_coords(drop=True)
+    hits = said == xr.DataArray(np.arange(len(labels)), dims="label")
+    count = hits.sum("seed").transpose("example", "arm", "label").compute()
+    interval = np.array([binomtest(int(c), seeds).proportion_ci(method="wilson") for c in count.values.flat])
+    low, high = (count.copy(data=ends) for ends in interval.T.reshape(2, *count.shape))
     share = count / seeds
     shares = np.stack([share, low, high])
-    change_low, change_high = newcombe(shares, shares[:, :, :1])
-    found = dict(count=count, share=share, low=low, high=high, change=share - share[:, :1])
-    found |= dict(change_low=change_low, change_high=change_high)
-    return xr.Dataset(
-        {name: (("example", "arm", "label"), values) for name, values in found.items()},
-        coords={
-            "example": examples,
-            "arm": list(arms),
-            "label": labels,
-            "true": ("example", np.array(labels)[predicted.label.values]),
-        },
-        attrs={"problem": study.problem.name, "split": split, "seeds": seeds, "transfer": study.transfer[0]},
-    )
+    changes = (count.copy(data=ends) for ends in newcombe(shares, shares[:, :, :1]))
+    names = "count", "share", "low", "high", "change", "change_low", "change_high"
+    values = count, share, low, high, share - share.isel(arm=0, drop=True), *changes
+    found = xr.Dataset(dict(zip(names, values, strict=True)))
+    true = ("example", np.array(labels)[predicted.label.values])
+    attrs = {"problem": study.problem.name, "split": split, "seeds": seeds, "transfer": study.transfer[0]}
+    return found.assign_coords(example=examples, arm=list(arms), label=labels, true=true).assign_attrs(attrs)
 
 
 def newcombe(shares: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

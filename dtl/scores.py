@@ -1,7 +1,13 @@
-"""Transferability scores, and which of them to believe: `benchmark` compares them with accuracy after transfer."""
+"""Transferability scores, and which of them to believe: `benchmark` compares them with accuracy after transfer.
+
+A score says without transfer how well a source model will do on a target, the higher the better (but `otdd` is a
+distance). Scores take arrays: `features` (n, d) or `probabilities` (n, K) of the source head, 0 for classes that it has
+never seen, and `labels` (n,) int, all of target images; two compare them with `source` features (N, d) and labels (N,).
+InputError for arrays that do not fit or are not finite, for one class, and for fewer images than classes.
+"""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCORES", "Candidate", "View", "agreement", "benchmark", "choose", "cross_fitted", "gbc", "h_score", "knn", "lda",
-    "leep", "logme", "n_leep", "nce", "ot_nce", "otdd", "parc", "pretrained", "probe", "report", "transrate",
+    "leep", "logme", "n_leep", "nce", "ot_nce", "otdd", "parc", "pretrained", "probe", "transrate",
 ]  # fmt: skip
 
 
@@ -60,31 +66,42 @@ SCORES: dict[str, Callable[[View], float]] = {
 }
 
 
-def _views(nets: Nets, problem: TransferProblem, recipe: Recipe, present: np.ndarray, split: str) -> Iterator[View]:
-    """One for each net; at most 20 images of each source class, of the classes `present` (models, K)."""
-    if f"target_{split}" not in problem.parts:
-        raise InputError(f"unknown split {split!r}: use 'train', 'validation' or 'test'")
+def _judged(
+    nets: Nets,
+    problem: TransferProblem,
+    seeds: Sequence[int],
+    recipe: Recipe,
+    present: np.ndarray,
+    split: str,
+    scores: Sequence[str],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of nets that have seen the classes `present` (models, K): scores and, last, the probe's accuracy on validation
+    images, and the seconds of each score. Scores see at most 20 images of each source class."""
+    for name in scores:
+        choice(name, SCORES, "score")
+    choice(split, ("train", "validation", "test"), "split")
     target, of_source = problem.parts[f"target_{split}"], problem.source.labels.numpy()
     few = np.concatenate([np.flatnonzero(of_source == k)[:20] for k in range(problem.source.n_classes)])
     found = embed(nets, target, problem.source, recipe, present)
     source = embed(nets, problem.source.subset(few), problem.source, recipe).features.double().numpy()
     p, x, y = found.probabilities.double().numpy(), found.features.double().numpy(), target.labels.numpy()
+    values, seconds = np.empty((len(seeds), len(scores) + 1)), np.empty((len(seeds), len(scores)))
     for i, classes in enumerate(present):
         seen = classes[of_source[few]]
-        yield View(x[i], p[i], y, source[i][seen], of_source[few][seen])
-
-
-def _score(views: Iterator[View], scores: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Values and seconds, (models, scores) each."""
-    found = []
-    for view in views:
-        row = []
-        for name in scores:
+        view = View(x[i], p[i], y, source[i][seen], of_source[few][seen])
+        for k, name in enumerate(scores):
             start = time.perf_counter()
-            row.append((SCORES[name](view), time.perf_counter() - start))
-        found.append(row)
-    values, seconds = np.moveaxis(np.array(found), 2, 0)
+            values[i, k] = SCORES[name](view)
+            seconds[i, k] = time.perf_counter() - start
+    values[:, -1] = transfer(nets, problem, seeds, recipe, "fixed")["validation"].correct.float().mean(1).cpu()
     return values, seconds
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Over the last axis; NaN where one of them does not vary."""
+    x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
+    size = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+    return np.divide((x * y).sum(-1), size, out=np.full(size.shape, np.nan), where=size > 1e-12)
 
 
 def agreement(
@@ -112,26 +129,14 @@ def agreement(
     if len(y) < 4 or x.shape[1] != len(y) or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise InputError(f"agreement needs finite values of at least four models, not {x.shape} and {y.shape}")
     index = np.random.default_rng(seed).integers(len(y), size=(draws, len(y)))
-
-    def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
-        size = np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
-        return np.divide((x * y).sum(-1), size, out=np.full(size.shape, np.nan), where=size > 1e-12)
-
-    r, drawn = pearson(x, y), np.stack([pearson(row[index], y[index]) for row in x])
-    varies = np.isfinite(r)
-    drawn[~varies] = 0
-
-    def at(level: float, of: np.ndarray) -> np.ndarray:
-        return np.where(varies, np.nanquantile(of, level, 1), np.nan)
-
-    tau = [scipy.stats.weightedtau(row, y)[0] if v else np.nan for row, v in zip(x, varies, strict=True)]
-    found = {"r": r, "tau": tau, "low": at(0.025, drawn), "high": at(0.975, drawn)}
+    drawn = pd.DataFrame({name: _pearson(row[index], y[index]) for name, row in zip(names, x, strict=True)})
+    found = pd.DataFrame({"r": _pearson(x, y), "tau": [scipy.stats.weightedtau(row, y)[0] for row in x]}, names)
+    found["low"], found["high"] = drawn.quantile(0.025), drawn.quantile(0.975)
     if against is not None:
-        tail, behind = 0.025 / max(1, len(names) - 1), drawn[names.index(against)] - drawn
-        found |= {"behind": r[names.index(against)] - r}
-        found |= {"behind_low": at(tail, behind), "behind_high": at(1 - tail, behind)}
-    return xr.Dataset({name: ("predictor", row) for name, row in found.items()}, {"predictor": names})
+        tail, behind = 0.025 / max(1, len(names) - 1), drawn.rsub(drawn[against], axis=0)
+        found["behind"] = found.r[against] - found.r
+        found["behind_low"], found["behind_high"] = behind.quantile(tail), behind.quantile(1 - tail)
+    return found.to_xarray().rename(index="predictor").assign_coords(predictor=names)  # text, which files can hold
 
 
 def cross_fitted(masks: np.ndarray, outputs: np.ndarray, folds: int = 5) -> np.ndarray:
@@ -158,7 +163,6 @@ def benchmark(
     scores: Sequence[str] = tuple(SCORES),
     truth: str = "full",
     split: str = "validation",
-    models: int | None = None,
     replicate: "Study | None" = None,
     device: str = "auto",
 ) -> xr.Dataset:
@@ -168,10 +172,8 @@ def benchmark(
     ----------
     study : of unit "class", run with `weights`
     scores : names out of `SCORES`
-    truth : the transfer after which accuracy counts. After "fixed" a score is pointless in practice: the probe costs
-        the same features
-    split : target images that the scores see. Influences are of validation images
-    models : the first ones; default all
+    truth : the transfer after which accuracy counts
+    split : target images that the scores see; influences are of validation images
     replicate : the same subsets trained from another seed, whose accuracy is the best that can be predicted
 
     Returns
@@ -185,58 +187,29 @@ def benchmark(
     >>> found.predictor.values.tolist()
     ['influence', 'NCE', 'LogME', 'probe on validation', 'images']
     """
-    for name in scores:
-        choice(name, SCORES, "score")
     choice(truth, study.transfer, "truth")
     if study.unit != "class":
         raise InputError("a benchmark needs a study of classes: a subset of examples leaves no head of a class out")
-    numbers, masks = study.results["model"].values[:models], study.masks[:models]
-
-    def accuracy(of: "Study", split: str = "test") -> np.ndarray:
-        return of.outputs("correct", truth, split)[: len(numbers)].mean(1)
-
-    values, seconds = (np.empty((len(numbers), len(scores))) for _ in range(2))
-    probed = np.empty(len(numbers))
+    if replicate is not None and not np.array_equal(replicate.masks, study.masks):
+        raise InputError("replicate must hold the same subsets: make it with design=study.masks and another seed")
+    problem, masks, numbers = study.problem, study.masks, study.results["model"].values
+    values, seconds = np.empty((len(masks), len(scores) + 1)), np.empty((len(masks), len(scores)))
     for rows, nets in study.nets(numbers.tolist(), device):
         at = np.searchsorted(numbers, rows)
-        views = _views(nets, study.problem, study.recipe, masks[at], split)
-        values[at], seconds[at] = _score(views, scores)
-        fixed = transfer(nets, study.problem, rows.tolist(), study.recipe, "fixed")
-        probed[at] = fixed["validation"].correct.float().mean(1).cpu()
-    by_name = {"influence": cross_fitted(masks, accuracy(study, "validation"))}
-    by_name |= {name: values[:, k] for k, name in enumerate(scores)}
-    by_name |= {"probe on validation": probed, "images": masks @ study.problem.source.counts}
+        values[at], seconds[at] = _judged(nets, problem, rows.tolist(), study.recipe, masks[at], split, scores)
+    by_name = {"influence": cross_fitted(masks, study.outputs("correct", truth).mean(1))}
+    by_name |= dict(zip([*scores, "probe on validation"], values.T, strict=True))
+    by_name["images"] = masks @ problem.source.counts
     kinds = ["influence"] + ["score"] * len(scores) + ["baseline"] * 2
     if replicate is not None:
-        if not np.array_equal(replicate.masks[: len(masks)], masks):
-            raise InputError("replicate must hold the same subsets: make it with design=study.masks and another seed")
-        by_name["the same trained again"], kinds = accuracy(replicate), [*kinds, "ceiling"]
-    found = agreement(by_name, accuracy(study), "influence")
-    of_scores = dict(zip(scores, seconds.mean(0), strict=True))
-    return found.assign(
+        by_name["the same trained again"] = replicate.outputs("correct", truth, "test").mean(1)
+        kinds.append("ceiling")
+    accuracy = study.outputs("correct", truth, "test").mean(1)
+    return agreement(by_name, accuracy, "influence").assign(
         value=(("predictor", "model"), np.stack([*by_name.values()])),
-        accuracy=("model", accuracy(study)),
-        seconds=("predictor", [of_scores.get(name, np.nan) for name in by_name]),
-    ).assign_coords(kind=("predictor", kinds), model=numbers)
-
-
-def report(study: "Study", truth: str = "full", split: str = "validation", models: int | None = None) -> str:
-    """`benchmark` as a table in words, for the command line.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     kept = dtl.Study(problem, dtl.Recipe(epochs=1), weights=folder).run(8, progress=False)
-    ...     print(dtl.scores.report(kept, "fixed").splitlines()[0])
-    Agreement with test accuracy after fixed transfer, 8 models; scores see validation images.
-    """
-    found = benchmark(study, truth=truth, split=split, models=models)
-    rows = found.drop_dims("model").to_dataframe()
-    table = pd.DataFrame({"kind": rows.kind, "r": rows.r.round(2), "weighted tau": rows.tau.round(2)})
-    table["95% interval of r"] = [f"{low:.2f} to {high:.2f}" for low, high in zip(rows.low, rows.high, strict=True)]
-    behind = zip(rows.behind, rows.behind_low, rows.behind_high, strict=True)
-    table["behind influence (all 95%)"] = [f"{r:+.2f} ({low:+.2f} to {high:+.2f})" for r, low, high in behind]
-    table["seconds a model"] = rows.seconds.map("{:.3f}".format)
-    what = f"Agreement with test accuracy after {truth} transfer, {found.sizes['model']} models"
-    return f"{what}; scores see {split} images.\n{table.replace('nan.*', '-', regex=True).to_string()}"
+        accuracy=("model", accuracy),
+        seconds=("predictor", pd.Series(seconds.mean(0), list(scores)).reindex(list(by_name))),
+    ).assign_coords(kind=("predictor", kinds), model=numbers)  # fmt: skip
 
 
 class Candidate(NamedTuple):
@@ -251,24 +224,19 @@ def pretrained(model: str, file: str | Path) -> Nets:
     """A torchvision classifier with weights from a file that torchvision publishes for it (a state dict).
 
     >>> import torchvision
-    >>> nets = dtl.models.Nets("resnet18", 5)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     torch.save(torchvision.models.resnet18(num_classes=5).state_dict(), f"{folder}/resnet18.pth")
     ...     dtl.scores.pretrained("resnet18", f"{folder}/resnet18.pth").n_classes
     5
     """
-    state = torch.load(file, map_location="cpu", weights_only=True)
-    nets = Nets(model, 2)
+    state, nets = torch.load(file, map_location="cpu", weights_only=True), Nets(model, 2)
     known = nets.backbone.state_dict().keys()
     head = [value for key, value in state.items() if key not in known and "aux" not in key.lower()]
-    shapes = [tuple(value.shape) for value in head]
-    if known - state.keys() or len(head) != 2 or shapes[0] != (len(head[1]), nets.n_features):
+    if known - state.keys() or len(head) != 2 or tuple(head[0].shape) != (len(head[1]), nets.n_features):
         raise InputError(f"{file} holds no weights of torchvision's {model}: give the file that belongs to it")
     nets.backbone.load_state_dict({key: state[key] for key in known})
-    nets.weight, nets.bias = (
-        torch.nn.Parameter(head[0].T[None].clone()),
-        torch.nn.Parameter(head[1][None, None].clone()),
-    )
+    nets.weight = torch.nn.Parameter(head[0].T[None].clone())
+    nets.bias = torch.nn.Parameter(head[1][None, None].clone())
     return nets
 
 
@@ -285,7 +253,7 @@ def choose(
     Parameters
     ----------
     problem : gives the target; its source is not used
-    candidates : name -> net, source and recipe: at least four, of any architecture
+    candidates : four or more of any architecture, name -> net, source and recipe
     scores, truth, split : as in `benchmark`
     seeds : transfers of each candidate
 
@@ -293,8 +261,7 @@ def choose(
     -------
     Dataset of `agreement`, with `value` (predictor, candidate), `accuracy` (candidate, seed), and for each predictor
     the candidate `chosen` by it, `regret`, the test accuracy lost against the candidate that is best by the other
-    seeds, and its standard error `regret_stderr`. Baselines: the probe's accuracy on validation, images of the source,
-    parameters of the net
+    seeds, and its standard error `regret_stderr`
 
     >>> quick = dtl.Recipe(epochs=1, finetune_epochs=1)
     >>> nets = [dtl.baselines.full_source_nets(problem, quick, [s], "cpu") for s in range(4)]
@@ -304,25 +271,21 @@ def choose(
     """
     if len(candidates) < 4 or seeds < 2:
         raise InputError(f"give four candidates or more, and two seeds or more, not {len(candidates)} and {seeds}")
-    for name in scores:
-        choice(name, SCORES, "score")
-    names, accuracy, rows, values = list(candidates), np.empty((len(candidates), seeds)), [], []
+    values, accuracy = [], np.empty((len(candidates), seeds))
     for c, (nets, source, recipe) in enumerate(candidates.values()):
-        own = replace(problem, source=source, truth=None)
-        values.append(_score(_views(nets, own, recipe, np.ones((1, nets.n_classes), dtype=bool), split), scores)[0][0])
-        fixed = transfer(nets, own, [0], recipe, "fixed")["validation"].correct.float().mean().item()
-        rows.append((fixed, len(source), sum(p.numel() for p in nets.parameters())))
+        own, present = replace(problem, source=source, truth=None), np.ones((1, nets.n_classes), dtype=bool)
+        judged, _ = _judged(nets, own, [0], recipe, present, split, scores)
+        values.append([*judged[0], len(source), sum(p.numel() for p in nets.parameters())])
         for s in range(seeds):
             accuracy[c, s] = transfer(deepcopy(nets), own, [s], recipe, truth)["test"].correct.float().mean()
-    by_name = dict(zip(scores, np.transpose(values), strict=True))
-    by_name |= dict(zip(("probe on validation", "images", "parameters"), np.transpose(rows), strict=True))
+    by_name = dict(zip([*scores, "probe on validation", "images", "parameters"], np.transpose(values), strict=True))
     chosen = np.array([np.argmax(row) for row in by_name.values()])
     others = (accuracy.sum(1, keepdims=True) - accuracy) / (seeds - 1)
     lost = accuracy[others.argmax(0), np.arange(seeds)] - accuracy[chosen]  # (predictor, seed)
     return agreement(by_name, accuracy.mean(1)).assign(
         value=(("predictor", "candidate"), np.stack([*by_name.values()])),
         accuracy=(("candidate", "seed"), accuracy),
-        chosen=("predictor", np.array(names)[chosen]),
+        chosen=("predictor", np.array(list(candidates))[chosen]),
         regret=("predictor", lost.mean(1)),
         regret_stderr=("predictor", lost.std(1, ddof=1) / np.sqrt(seeds)),
-    ).assign_coords(candidate=names)  # fmt: skip
+    ).assign_coords(candidate=list(candidates))  # fmt: skip

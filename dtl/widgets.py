@@ -20,7 +20,7 @@ from scipy.stats import false_discovery_control
 
 from dtl import _html, plots
 from dtl._checks import InputError, check_number, choice
-from dtl._drawing import named_by, shown, source_of, targets_of
+from dtl._drawing import named_by, shown
 from dtl.projection import project
 
 if TYPE_CHECKING:
@@ -46,17 +46,10 @@ def picker(
         of one name are told apart by their position.
     figures : one figure for each name, or a function from the position of a name to its figure. They are closed once
         drawn; draw them all in one size, so that the page does not move when the reader chooses.
-    alts : for each figure, a sentence that says what there is to see.
+    alts : for each figure, a sentence that says what there is to see; InputError without one.
     description : label of the list.
     captions : HTML to put under each figure, such as a table of its numbers.
-    slider : a slider instead of a list.
 
-    Raises
-    ------
-    InputError : no names, or not one figure, alt text and caption for each name.
-
-    Examples
-    --------
     >>> drawn = [dtl.plots.influence_bars(influence, target).figure for target in (0, 1)]
     >>> alts = ["Bar chart of influences on sky.", "Bar chart of influences on chess."]
     >>> dtl.widgets.picker(["sky", "chess"], drawn, alts, description="target").children[0].options
@@ -64,11 +57,10 @@ def picker(
     """
     names = shown(names, 60)
     captions = [""] * len(names) if captions is None else captions
-    counts = {"alts": len(alts), "captions": len(captions)}
-    counts |= {} if callable(figures) else {"figures": len(figures)}
-    for what, count in counts.items():
-        if count != len(names) or not names:
-            raise InputError(f"there are {count} {what} for {len(names)} names: give names, and one for each.")
+    drawn = names if callable(figures) else figures
+    for what, given in {"alts": alts, "captions": captions, "figures": drawn}.items():
+        if len(given) != len(names) or not names:
+            raise InputError(f"there are {len(given)} {what} for {len(names)} names: give names, and one for each.")
     empty = [name for name, alt in zip(names, alts, strict=True) if not alt.strip()]
     if empty:
         raise InputError(f"the alt text of {empty[0]!r} is empty: say in a sentence what its figure shows.")
@@ -88,31 +80,23 @@ def picker(
 
 def class_picker(
     influence: Influence,
-    images: ImageDataset | None = None,
+    images: ImageDataset | TransferProblem | None = None,
     k: int = 5,
     n_images: int = 4,
-    description: str = "target class",
 ) -> ipywidgets.VBox:
     """Choose a target class: see the k source classes that help it most and the k that hurt it most.
 
     Parameters
     ----------
-    influence : one column for each target class, as `study.influence(by="class")` gives.
-    images : the source, for pictures of each class; None draws none.
+    influence : one column for each target class, as `study.influence(by="class")` gives; InputError for other columns.
+    images : the source (or its problem), for `n_images` pictures of each class; None draws none.
     k : source classes per side.
-    n_images : images shown of each source class.
 
-    Raises
-    ------
-    InputError : the images are of other classes than the influence, or its columns are single images.
-
-    Examples
-    --------
     >>> picker = dtl.widgets.class_picker(influence, images=problem.source)
     """
-    images = None if images is None else source_of(images)
-    influence = named_by(influence, images)
-    targets = targets_of(influence)
+    source = cast("ImageDataset | None", getattr(images, "source", images))
+    influence = named_by(influence, source)
+    targets = influence.names[1]
     if influence.by == "image":
         raise InputError("a figure for each image is too much: estimate with study.influence(by='class')")
     tables = [plots.strongest(influence, column, k) for column in range(len(targets))]
@@ -123,35 +107,22 @@ def class_picker(
     notes = [f"{influence.n_models} models, reliability {value:.2f}" for value in influence.reliability]
 
     def figure(column: int) -> Figure:
-        ax = plots.influence_bars(influence, column, k, images, n_images, title=targets[column])
+        ax = plots.influence_bars(influence, column, k, source, n_images, title=targets[column])
         ax.set_xlim(low - margin, high + margin)
         return cast(Figure, ax.figure)
 
-    alts = [influence_alt(table, target) for table, target in zip(tables, targets, strict=True)]
-    captions = [_table(*item) for item in zip(tables, targets, notes, strict=True)]
-    return picker(targets, figure, alts, description, captions)
+    alts = list(map(influence_alt, tables, targets))
+    captions = list(map(_table, tables, targets, notes))
+    return picker(targets, figure, alts, "target class", captions)
 
 
-def projection_picker(
-    influence: Influence,
-    problem: TransferProblem,
-    k: int = 8,
-    description: str = "source class",
-) -> ipywidgets.VBox:
+def projection_picker(influence: Influence, problem: TransferProblem, k: int = 8) -> ipywidgets.VBox:
     """Choose a source class: see the k target examples that it helps most, and the k that it hurts most.
 
     Parameters
     ----------
-    influence : one column for each example of a split, as `study.influence()` gives.
-    problem : target images and class names.
-    k : examples per side.
+    influence : one column for each example of a split, as `study.influence()` gives; InputError for others
 
-    Raises
-    ------
-    InputError : the influence is of another problem, or not of examples.
-
-    Examples
-    --------
     >>> picker = dtl.widgets.projection_picker(study.influence(), problem, k=4)
     """
     influence.check(problem, by="image")
@@ -179,32 +150,18 @@ def projection_picker(
             f"standard error of {np.median(influence.stderr[c]):.1f}. Of {len(target.labels)} pictures "
             f"{found} differ from zero at a false discovery rate of 5%."
         ))  # fmt: skip
-    return picker(sources, figure, alts, description, captions)
+    return picker(sources, figure, alts, "source class", captions)
 
 
-def mistake_picker(
-    influence: Influence,
-    flips: xr.Dataset,
-    problem: TransferProblem,
-    k: int = 4,
-    description: str = "picture",
-) -> ipywidgets.VBox:
+def mistake_picker(influence: Influence, flips: xr.Dataset, problem: TransferProblem, k: int = 4) -> ipywidgets.VBox:
     """Choose a wrong prediction: see its picture, what retraining without a suspect says, and what helps and hurts it.
 
     Parameters
     ----------
-    influence : one column for each example of the split that `flips` is of.
-    flips : from `flip_rate`; the first arm is the full source, and the suspect of an example is the arm whose class has
-        the most negative influence on it.
-    problem : images and class names.
+    influence : one column for each example of the split that `flips` is of; InputError if it is of others.
+    flips : from `flip_rate`; the suspect of an example is the arm whose class has the most negative influence on it.
     k : source classes per side.
 
-    Raises
-    ------
-    InputError : the influence is of another problem or split, or not of examples.
-
-    Examples
-    --------
     >>> per_picture = study.influence()
     >>> wrong = np.flatnonzero(study.outputs("correct").mean(axis=0) < 0.5)[:2].tolist()
     >>> flips = dtl.flip_rate(study, wrong, per_picture.values[:, wrong[0]].argmin(), seeds=2, progress=False)
@@ -237,7 +194,7 @@ def mistake_picker(
         plots.influence_bars(influence, examples[i], k, ax=axes["bars"])
         return drawing
 
-    return picker(names, figure, alts, description, captions)
+    return picker(names, figure, alts, "picture", captions)
 
 
 def flag_slider(
@@ -246,7 +203,6 @@ def flag_slider(
     hits: Sequence[bool] | np.ndarray,
     step: int = 8,
     k: int = 12,
-    description: str = "flagged",
 ) -> ipywidgets.VBox:
     """Drag a threshold: see how many source examples are flagged, with precision and recall, and the last ones flagged.
 
@@ -254,21 +210,14 @@ def flag_slider(
     ----------
     ranking : source examples, the most suspicious first, in a column `source`, as `leaked` and `misleading` give.
     images : the source.
-    hits : for each row of the ranking, whether it is what one looks for.
+    hits : for each row of the ranking, whether it is what one looks for; InputError if none is.
     step : examples between two stops of the slider; it has at most 12 stops.
     k : images shown, those flagged last.
 
-    Raises
-    ------
-    InputError : not one hit for each row, no hit at all, or a step that is not in 1..rows.
-
-    Examples
-    --------
     >>> import pandas as pd
     >>> ranking = pd.DataFrame({"source": np.arange(40)})
     >>> slider = dtl.widgets.flag_slider(ranking, problem.source, hits=np.arange(40) < 6)
     """
-    source = source_of(images)
     hits = np.asarray(hits)
     if hits.dtype != bool or len(hits) != len(ranking) or not hits.any():
         raise InputError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
@@ -279,16 +228,15 @@ def flag_slider(
 
     def figure(i: int) -> Figure:
         marks = np.where(hits[last[i]], "hit", "no hit").tolist()
-        return cast(Figure, plots.images(source, index[last[i]].tolist(), marks, columns=6).figure)
+        return cast(Figure, plots.images(images, index[last[i]].tolist(), marks, columns=6).figure)
 
     alts, captions = [], []
     for stop, those in zip(stops, last, strict=True):
-        found = hits[:stop].sum()
-        n = len(hits[those])
+        found, n = hits[:stop].sum(), len(hits[those])
         alts.append(f"The {n} source pictures flagged last of {stop}, {hits[those].sum()} of them hits.")
         numbers = f"precision {found / stop:.2f}, recall {found / hits.sum():.2f}"
         captions.append(_html.paragraph(f"{stop} flagged, {found} hits: {numbers}. Above: the {n} flagged last."))
-    return picker(list(map(str, stops)), figure, alts, description, captions, slider=True)
+    return picker(list(map(str, stops)), figure, alts, "flagged", captions, slider=True)
 
 
 def influence_alt(table: pd.DataFrame, target: str) -> str:
@@ -296,22 +244,20 @@ def influence_alt(table: pd.DataFrame, target: str) -> str:
 
     Parameters
     ----------
-    table : the classes of the figure, from `plots.strongest`.
-    target : what they influence.
+    table : the classes of the figure, from `plots.strongest`
+    target : what they influence
 
-    Examples
-    --------
     >>> text = dtl.widgets.influence_alt(dtl.plots.strongest(influence, "sky", k=1), "sky")
     >>> text.startswith("Bar chart, values ± standard errors: helpful for sky: ")
     True
     """
-    helpful, harmful = (", ".join(map(" ".join, side)) or "none" for side in _sides(table))
+    helpful, harmful = (", ".join(side) or "none" for side in _sides(table))
     text = f"Bar chart, values ± standard errors: helpful for {target}: {helpful}; harmful: {harmful}."
     unclear = table["name"][table["verdict"] == "unclear"].tolist()
     return text + (f" The 95% interval covers 0 for {', '.join(unclear)}." if unclear else "")
 
 
-def _sides(table: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def _sides(table: pd.DataFrame, star: str = "") -> tuple[list[str], list[str]]:
     """Name and value ± standard error of the helpful and of the harmful classes, the strongest first.
 
     The decimals are those that the usual error calls for; a space that does not break keeps a number in one line.
@@ -319,29 +265,32 @@ def _sides(table: pd.DataFrame) -> tuple[list[tuple[str, str]], list[tuple[str, 
     usual = float(np.median(table["stderr"])) if len(table) else 0.0
     decimals = int(np.clip(-np.floor(np.log10(usual)), 2, 6)) if 0 < usual < np.inf else 2
     sides = [], []
-    for name, value, error in zip(table["name"], table["value"], table["stderr"], strict=True):
-        number = f"{value:+.{decimals}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
-        told = f"{error:.{decimals}f}" if float(error) < np.inf else "?"
-        sides[int(value < 0)].append((name, (number + told).replace("-", "−")))
+    columns = [table[column].tolist() for column in ("name", "value", "stderr", "verdict")]
+    for name, value, error, verdict in zip(*columns, strict=True):
+        told = f"{error:.{decimals}f}" if np.isfinite(error) else "?"
+        number = f"{value:+.{decimals}f} ± {told}".replace("-", "−").replace(" ", "\N{NO-BREAK SPACE}")
+        sides[int(value < 0)].append(f"{name} {number}{star if verdict == 'unclear' else ''}")
     return sides[0], sides[1][::-1]
 
 
 def _table(table: pd.DataFrame, target: str, note: str) -> str:
     """The numbers of the figure as a table: the most helpful on the left, the most harmful on the right."""
-    unclear = set(table["name"][table["verdict"] == "unclear"])
-    sides = [[f"{name} {number}" + "*" * (name in unclear) for name, number in side] for side in _sides(table)]
-    star = " * The 95% interval covers 0." if unclear else ""
+    star = " * The 95% interval covers 0." if "unclear" in table["verdict"].tolist() else ""
     caption = f"Influence of source classes on {target} ± standard error ({note}).{star}"
-    return _html.table(("most helpful", "most harmful"), list(zip_longest(*sides, fillvalue="")), caption)
+    rows = list(zip_longest(*_sides(table, "*"), fillvalue=""))
+    return _html.table(("most helpful", "most harmful"), rows, caption)
 
 
 def _shares(of: xr.Dataset, suspect: str) -> str:
     """The share of each predicted label with the full source and without the suspect, as a table."""
-    arms = [of.isel(arm=0), of.sel(arm=suspect)]
+    of = of.isel(arm=[0, of.arm.values.tolist().index(suspect)])
     rows = []
-    for i, label in enumerate(of.label.values):
-        if any(arm.share.values[i] > 0 for arm in arms):
-            parts = ([f"{arm[name].values[i]:.0%}" for name in ("share", "low", "high")] for arm in arms)
-            rows.append([label, *("{} ({}\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}{})".format(*part) for part in parts)])
+    for label in of.label.values[(of.share > 0).any("arm").values]:
+        row = [label]
+        for share, low, high in of.sel(label=label)[["share", "low", "high"]].to_array().values.T:
+            row.append(
+                f"{share:.0%} ({low:.0%} to {high:.0%})".replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
+            )
+        rows.append(row)
     caption = f"Share of {of.attrs['seeds']} retrained models, with 95% intervals. True label: {of.true.item()}."
     return _html.table(["predicted", "full source", f"without {suspect}"], rows, caption)

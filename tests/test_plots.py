@@ -6,7 +6,7 @@ import itertools
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -189,7 +189,6 @@ def test_text_from_data_is_no_mathematics():
     dataset = replace(pictures(), classes=ODD)
     order = xr.DataArray(list(ODD[:3]), dims="order")
     table = reliability_table().replace({"balanced": ODD[0], "random": ODD[1], "class": ODD[2]})
-    values = pd.DataFrame({"row": ODD, "group": ODD[0], "value": 1.0, "low": 0.0, "high": 2.0})
     drawn = [
         (plots.influence_bars(result, 0, images=dataset, title=ODD[1]), [*flat, ODD[1]]),
         (plots.influence_heatmap(result), [*flat, ODD[1]]),
@@ -199,7 +198,6 @@ def test_text_from_data_is_no_mathematics():
         (plots.pairs(dataset, dataset, [(0, 1)]), []),
         (plots.removal_curves(curve().assign_coords(order=order)), ODD[:3]),
         (plots.reliability_curve(table), ODD[:3]),
-        (plots.compare(values, "row", "group"), [*flat, ODD[0]]),
         (plots.flip_bars(flips(labels=ODD[:3], arm=ODD[3]), 7), [f"{ODD[0]} (true)", ODD[1], f"without {ODD[3]}"]),
     ]
     for ax, expected in drawn:
@@ -228,21 +226,6 @@ def test_images_of_another_source_are_refused_by_name():
             plots.influence_bars(influence([3, 2, 1, -1, -2, -3]), images=images)
 
 
-def test_the_forms_of_version_0_1_still_work():
-    result, old = replace(influence(np.arange(18).reshape(6, 3) - 8.0), sources=(), targets=()), cast(Any, plots)
-    for call in (
-        lambda: old.influence_bars(result, NAMES, 1, 2, pictures()),
-        lambda: old.influence_bars(result, list(NAMES), target=1, k=2, dataset=pictures()),
-        lambda: old.influence_heatmap(result, NAMES, TARGETS),
-    ):
-        with pytest.warns(DeprecationWarning, match="the influence knows its names"):
-            ax: Any = call()
-        assert {label.get_text() for label in ax.get_yticklabels()} <= set(NAMES)
-    assert [label.get_text() for label in ax.get_xticklabels()] == list(TARGETS)
-    with pytest.warns(DeprecationWarning, match="strongest"):
-        assert old.strongest(result, np.array(NAMES), 1).name[0] == "urn"
-
-
 def test_too_few_models_for_an_error_draw_no_interval():
     result = influence([3, 2, 1, -1, -2, -3], stderr=np.inf)
     ax: Any = plots.influence_bars(result)
@@ -259,16 +242,12 @@ def test_too_few_models_for_an_error_draw_no_interval():
     [
         (lambda r: plots.strongest(r, target=1), "target, a column of the influence, must be one whole number in 0..0"),
         (lambda r: plots.strongest(r, k=0), "k, the classes per side, must be"),
-        (lambda r: plots.influence_heatmap(r, order="size"), "choose one of mean, cluster, given"),
         (lambda r: plots.masks(np.ones((3, 6), bool), ("a",)), "1 names for 6"),
         (lambda r: plots.image_grid(pictures(), classes=("pear",)), "unknown class 'pear'"),
         (lambda r: plots.images(pictures(), []), "choose at least one picture"),
         (lambda r: plots.images(pictures(), [1, 2], titles=["a"]), "1 titles for 2 pictures"),
         (lambda r: plots.pairs(pictures(), pictures(), []), "choose at least one picture"),
         (lambda r: plots.pairs(pictures(), pictures(), [(1, 2)], titles=["a", "b"]), "2 titles for 1 pictures"),
-        (lambda r: plots.compare(pd.DataFrame({"a": [1]}), "a"), "no column high, low, value"),
-        (lambda r: plots.compare(values(6), "row", "group"), "at most 5 groups"),
-        (lambda r: plots.compare(pd.concat([values(2)] * 2), "row", "group"), "one value for each row and group"),
         (lambda r: plots.flip_bars(flips(), 8), "unknown example 8: choose one of 7"),
         (lambda r: plots.flip_bars(flips(), 7, "urn"), "unknown class left out 'urn': choose one of dots, checks"),
         (
@@ -276,7 +255,7 @@ def test_too_few_models_for_an_error_draw_no_interval():
             "unknown split 'train': choose one of validation, test",
         ),
         (lambda r: plots.removal_curves(curve(), chosen=3), "unknown count 3: choose one of 0, 2, 4, 8"),
-        (lambda r: plots.removal_curves(curve().isel(count=slice(1, None))), "no count 0, the full source"),
+        (lambda r: plots.removal_curves(curve().isel(count=slice(1, None))), "unknown count 0: choose one of 2, 4, 8"),
         (lambda r: plots.reliability_curve(pd.DataFrame({"models": [1]})), "no column reliability"),
     ],
 )
@@ -353,15 +332,6 @@ def test_heatmap_orders_rows_centres_colours_and_greys_the_unclear():
     assert (bar.get_title(loc="left"), bar.get_xlabel()) == ("helps", "hurts")
 
 
-def test_heatmap_clusters_rows_that_behave_alike():
-    values = np.array([[1, -1], [-1, 1], [0.9, -1.1], [-0.9, 1.1], [1.1, -1], [-1.1, 1]])
-    ax: Any = plots.influence_heatmap(influence(values), order="cluster")
-    shown = [label.get_text() for label in ax.get_yticklabels()]
-    assert {frozenset(shown[:3]), frozenset(shown[3:])} == {frozenset(NAMES[::2]), frozenset(NAMES[1::2])}
-    ax: Any = plots.influence_heatmap(influence(values), order="given")
-    assert [label.get_text() for label in ax.get_yticklabels()] == list(NAMES)
-
-
 def curve(n_seeds=10, orders=("negative", "positive", "random")) -> xr.Dataset:
     rng = np.random.default_rng(1)
     counts = np.array([0, 2, 4, 8])
@@ -396,10 +366,10 @@ def test_removal_curves_show_means_intervals_and_the_full_source():
     assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (4, float(data.test.sel(order="negative", count=4).mean()))
 
 
-def test_removal_curves_validation_without_reference_and_with_a_given_order():
+def test_removal_curves_on_validation_with_a_given_order():
     data = curve(orders=("negative", "my own"))
-    ax: Any = plots.removal_curves(data, reference=False, split="validation")
-    assert texts(ax) == ["my own", "most negative first"] and len(ax.lines) == 2
+    ax: Any = plots.removal_curves(data, split="validation")
+    assert "my own" in texts(ax) and "most negative first" in texts(ax)
     np.testing.assert_allclose(ax.lines[1].get_ydata(), data.validation.sel(order="my own").mean("seed"))
     assert ax.lines[1].get_color() in plots.CATEGORIES
 
@@ -444,7 +414,7 @@ def test_reliability_curve_averages_and_labels_lines():
 
 
 def test_reliability_curve_uses_dashes_for_a_second_variable_and_refuses_a_third():
-    ax: Any = plots.reliability_curve(reliability_table(), threshold=None)
+    ax: Any = plots.reliability_curve(reliability_table())
     legend = ax.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -497,7 +467,6 @@ def test_every_function_draws_on_the_axes_it_is_given():
     calls = [
         lambda ax: plots.influence_bars(result, images=dataset, ax=ax),
         lambda ax: plots.influence_heatmap(result, ax=ax),
-        lambda ax: plots.compare(values(3), "row", "group", ax=ax),
         lambda ax: plots.flip_bars(flips(), 7, ax=ax),
         lambda ax: plots.pairs(dataset, dataset, [(0, 1)], ax=ax),
         lambda ax: plots.removal_curves(curve(), ax=ax),
@@ -547,7 +516,6 @@ def test_text_is_nine_pixels_high_on_a_phone():
         plots.removal_curves(curve(), chosen=4),
         plots.reliability_curve(reliability_table()),
         plots.reliability_curve(reliability_table().query("level == 'class'")),
-        plots.compare(values(5), "row", "group", label="drop"),
         plots.flip_bars(flips(), 7),
         plots.image_grid(dataset),
         plots.images(dataset, range(20)),
@@ -574,41 +542,6 @@ def test_titles_of_pictures_do_not_run_into_each_other():
         drawn.figure.draw_without_rendering()
         boxes = [text.get_window_extent() for text in drawn.texts]
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2)), ax
-
-
-def values(n: int) -> pd.DataFrame:
-    """n groups in two rows, group g at g and g + 1, with intervals of ± 0.5; one interval is missing."""
-    cells = [(row, f"group {g}", float(g + i)) for i, row in enumerate(("tint", "fence")) for g in range(n)]
-    table = pd.DataFrame(cells, columns=["row", "group", "value"])
-    table = table.assign(low=table.value - 0.5, high=table.value + 0.5)
-    table.loc[0, ["low", "high"]] = np.nan
-    return table
-
-
-def test_compare_draws_each_value_in_its_row():
-    ax: Any = plots.compare(values(3), "row", "group", label="drop")
-    points = {line.get_label(): line.get_xydata() for line in ax.lines if not line.get_label().startswith("_")}
-    for g in range(3):
-        np.testing.assert_allclose(points[f"group {g}"][:, 0], [g, g + 1])
-        assert points[f"group {g}"][:, 1].round().tolist() == [0, 1]  # the tick of its row
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["tint", "fence"] and ax.yaxis_inverted()
-    lengths = [np.ptp(line[:, 0]) for bars in ax.collections for line in bars.get_segments()]
-    np.testing.assert_allclose(lengths, [0, 1, 1, 1, 1, 1])  # the missing one is not drawn
-    legend = ax.get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["group 0", "group 1", "group 2"]
-    markers = {line.get_marker() for line in ax.lines if line.get_label().startswith("group")}
-    assert len(markers) == 3
-    single: Any = plots.compare(values(1), "row")
-    assert single.get_legend() is None and len(single.texts) == 0
-
-
-def test_compare_takes_a_dataset():
-    table = values(2).set_index(["row", "group"]).to_xarray()
-    ax: Any = plots.compare(table, "row", "group", bars=True)
-    widths = {
-        bars.get_label(): [bar.get_width() for bar in bars] for bars in ax.containers if bars.get_label()[0] != "_"
-    }
-    assert {name: sorted(width) for name, width in widths.items()} == {"group 0": [0, 1], "group 1": [1, 2]}
 
 
 def flips(labels=("sky", "chess", "cards"), arm="dots") -> xr.Dataset:

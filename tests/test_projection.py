@@ -28,7 +28,7 @@ def test_project_is_a_sort_of_a_row():
         ({"source_class": True}, r"one whole number in 0\.\.4, not True"),
         ({"source_class": 0, "k": 13}, r"k, of the target examples .* in 1\.\.12, not 13"),
         ({"source_class": 0, "k": 0}, r"whole number in 1\.\.12, not 0"),
-        ({"source_class": 0, "most": "loved"}, "unknown side 'loved': use 'helped' or 'hurt'"),
+        ({"source_class": 0, "most": "loved"}, "unknown side 'loved': choose one of helped, hurt"),
     ],
 )
 def test_bad_projections(options, message):
@@ -87,7 +87,7 @@ def test_names_come_from_other_models_than_groups():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"side": "left"}, "unknown side 'left': use one of helpful, harmful"),
+        ({"side": "left"}, "unknown side 'left': choose one of helpful, harmful"),
         ({"n_groups": 1}, "n_groups must be at least 2 and below the number of examples, 60, not 1"),
         ({"n_groups": 60}, "n_groups must be at least 2"),
         ({"outputs": np.zeros((240, 60))}, "0 source classes are clearly helpful"),

@@ -343,6 +343,7 @@ def test_flip_rate_of_real_models_is_that_of_a_study(tmp_path):
     study = dtl.Study(problem, recipe).run(8, progress=False)
     example = int(dtl.projection.wrong(study)[0])
     flips = dtl.flip_rate(study, example, 3, seeds=4, store=tmp_path / "s", progress=False)
+    assert not flips.chunks and flips["count"].sel(example=example, arm="full").sum().item() == 4  # read, not lazy
     masks = np.ones((8, 24), dtype=bool)
     masks[4:, 3] = False
     said = dtl.Study(problem, recipe, masks, seed=1).run(progress=False).outputs("prediction")[:, example]

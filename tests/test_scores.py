@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+import xarray as xr
 from scipy.stats import rankdata
 
 import dtl
@@ -161,6 +162,13 @@ def test_agreement_tells_a_real_predictor_from_noise():
         scores.agreement({"a": [1, 2, 3]}, [1, 2, 3])
 
 
+def test_agreement_can_be_saved(tmp_path):
+    found = scores.agreement({"a": [1, 2, 3, 5], "beta": [1, 3, 2, 1]}, [1, 2, 3, 4], against="a")
+    assert found.predictor.dtype.kind == "U"
+    found.to_netcdf(tmp_path / "found.nc", engine="h5netcdf")
+    xr.testing.assert_identical(xr.load_dataset(tmp_path / "found.nc", engine="h5netcdf"), found)
+
+
 def test_cross_fitting_never_looks_at_the_model_or_its_complement():
     masks = dtl.subset_masks(6, 44)  # two balanced blocks of 14 and 16 more models
     rng = np.random.default_rng(0)
@@ -216,11 +224,6 @@ def test_benchmark_refuses_what_it_cannot_compare(kept, problem, recipe):
     other = dtl.Study(problem, recipe, seed=5, transfer="full").run(12, progress=False)
     with pytest.raises(InputError, match="same subsets"):
         scores.benchmark(kept, ["NCE"], replicate=other, device="cpu")
-
-
-def test_report_is_a_table(kept):
-    text = scores.report(kept, truth="fixed", models=12)
-    assert "12 models" in text and "OT-NCE" in text and "nan" not in text
 
 
 def test_choose_finds_the_trained_net_and_prices_the_choice(problem, recipe):

@@ -5,7 +5,7 @@ import io
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any, cast
+from typing import Any
 
 import ipywidgets
 import matplotlib as mpl
@@ -265,9 +265,8 @@ def test_class_picker_without_images_has_no_pictures(monkeypatch):
     assert len(Page(parts(picker)[1].children[0].value).images) == 1
 
 
-def test_class_picker_still_takes_a_problem():
-    with pytest.warns(DeprecationWarning, match="problem.source"):
-        choice, _ = parts(widgets.class_picker(influence(), cast(Any, problem()), k=1))
+def test_class_picker_takes_a_problem():
+    choice, _ = parts(widgets.class_picker(influence(), problem(), k=1))
     assert [name for name, _ in choice.options] == list(TARGETS)
 
 
@@ -374,8 +373,6 @@ def test_flag_slider_counts_hits():
             widgets.flag_slider(ranking, toy.source, **bad)
     with pytest.raises(InputError, match="step, in rows of the ranking, must be one whole number in 1..48"):
         widgets.flag_slider(ranking, toy.source, hits, step=0)
-    with pytest.warns(DeprecationWarning, match="problem.source"):
-        widgets.flag_slider(ranking, cast(Any, toy), hits, step=48)
 
 
 def test_flag_slider_shows_those_flagged_last(monkeypatch):
