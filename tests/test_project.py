@@ -190,7 +190,7 @@ def resolve(dotted: str) -> None:
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
 def test_chapters_leave_scale_to_the_package(chapter: Path) -> None:
-    if chapter.stem == "13-scaling":
+    if chapter.stem == "14-scaling":
         pytest.skip("what epochs cost is the subject of this page")
     for cell in code_cells(chapter):
         assert not re.search(r"DTL_SCALE|\bepochs\s*=|\bif\b.*\bscale\b|tqdm", cell.source), cell.source

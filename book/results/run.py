@@ -7,7 +7,7 @@ goes on where it was and loses at most the batch of models in flight. Commands m
 `removal` and `flips` read the influences of `balanced`, and `pack` reads all of them.
 
     scale cpu: 20 source classes, 100 training images of each target class; two cores, about an hour
-    scale gpu: 200 source classes, 45,000 target images; one GPU
+    (200 source classes on one GPU are the matter of imagenet200.py)
 """
 
 import datetime
@@ -54,10 +54,6 @@ BITS = 7  # of margins that ship: off by 0.4% at most, far below the luck of a t
 TWENTY = (*NEAREST, *SCENES, *UNRELATED)  # chosen before any result was seen
 RECIPES = {
     "cpu": dtl.Recipe(widths=(16, 32, 64, 64), epochs=12, augment=2, finetune_epochs=6),
-    "gpu": dtl.Recipe(
-        "resnet9", (32, 64, 128, 256), epochs=8, batch_size=512, lr=0.4, augment=2, models_at_once=1,
-        precision="bfloat16", finetune_epochs=3,
-    ),
 }  # fmt: skip
 
 
@@ -80,10 +76,6 @@ SIZES = {
     "cpu": Size(
         "imagenet20-cifar10", RECIPES["cpu"], {"classes": list(TWENTY), "target_limit": 100},
         models=152, random=152, counts=(2, 4, 6, 8, 10, 12, 14, 16), seeds=8,
-    ),
-    "gpu": Size(
-        "imagenet200-cifar10", RECIPES["gpu"], {},
-        models=398, random=100, counts=(10, 20, 40, 60, 80, 100, 120, 140, 160, 168, 180), seeds=3,
     ),
 }  # fmt: skip
 
@@ -261,7 +253,7 @@ def commit() -> str:
 def main(
     command: Literal["balanced", "random", "baselines", "removal", "flips", "pack", "all"],
     data: Annotated[Path, typer.Option(envvar="DTL_DATA", help="folder of the images")],
-    scale: Literal["cpu", "gpu"] = "cpu",
+    scale: Literal["cpu"] = "cpu",
     studies: Annotated[Path, typer.Option(help="folder of the studies")] = Path("studies"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     out: Annotated[Path, typer.Option(help="folder of packed results")] = dtl.results.FOLDER,
