@@ -21,7 +21,10 @@ from dtl._checks import InputError, check_number
 
 if TYPE_CHECKING:
     from dtl.data import ImageDataset, TransferProblem
+    from dtl.datasets.thumbnails import Thumbnails
     from dtl.influence import Influence
+
+    Pictures = ImageDataset | Thumbnails
 
 Draws = TypeVar("Draws", bound=Callable[..., Any])
 
@@ -92,15 +95,15 @@ def column_of(influence: Influence, target: int | str) -> int:
     return found[0]
 
 
-def source_of(images: ImageDataset | TransferProblem) -> ImageDataset:
+def source_of(images: Pictures | TransferProblem) -> Pictures:
     """The images; for one version also of a problem, whose source they are."""
     if hasattr(images, "source"):
         warnings.warn("give the images, problem.source, in place of the problem", DeprecationWarning, stacklevel=3)
         return cast("TransferProblem", images).source
-    return cast("ImageDataset", images)
+    return cast("Pictures", images)
 
 
-def named_by(influence: Influence, images: ImageDataset | None) -> Influence:
+def named_by(influence: Influence, images: Pictures | None) -> Influence:
     """The influence of the classes of the images; names where it has none, InputError where it has others."""
     if images is None:
         return influence

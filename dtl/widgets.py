@@ -26,7 +26,8 @@ from dtl.projection import project
 if TYPE_CHECKING:
     import xarray as xr
 
-    from dtl.data import ImageDataset, TransferProblem
+    from dtl._drawing import Pictures
+    from dtl.data import TransferProblem
     from dtl.influence import Influence
 
 
@@ -88,7 +89,7 @@ def picker(
 
 def class_picker(
     influence: Influence,
-    images: ImageDataset | None = None,
+    images: Pictures | None = None,
     k: int = 5,
     n_images: int = 4,
     description: str = "target class",
@@ -242,7 +243,7 @@ def mistake_picker(
 
 def flag_slider(
     ranking: pd.DataFrame,
-    images: ImageDataset,
+    images: Pictures,
     hits: Sequence[bool] | np.ndarray,
     step: int = 8,
     k: int = 12,
