@@ -17,7 +17,10 @@ from dtl._checks import InputError
 
 if TYPE_CHECKING:
     from dtl.data import ImageDataset
+    from dtl.datasets.thumbnails import Thumbnails
     from dtl.influence import Influence
+
+    Pictures = ImageDataset | Thumbnails
 
 HELPS, HURTS, NEUTRAL = "#0067A5", "#C34700", "#6B7280"
 INK, FAINT, MUTED = "#111827", "#E8EAED", "#B9BEC6"
@@ -47,7 +50,7 @@ def shown(names: Sequence[object], longest: int = 24) -> list[str]:
     return [name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(short)]
 
 
-def named_by(influence: Influence, images: ImageDataset | None) -> Influence:
+def named_by(influence: Influence, images: Pictures | None) -> Influence:
     """The influence of the classes of the images; names where it has none, InputError where it has others."""
     if images is None:
         return influence

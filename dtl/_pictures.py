@@ -14,14 +14,14 @@ from dtl._checks import InputError, choice
 from dtl._drawing import WIDTH, inches, new_axes, shown, verbatim
 
 if TYPE_CHECKING:
-    from dtl.data import ImageDataset
+    from dtl._drawing import Pictures
 
 PIXEL_ART = 24  # images up to this size are enlarged without smoothing
 _LETTER = 0.08  # inches, of text of 10 points
 
 
 def image_grid(
-    dataset: ImageDataset,
+    dataset: Pictures,
     per_class: int = 6,
     classes: Sequence[str] | None = None,
     columns: int | None = None,
@@ -41,7 +41,7 @@ def image_grid(
 
 
 def images(
-    dataset: ImageDataset,
+    dataset: Pictures,
     index: Sequence[int],
     titles: Sequence[str] | None = None,
     columns: int = 8,
@@ -59,8 +59,8 @@ def images(
 
 
 def pairs(
-    left: ImageDataset,
-    right: ImageDataset,
+    left: Pictures,
+    right: Pictures,
     index: Sequence[tuple[int, int]],
     titles: Sequence[str] | None = None,
     columns: int = 3,
@@ -116,12 +116,12 @@ def _gallery(titles: Sequence[str], groups: Sequence[np.ndarray], columns: int, 
     return ax
 
 
-def pictures(dataset: ImageDataset, index: Sequence[int]) -> np.ndarray:
+def pictures(dataset: Pictures, index: Sequence[int]) -> np.ndarray:
     """Images as (n, h, w, 3) uint8."""
     return np.asarray(dataset.subset(list(index)).images).transpose(0, 2, 3, 1)
 
 
-def first_of(dataset: ImageDataset, label: int, n: int) -> np.ndarray:
+def first_of(dataset: Pictures, label: int, n: int) -> np.ndarray:
     """The first n images of a class."""
     return pictures(dataset, np.flatnonzero(np.asarray(dataset.labels) == label)[:n].tolist())
 
@@ -136,7 +136,7 @@ def strip(few: np.ndarray) -> np.ndarray:
     return np.concatenate(padded, axis=1)[:, :-gap]
 
 
-def strips(ax: Axes, y: np.ndarray, classes: Sequence[int], dataset: ImageDataset, n: int) -> None:
+def strips(ax: Axes, y: np.ndarray, classes: Sequence[int], dataset: Pictures, n: int) -> None:
     """The first n pictures of each class between its name and its bar, as high as the row allows."""
     size = min(0.92 * inches(ax)[1] / np.ptp(ax.get_ylim()) * 72, 36)  # points
     where = {"xycoords": ("axes fraction", "data"), "boxcoords": "offset points", "box_alignment": (1, 0.5)}

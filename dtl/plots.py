@@ -33,7 +33,7 @@ from dtl._pictures import image_grid, images, pairs, strips
 if TYPE_CHECKING:
     import xarray as xr
 
-    from dtl.data import ImageDataset
+    from dtl._drawing import Pictures
     from dtl.influence import Influence
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def influence_bars(
     influence: Influence,
     target: int | str | None = None,
     k: int = 5,
-    images: ImageDataset | None = None,
+    images: Pictures | None = None,
     n_images: int = 4,
     title: str | None = None,
     ax: Axes | None = None,

@@ -26,7 +26,8 @@ from dtl.projection import project
 if TYPE_CHECKING:
     import xarray as xr
 
-    from dtl.data import ImageDataset, TransferProblem
+    from dtl._drawing import Pictures
+    from dtl.data import TransferProblem
     from dtl.influence import Influence
 
 
@@ -80,7 +81,7 @@ def picker(
 
 def class_picker(
     influence: Influence,
-    images: ImageDataset | TransferProblem | None = None,
+    images: Pictures | TransferProblem | None = None,
     k: int = 5,
     n_images: int = 4,
 ) -> ipywidgets.VBox:
@@ -94,7 +95,7 @@ def class_picker(
 
     >>> picker = dtl.widgets.class_picker(influence, images=problem.source)
     """
-    source = cast("ImageDataset | None", getattr(images, "source", images))
+    source = cast("Pictures | None", getattr(images, "source", images))
     influence = named_by(influence, source)
     targets = influence.names[1]
     if influence.by == "image":
@@ -199,7 +200,7 @@ def mistake_picker(influence: Influence, flips: xr.Dataset, problem: TransferPro
 
 def flag_slider(
     ranking: pd.DataFrame,
-    images: ImageDataset,
+    images: Pictures,
     hits: Sequence[bool] | np.ndarray,
     step: int = 8,
     k: int = 12,

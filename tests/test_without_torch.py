@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dtl
+from dtl.datasets import thumbnails
 
 BLOCKED = """
 import sys
@@ -44,6 +45,14 @@ dtl.plots.influence_bars(dtl.results.open("imagenet20-cifar10").part("balanced")
 dtl.plots.influence_heatmap(found)
 dtl.widgets.class_picker(found)
 """
+SHOWING = """
+import dtl, matplotlib, sys
+from dtl.datasets import thumbnails
+matplotlib.use("agg")
+few = thumbnails.open(sys.argv[1])["source"]
+dtl.plots.images(few, few.place([30, 0]))
+dtl.plots.image_grid(few, 1, few.classes[:1])
+"""
 TRAINING = """
 import dtl
 try:
@@ -70,6 +79,11 @@ def test_shipped_results(code: str, tmp_path: Path) -> None:
 def test_a_store(problem, recipe, tmp_path: Path) -> None:
     dtl.Study(problem, recipe, store=tmp_path / "s").run(46, progress=False)
     without_torch(WRITING, tmp_path, tmp_path / "s")
+
+
+def test_thumbnails(problem, tmp_path: Path) -> None:
+    thumbnails.pack(tmp_path, {"source": (problem.source, [0, 30])})
+    without_torch(SHOWING, tmp_path, tmp_path)
 
 
 def test_training_says_what_is_missing(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, features
 
 from dtl import results
-from dtl._checks import InputError, some
+from dtl._checks import InputError, choice, some
 from dtl.design import groups_of
 
 if TYPE_CHECKING:
@@ -55,6 +55,14 @@ class Thumbnails:
         if missing := [number for number in wanted if number not in at]:
             raise InputError(f"images {some(missing)} are not among these {len(self)} thumbnails: choose from .numbers")
         return [at[number] for number in wanted]
+
+    def only(self, classes: Sequence[str]) -> "Thumbnails":
+        """Those of some classes, numbered in this order."""
+        for name in classes:
+            choice(name, self.classes, "class")
+        label = np.array([self.classes.index(name) for name in classes])
+        few = self.subset(np.isin(self.labels, label))
+        return replace(few, labels=(few.labels[:, None] == label).argmax(1), classes=tuple(classes))
 
     def grouped(self, groups: Sequence[str] | Mapping[str, str]) -> "Thumbnails":
         """With groups of classes, as a study with `unit=groups` has them, for classes; first one image of each class.

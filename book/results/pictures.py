@@ -1,0 +1,39 @@
+"""Pack the thumbnails that the pages about two hundred classes show, from data that cannot be shipped.
+
+    python book/results/pictures.py --data DATA --numbers NUMBERS.json
+
+DATA holds `imagenet200` and `cifar10` (see `dtl.load`), or is a file that holds the problem (`dtl.datasets.saved`).
+NUMBERS are those of the target images that pages show: {"test": [3, 14], "validation": [15]}. Of the source the first
+four images of each class are taken. What is on the sheet and whose it is says PICTURES.md beside it.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+import dtl
+from dtl.datasets import thumbnails
+
+PROBLEM, PER_CLASS = "imagenet200-cifar10", 4
+
+
+def main(
+    data: Annotated[Path, typer.Option(envvar="DTL_DATA", help="folder of the images, or file of the problem")],
+    numbers: Annotated[Path, typer.Option(help="JSON: split -> numbers of its images")],
+    out: Annotated[Path, typer.Option(help="folder of the sheet")] = dtl.results.FOLDER / PROBLEM,
+) -> None:
+    """Pack the thumbnails of the pages about two hundred classes."""
+    problem = dtl.load("file", path=data) if data.is_file() else dtl.load(PROBLEM, data)
+    labels = problem.source.labels.numpy()
+    first = [np.flatnonzero(labels == k)[:PER_CLASS] for k in range(problem.source.n_classes)]
+    chosen = json.loads(numbers.read_text())
+    targets = {split: (problem.parts[f"target_{split}"], kept) for split, kept in chosen.items()}
+    file = thumbnails.pack(out, {"source": (problem.source, np.concatenate(first)), **targets})
+    print(f"{file}: {file.stat().st_size / 1000:.0f} KB")
+
+
+if __name__ == "__main__":
+    typer.run(main)
