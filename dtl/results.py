@@ -106,9 +106,8 @@ class Results:
 
         Parameters
         ----------
-        method : default is "difference", or "ols" for a balanced design whose subsets differ in size, so that the
-            differences would share a part of the effect of the size, or whose last block is not whole, so that they
-            would hold the chance of the others' presence, with two models a unit or more
+        method : default is "difference", or "ols" for a balanced design in which a difference holds other effects: of
+            sizes, where they differ, or of other units, where two models a unit or more end inside a block
         output, transfer, split : as in `outputs`
         by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
             or an int array with the group of each example
@@ -130,9 +129,8 @@ class Results:
         if few is not None and few < FEW:
             logger.warning("%d %s images are few for a target: the errors are as uncertain as that", few, split)
         if method is None:
-            cut, many = not is_balanced(masks), len(masks) >= 2 * masks.shape[1]
-            uneven = many if cut else np.ptp(masks.sum(axis=1)) > 0
-            method = "ols" if settings["design"] == "balanced" and uneven else "difference"
+            mixed = np.ptp(masks.sum(axis=1)) > 0 if is_balanced(masks) else len(masks) >= 2 * masks.shape[1]
+            method = "ols" if settings["design"] == "balanced" and mixed else "difference"
         design = settings["design"] if settings["design"] in DESIGNS else None
         found = estimate_influence(masks, outputs, method, design, groups, part, target)
         targets = tuple(map(str, range(found.values.shape[1])))

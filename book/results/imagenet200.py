@@ -19,7 +19,6 @@ long : the same, by the small net in eight epochs instead of four
 """
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -181,6 +180,7 @@ class Experiment:
             "settings": settings,
             "rounding": f"margins are float32 with {BITS} bits after the leading one",
             "runs": runs,
+            "cut": [name for name, pieces in runs.items() if not any(piece["finished"] for piece in pieces)],
         }
         folder = dtl.results.save(out / PROBLEM, parts, about)
         print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
@@ -305,7 +305,7 @@ def main(
         if name == "pack":
             experiment.pack(block, out)
             continue
-        with logged(studies, name, f"python {' '.join(['book/results/imagenet200.py', name, *sys.argv[2:]])}"):
+        with logged(studies, name, f"python book/results/imagenet200.py {name}" + " --toy" * toy):
             experiment.command(name)
 
 
