@@ -198,12 +198,14 @@ def finished(page: Path) -> bool:
 
 def page_key(page: Path, modules: list[str]) -> str:
     """Hash of all that decides a page's outputs; of `dtl` the modules that its kernel has loaded."""
-    return digest(conditions(), *to_run(read(page)), *package(modules), *data_files())
+    pictures = os.environ.get("DTL_PICTURES", "")  # a page that is kept with photographs is not one without
+    return digest(conditions(), pictures, *to_run(read(page)), *package(modules), *data_files())
 
 
 @cache
 def data_files() -> list[bytes]:
-    found = [*ROOT.glob("book/results/**/*.nc"), *ROOT.glob("book/results/**/*.json"), *ROOT.glob("dtl/*.json")]
+    kinds = ("book/results/**/*.nc", "book/results/**/*.json", "book/results/**/pictures.*", "dtl/*.json")
+    found = {file for kind in kinds for file in ROOT.glob(kind)}
     return [file.read_bytes() for file in sorted(found)]
 
 

@@ -202,6 +202,20 @@ def test_a_key_holds_what_a_page_needs_and_no_more(book: Path, monkeypatch: pyte
     assert pages.page_key(page, ["dtl.data"]) != changed
 
 
+def test_pages_run_again_when_pictures_are_left_out(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page, sheet = book / "chapters/01-first.md", book / "book/results/a/pictures.avif"
+    sheet.parent.mkdir(parents=True)
+    sheet.write_bytes(b"tiles")
+    shown = pages.page_key(page, [])
+    monkeypatch.setenv("DTL_PICTURES", "0")
+    assert pages.page_key(page, []) != shown
+    monkeypatch.delenv("DTL_PICTURES")
+    assert pages.page_key(page, []) == shown
+    sheet.unlink()
+    pages.data_files.cache_clear()
+    assert pages.page_key(page, []) != shown
+
+
 def test_values_and_outputs_are_put_into_the_page(book: Path) -> None:
     page = book / "chapters/01-first.md"
     page.write_text(page.read_text().replace("Before: {{1 + 1}}.", ""))
