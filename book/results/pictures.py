@@ -3,8 +3,9 @@
     python book/results/pictures.py --data DATA --numbers NUMBERS.json
 
 DATA holds `imagenet200` and `cifar10` (see `dtl.load`), or is a file that holds the problem (`dtl.datasets.saved`).
-NUMBERS are those of the target images that pages show: {"test": [3, 14], "validation": [15]}. Of the source the first
-four images of each class are taken. What is on the sheet and whose it is says PICTURES.md beside it.
+NUMBERS are those of the target images that pages show: {"test": [3, 14], "validation": [15]}, and "pairs" of images of
+the source and of the test split that are alike: [[3, 14]]. Of the source the first four images of each class are taken.
+What is on the sheet and whose it is says PICTURES.md beside it.
 """
 
 import json
@@ -30,8 +31,12 @@ def main(
     labels = problem.source.labels.numpy()
     first = [np.flatnonzero(labels == k)[:PER_CLASS] for k in range(problem.source.n_classes)]
     chosen = json.loads(numbers.read_text())
+    pairs = np.array(chosen.pop("pairs", np.empty((0, 2), int)))
+    alike = {"alike source": (problem.source, pairs[:, 0]), "alike test": (problem.target_test, pairs[:, 1])}
     targets = {split: (problem.parts[f"target_{split}"], kept) for split, kept in chosen.items()}
-    file = thumbnails.pack(out, {"source": (problem.source, np.concatenate(first)), **targets})
+    file = thumbnails.pack(
+        out, {"source": (problem.source, np.concatenate(first)), **targets, **(alike if len(pairs) else {})}
+    )
     print(f"{file}: {file.stat().st_size / 1000:.0f} KB")
 
 
