@@ -141,3 +141,27 @@ def test_shipped_subsets_are_those_of_their_design(name: str) -> None:
         right, margin = node["correct"].values, node["margin"].values
         assert right[margin > 0].all()  # more than half of the probability
         assert 0 < right[margin < 0].mean() < right.mean()
+
+
+def test_blocks_that_are_cut_are_read_by_least_squares() -> None:
+    """Where the others' presence is chance, a difference holds it; with two models a unit it need not."""
+    rng, effects = np.random.default_rng(0), np.random.default_rng(1).normal(size=20)
+    off = {}
+    for m in (38, 50, 30):  # a whole block, one and a part, less than two models a unit
+        masks = dtl.subset_masks(20, m)
+        outputs = masks @ effects + rng.normal(scale=0.3, size=m)
+        settings = {"design": "balanced", "unit": "class", "data": {}, "transfer": ["fixed"]}
+        data = xr.Dataset(
+            {"mask": (("model", "source"), masks), "margin": (("transfer", "model", "target"), outputs[None, :, None])},
+            {
+                "model": np.arange(m), "source": np.arange(20), "transfer": ["fixed"],
+                "split": ("target", ["validation"]), "label": ("target", [0]),
+            },
+            {"settings": settings},
+        )  # fmt: skip
+        found, difference = results.Results(data).influence(), results.Results(data).influence("difference")
+        centred = effects - effects.mean()
+        off[m] = found.method, np.abs(found.values[:, 0] - centred * 20 / 19).max()
+        assert off[m][1] <= np.abs(difference.values[:, 0] - centred * 20 / 19).max() + 1e-9
+    assert [method for method, _ in off.values()] == ["difference", "ols", "difference"]
+    assert off[50][1] < 0.4

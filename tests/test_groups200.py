@@ -1,0 +1,71 @@
+"""The runs on two hundred classes: what is kept out of the source, and a store that was carried home in part."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import imagenet200
+import numpy as np
+import pytest
+import torch
+
+import dtl
+from dtl.data import ImageDataset, TransferProblem
+from dtl.datasets import saved
+from dtl.datasets.imagenet200 import GROUPS, NAMES
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> imagenet200.Experiment:
+    """Noise under the names of the classes."""
+    rng = np.random.default_rng(0)
+
+    def noise(names: list[str], n: int) -> ImageDataset:
+        labels = torch.arange(len(names)).repeat_interleave(n)
+        return ImageDataset(torch.from_numpy(rng.integers(0, 256, (len(labels), 3, 32, 32), np.uint8)), labels, names)
+
+    ten = [f"class {k}" for k in range(10)]
+    folder = tmp_path_factory.mktemp("groups")
+    train, validation, test = (noise(ten, n) for n in (40, 4, 6))
+    problem = TransferProblem("noise", noise(list(NAMES.values()), 12), train, validation, test)
+    return imagenet200.Experiment(saved.save(problem, folder / "problem.safetensors"), folder, "cpu", toy=True)
+
+
+def test_forty_groups_of_five() -> None:
+    groups, sizes = np.unique(list(GROUPS.values()), return_counts=True)
+    assert len(groups) == 40 and set(sizes) == {5} and GROUPS.keys() == set(NAMES.values())
+
+
+def test_targets_that_were_kept_out_of_the_source(experiment: imagenet200.Experiment) -> None:
+    parts: set[str] = set()
+    for name, problem in experiment.others.items():
+        own = [GROUPS[c] for c in problem.source.classes]
+        assert {own.count(group) for group in own} == {3} and len(own) == 120
+        classes = problem.target_train.classes
+        assert len(classes) == 20 and not set(classes) & (set(problem.source.classes) | parts)
+        assert {GROUPS[c] for c in classes} == set(imagenet200.KEPT_OUT[name])
+        parts |= set(classes)
+        digests = [d for part in ("train", "validation", "test") for d in problem.parts[f"target_{part}"].digests]
+        assert len(set(digests)) == len(digests) == 20 * 12  # no image in two parts
+        k = problem.source.classes.index("lion" if "lion" in problem.source.classes else "tabby")
+        whole = experiment.problems["whole"].source
+        first = whole.images[whole.labels == whole.classes.index(problem.source.classes[k])]
+        assert torch.equal(problem.source.images[problem.source.labels == k], first)
+
+
+def test_a_store_without_what_was_not_carried_home(experiment: imagenet200.Experiment, tmp_path: Path) -> None:
+    problem = experiment.problems["small"]
+    recipe = dtl.Recipe(widths=(4, 4), steps=1, models_at_once=1)
+    study = dtl.Study(problem, recipe, transfer=("fixed", "full"), unit=GROUPS, store=tmp_path / "s")
+    study.run(3, progress=False, device="cpu")
+    for name in ("probability", "prediction"):
+        shutil.rmtree(tmp_path / "s" / name)
+    found = imagenet200.validation(tmp_path / "s")
+    assert found.sizes["model"] == 2, "of the third there is no complement"
+    results = study.seeds(3)
+    np.testing.assert_array_equal(found.seed, results[:2])
+    assert found["mask"].shape == (2, 40) and (found["mask"].sum("source") == 20).all()
+    again = dtl.Study(problem, replace(recipe), transfer=("fixed", "full"), unit=GROUPS).run(3, progress=False)
+    margin, right = again.outputs("margin")[:2], again.outputs("correct", "full", "test")[:2]
+    np.testing.assert_allclose(found.margin.sel(transfer="fixed"), margin, rtol=2**-5)
+    np.testing.assert_allclose(found.accuracy.sel(transfer="full"), right.mean(1))
