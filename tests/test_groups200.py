@@ -20,14 +20,14 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> imagenet200.Experime
     """Noise under the names of the classes."""
     rng = np.random.default_rng(0)
 
-    def noise(names: list[str], n: int) -> ImageDataset:
+    def noise(names: tuple[str, ...], n: int) -> ImageDataset:
         labels = torch.arange(len(names)).repeat_interleave(n)
         return ImageDataset(torch.from_numpy(rng.integers(0, 256, (len(labels), 3, 32, 32), np.uint8)), labels, names)
 
-    ten = [f"class {k}" for k in range(10)]
+    ten = tuple(f"class {k}" for k in range(10))
     folder = tmp_path_factory.mktemp("groups")
     train, validation, test = (noise(ten, n) for n in (40, 4, 6))
-    problem = TransferProblem("noise", noise(list(NAMES.values()), 12), train, validation, test)
+    problem = TransferProblem("noise", noise(tuple(NAMES.values()), 12), train, validation, test)
     return imagenet200.Experiment(saved.save(problem, folder / "problem.safetensors"), folder, "cpu", toy=True)
 
 
