@@ -180,6 +180,8 @@ class Experiment:
             "settings": settings,
             "rounding": f"margins are float32 with {BITS} bits after the leading one",
             "runs": runs,
+            # measured by tests/benchmarks/gpu.py on the same machine
+            "step": json.loads((self.folder / "step.json").read_text()),
             "cut": [name for name, pieces in runs.items() if not any(piece["finished"] for piece in pieces)],
         }
         folder = dtl.results.save(out / PROBLEM, parts, about)
