@@ -7,9 +7,11 @@ DATA holds `imagenet200` and `cifar10` (see `dtl.load`), or is a file that holds
 What a run has no time for is named, not left out in silence.
 """
 
+import json
 import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -127,6 +129,11 @@ def readers(device: torch.device) -> int:
     return min(8, os.cpu_count() or 1) if device.type == "cuda" else 0
 
 
+def spread(of: np.ndarray, digits: int) -> list[float]:
+    """Median, least and most."""
+    return [round(float(x), digits) for x in (np.median(of), of.min(), of.max())]
+
+
 def seconds(call: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     call()
@@ -188,7 +195,7 @@ def steps(
 
 def models(
     problem: dtl.TransferProblem, recipe: dtl.Recipe, device: torch.device, processes: list[int], n: int, until: float
-) -> None:
+) -> dict[str, dict[str, float]]:
     """Models an hour of the reference-style loop, and of a study in one process and in several, as a table."""
     masks = dtl.subset_masks(problem.source.n_classes, n)
 
@@ -203,6 +210,7 @@ def models(
     start = time.perf_counter()
     found = loop(problem, recipe, masks[:1], device)
     of_loop = time.perf_counter() - start
+    facts = {"models": {"loop, one process": 1}, "seconds a model": {"loop, one process": round(of_loop, 2)}}
     print(f"| loop, one process | 1 | {of_loop:.2f} | {3600 / of_loop:.0f} | 1 | | {found.mean():.3f} |", flush=True)
     for count in processes:
         name = "dtl, one process" if count == 1 else f"dtl, {count} processes"
@@ -213,12 +221,15 @@ def models(
         before, _ = study(few, count)  # what happens once: processes and their data, compiling, capturing
         took, found = study(n, count)
         # processes are new to each study, so the first models cost what they cost before; this process is warm
+        facts["models"][name] = n
         each = (took - before) / (n - few) if count > 1 else took / n
         print(
             f"| {name} | {n} | {each:.2f} | {3600 / each:.0f} | {of_loop / each:.1f} | {before - few * each:.0f} | "
             f"{found.mean():.3f} ({found.std():.3f}) |",
             flush=True,
         )
+        facts["seconds a model"][name] = round(each, 2)
+    return facts
 
 
 def main(
@@ -228,6 +239,7 @@ def main(
     n_models: Annotated[int, typer.Option(min=2, help="models of each study")] = 60,
     processes: Annotated[str, typer.Option(help="processes on the GPU, to compare")] = "1,2,3",
     minutes: Annotated[float, typer.Option(help="no further study begins after this long")] = 6.0,
+    out: Annotated[Path | None, typer.Option(help="write it as JSON, too, for book/results/imagenet200.py")] = None,
     toy: bool = False,
 ) -> None:
     """Measure and print tables."""
@@ -259,7 +271,21 @@ def main(
         )
     print(f"\nPeak of bfloat16 matrix products: {top / 1e12:.1f} TFLOP/s. {AIRBENCH}.\n", flush=True)
 
-    models(problem, recipe, device, [*map(int, processes.split(","))], n_models, 60 * minutes)
+    facts = models(problem, recipe, device, [*map(int, processes.split(","))], n_models, 60 * minutes)
+    if out is not None:
+        ratios = {name: np.array(of) / rate["eager"] for name, of in rate.items() if name != "eager"}
+        facts |= {
+            "command": f"python {' '.join(['tests/benchmarks/gpu.py', 'DATA', *sys.argv[2:]])}",
+            "commit": os.environ.get("DTL_COMMIT", "unknown"),
+            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "hardware": f"{where}, {os.cpu_count()} cores",
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "rounds": rounds,
+            "images a second": {name: spread(np.array(of), 0) for name, of in rate.items()},
+            "times eager": {name: spread(ratio, 2) for name, ratio in ratios.items()},
+            "peak TFLOP/s": round(top / 1e12, 1),
+        }
+        out.write_text(json.dumps(facts, indent=1))
     print(f"\n{time.perf_counter() - START:.0f} s in all")
 
 
