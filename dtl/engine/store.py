@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -286,8 +287,10 @@ class Marks(NamedTuple):
     digests: dict[str, np.ndarray]
 
 
-def marks_of(root: zarr.Group) -> Marks:
+def marks_of(root: zarr.Group, patient: bool = True) -> Marks:
     """What a group says of its models. Those that lost a file are not done, and a warning says so.
+
+    A run that is saving has written digests that it marks next, so what lacks marks alone is looked at twice.
 
     Elsewhere than in a folder, where a look for each file is slow, their digests miss it when it is read.
     """
@@ -310,6 +313,9 @@ def marks_of(root: zarr.Group) -> Marks:
             if wanted[region[axis]].any() and not os.path.exists(f"{folder}/{chunk}"):
                 lost.append(chunk)
                 done[region[axis]] = False
+    if lost and patient and all(chunk.startswith("done/") for chunk in lost):
+        time.sleep(0.3)
+        return marks_of(root, patient=False)
     if lost:
         logger.warning("%s lacks %s: run again, which trains the models of these files", root.store, ", ".join(lost))
     return Marks(done, lost, digests)

@@ -298,3 +298,16 @@ def test_no_pickle_is_read(problem, recipe, reference, study, tmp_path, monkeypa
     dtl.Study(problem, recipe, store=tmp_path / "t", weights=weights).run(4, progress=False).merge(study.store.folder)
     stored = {file.suffix for folder in (tmp_path / "t", weights) for file in folder.rglob("*") if file.is_file()}
     assert stored == {".json", ".safetensors", ""}  # Zarr's descriptions, weights, chunks
+
+
+def test_marks_that_a_run_is_about_to_write_are_waited_for(problem, recipe, tmp_path, caplog, monkeypatch):
+    """Digests are saved before marks: who reads in between finds nothing wrong; without a run they are missed."""
+    study = dtl.Study(problem, recipe, store=tmp_path / "s").run(4, progress=False)
+    mark, away = tmp_path / "s/done/c/0", tmp_path / "away"
+    mark.rename(away)
+    with monkeypatch.context() as patch:
+        patch.setattr("dtl.engine.store.time.sleep", lambda _: away.rename(mark))
+        assert study.results.sizes["model"] == 4 and not caplog.records
+    mark.rename(away)
+    assert study.results.sizes["model"] == 0
+    assert "lacks done/c/0: run again" in caplog.text
