@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from functools import wraps
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import seaborn as sns
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from dtl.influence import Influence
 
     Pictures = ImageDataset | Thumbnails
+
+Draws = TypeVar("Draws", bound=Callable[..., Any])
 
 HELPS, HURTS, NEUTRAL = "#0067A5", "#C34700", "#6B7280"
 INK, FAINT, MUTED = "#111827", "#E8EAED", "#B9BEC6"
@@ -60,6 +65,22 @@ def named_by(influence: Influence, images: Pictures | None) -> Influence:
             f"the images are of {theirs} ..., but the influence is of {its} ...: give images of its source"
         )
     return replace(influence, sources=tuple(images.classes))
+
+
+def names_given(function: Draws) -> Draws:
+    """Take, for one version, names of sources and targets after the influence, and images as `dataset`."""
+
+    @wraps(function)
+    def call(influence: Influence, *rest: Any, **options: Any) -> Any:
+        given = list(takewhile(lambda value: isinstance(value, list | tuple | np.ndarray), rest))
+        if given or "dataset" in options:
+            what = "the influence knows its names, and the data set is images=: give no names"
+            warnings.warn(f"{function.__name__}: {what}", DeprecationWarning, stacklevel=2)
+            influence = replace(influence, **dict(zip(("sources", "targets"), map(tuple, given), strict=False)))
+            options = {"images" if name == "dataset" else name: value for name, value in options.items()}
+        return function(influence, *rest[len(given) :], **options)
+
+    return cast(Draws, call)
 
 
 def new_axes(ax: Axes | None, height: float = 3.2, width: float = WIDTH) -> Axes:

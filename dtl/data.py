@@ -27,15 +27,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageDataset:
-    """Images of one size with one label each, held in memory; arrays become tensors, and names strings.
+    """Images of one size with one label each, held in memory.
 
     Parameters
     ----------
-    images : uint8 (n, 3, height, width);  labels : int64 (n,), values in 0..K-1;  classes : K names, all different
+    images : torch.Tensor, uint8, (n, 3, height, width)
+    labels : torch.Tensor, int64, (n,), values in 0..K-1
+    classes : tuple of str, length K, all different
     paths : files that the images came from, one each, or None
     normalisation : mean and standard deviation of each channel, (3,) each, that training normalises by; default is that
-        of these images
+        of these images. Images that were changed keep those of the images they were made from
     still : whether shifts and flips would destroy what was planted, so that recipes that augment are refused
+
+    Arrays become tensors, and names of any kind strings.
 
     >>> dtl.load("testbed").source
     ImageDataset(1440 images of 16 x 16 pixels, classes star, cloud, rook, knight, ... (24 in all))
@@ -149,8 +153,9 @@ class Truth:
     role : (K,) str, what each source class does: helpful, misleading, mislabelled, irrelevant or leaked
     helps : (K,) int, the target subpopulation that a source class shows, -1 for none
     subpopulations : names of the latent target subpopulations
-    subpopulation, cue_agrees, leaked_by : for each target split, (n,): the subpopulation of each example, whether the
-        spurious cue points to its label, and the source class that holds near copies of it, -1 for none
+    subpopulation : for each target split, (n,) int, the latent subpopulation of each example
+    cue_agrees : for each target split, (n,) bool, whether the spurious cue points to the example's label
+    leaked_by : for each target split, (n,) int, the source class that holds near copies of the example, -1 for none
     example_role : (N,) str, what each source example does: clean, leaked, mislabelled or ambiguous; None if not planted
     copy_of : (N,) int, the validation example that a source example copies, -1 for none; None if not planted
     moved : (N,) bool, whether a copy is also shifted, turned, scaled and tinted; None if not planted
@@ -169,10 +174,11 @@ class Truth:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TransferProblem:
-    """A source to pre-train on and a target, in three splits, to transfer to. Images that are in two parts are logged.
+    """A source to pre-train on and a target, in three splits, to transfer to.
 
     Influences are estimated on `target_validation`; gains are reported on `target_test`. `origin` is the call of `load`
-    that made the problem, None for one made by hand; with an origin it is pickled as that call and fingerprints.
+    that made the problem, as plain data; None for a problem made by hand. A problem with an origin is pickled as that
+    call and the fingerprints of what it gave, any other one as its tensors. Images that are in two parts are logged.
 
     Parameters
     ----------
@@ -237,16 +243,19 @@ class TransferProblem:
         return {name: getattr(self, name) for name in names}
 
     def with_views(self, views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]]) -> "TransferProblem":
-        """The same problem, whose models are also judged on changed evaluation images, which no model is trained on.
+        """The same problem, whose models are also judged on changed versions of the evaluation images.
+
+        No view is ever trained on, and none changes what a study measures without it.
 
         Parameters
         ----------
         views : name -> change, such as one of `dtl.datasets.overlays`; in results the name stands behind the split, as
-            "test/square"
+            "test/square", and "test/plain" for the images as they are
 
         Raises
         ------
-        InputError : a name that cannot be kept, or a change of the size or that differs each time
+        InputError : a name that cannot be kept, or a change that does not give images of the size it gets, or not the
+            same ones each time
 
         >>> problem.with_views({"square": dtl.datasets.overlays.Square()}).views
         {'square': Square(colour=(255, 255, 0), weight=1.0, side=4, at=(0, 0))}
@@ -283,7 +292,9 @@ class TransferProblem:
 
     @property
     def copies(self) -> dict[tuple[str, str], int]:
-        """How many images of a part are, pixel for pixel, in one before it; parts that are not in memory are left out.
+        """How many images of a part are, pixel for pixel, in one before it, for each two that share any.
+
+        Parts that are not in memory, such as those of FFCV files, are left out.
 
         >>> dtl.load("testbed").copies
         {}
@@ -300,8 +311,8 @@ class TransferProblem:
 
         Parameters
         ----------
-        correct : (models, n) bool
-        labels : (n,) int, classes of the examples; one without examples does not count
+        correct : (models, n) bool, whether a model is right on an example
+        labels : (n,) int, classes of the examples; those of which there are none do not count
 
         >>> dtl.load("testbed").accuracy([[True, True, False]], [0, 0, 1])
         array([0.66666667])
@@ -343,10 +354,11 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
 
     Parameters
     ----------
-    name : "testbed" or "testbed-examples" (pictures with planted truth, `dtl.testbed`), or of `dtl.datasets` "folders"
-        (your own images), "file" (see `saved`), "imagenet200-cifar10" or "imagenet-<target>"
+    name : "testbed" or "testbed-examples" (procedural images with planted truth, option `seed`), "folders" (your own
+        images, see `dtl.datasets.folders.make`), "file" (a problem in a file, see `dtl.datasets.saved`),
+        "imagenet200-cifar10" (see `dtl.datasets.imagenet200`) or "imagenet-<target>" (see `dtl.datasets.targets`)
     root : folder of the data, for problems that are read from disk; default is $DTL_DATA
-    options : of the problem's own loader; folders may begin with `~`
+    options : passed to the problem's own loader; folders may begin with `~`
 
     Raises
     ------
@@ -386,7 +398,11 @@ def reopen(
     fingerprints: dict[str, str] | None = None,
     views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> TransferProblem:
-    """The problem that an `origin` describes; an error where its data are gone, or have not these `fingerprints`.
+    """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given.
+
+    Raises
+    ------
+    InputError, FileNotFoundError : the data are not there, or are not the same
 
     >>> reopen(dtl.load("testbed", seed=1).origin).name
     'testbed-1'

@@ -4,6 +4,7 @@ A leak is a near copy of a target example. Its influence is large on that exampl
 its size, tells it from a good example, which helps many (Jain et al. 2022, section 4.3).
 """
 
+import logging
 from collections.abc import Iterator
 from itertools import product
 
@@ -11,14 +12,18 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
+from scipy.cluster.hierarchy import complete, fcluster
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import squareform
 from scipy.stats import false_discovery_control
 from torch.nn import functional as F
 
-from dtl._checks import InputError
+from dtl._checks import InputError, choice
 from dtl.data import ImageDataset
 from dtl.influence import Influence
+
+logger = logging.getLogger(__name__)
 
 ROUGHLY = 0.8  # similarity of small grey versions from which two pictures may be near duplicates
 
@@ -178,28 +183,45 @@ def _alignments(a: torch.Tensor, b: torch.Tensor, magnify: bool = True) -> Itera
                     yield _unit(overlap(seen, dy, dx)), y
 
 
-def near_duplicates(source: ImageDataset, threshold: float = 0.93) -> np.ndarray:
+def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str = "chains") -> np.ndarray:
     """Group of each source example, int (N,), of which a group is copies of one picture, as `similarity` finds them.
-
-    Examples are in one group if a chain of near duplicates links them, so that the ends of a chain may differ.
 
     Parameters
     ----------
     threshold : similarity above which two examples are near duplicates
+    linked : "chains": examples are in one group if a chain of near duplicates links them, so that the ends of a chain
+        may differ (the log says in how many groups); "pairs": any two of a group are near duplicates (complete linkage)
 
     >>> groups = near_duplicates(problem.source)
     >>> groups.shape
     (480,)
     """
     _check_threshold(threshold)
+    choice(linked, ("chains", "pairs"), "linked")
     n, (_, first, same) = len(source), np.unique(source.digests, return_index=True, return_inverse=True)
-    rows, columns = [np.arange(n)], [first[same]]  # equal images without contrast correlate with none
+    # equal images without contrast correlate with none
+    rows, columns, values = [np.arange(n)], [first[same]], [np.ones(n)]
     for block in np.array_split(np.arange(n), -(-n // 2048)):
-        i, j = np.nonzero(similarity(source.subset(block), source) > threshold)
-        rows, columns = [*rows, block[i]], [*columns, j]
-    pairs = np.concatenate(rows), np.concatenate(columns)
-    near = coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=(n, n))
-    return connected_components(near, directed=False)[1]
+        like = similarity(source.subset(block), source)
+        i, j = np.nonzero(like > threshold)
+        rows, columns, values = [*rows, block[i]], [*columns, j], [*values, like[i, j]]
+    near = coo_array((np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(n, n)).tocsr()
+    near = near.maximum(near.T).tocsr()
+    groups, chains = connected_components(near, directed=False)[1], 0
+    for group in np.flatnonzero(np.bincount(groups) > 2):
+        members = np.flatnonzero(groups == group)
+        apart = 1 - np.minimum(near[members][:, members].toarray(), 1)
+        np.fill_diagonal(apart, 0)
+        if (apart > 1 - threshold).any():
+            chains += 1
+            if linked == "pairs":
+                parts = fcluster(complete(squareform(apart, checks=False)), 1 - threshold, "distance")
+                groups[members] = groups.max() + parts
+    if chains and linked == "chains":
+        logger.info(
+            "%d of %d groups are chains: not any two of their pictures are near duplicates", chains, groups.max() + 1
+        )
+    return np.unique(groups, return_inverse=True)[1]
 
 
 def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:

@@ -51,8 +51,9 @@ ORDERS = {
 }
 # For scripts that DejaVu Sans, which matplotlib brings along, does not have: those of Linux, macOS and Windows.
 _FONTS = (
-    "Noto Sans CJK JP", "Noto Sans JP", "Noto Sans Devanagari", "Noto Sans Thai", "Arial Unicode MS",
-    "Yu Gothic", "Microsoft YaHei", "Malgun Gothic", "Nirmala UI", "Leelawadee UI",
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR", "Source Han Sans",
+    "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Yu Gothic", "Microsoft YaHei", "Malgun Gothic",
+    "WenQuanYi Zen Hei", "Noto Sans Devanagari", "Noto Sans Thai", "Nirmala UI", "Leelawadee UI", "Arial Unicode MS",
 )  # fmt: skip
 _DIVERGING = LinearSegmentedColormap.from_list("hurts-helps", [HURTS, "#F0B48F", "#FFFFFF", "#8FBFE0", HELPS])
 _DASHED = {"color": INK, "linestyle": (0, (4, 3)), "linewidth": 1}
@@ -76,6 +77,7 @@ def style() -> None:
         set_matplotlib_formats("svg", metadata={"Date": None})
 
 
+@draw.names_given
 def strongest(influence: Influence, target: int | str | None = None, k: int = 5) -> pd.DataFrame:
     """The k most helpful and the k most harmful source classes, from the most helpful to the most harmful.
 
@@ -124,6 +126,7 @@ def _column(influence: Influence, target: int | str) -> int:
     return found[0]
 
 
+@draw.names_given
 def influence_bars(
     influence: Influence,
     target: int | str | None = None,
@@ -166,6 +169,7 @@ def influence_bars(
     return ax
 
 
+@draw.names_given
 def influence_heatmap(influence: Influence, ax: Axes | None = None) -> Axes:
     """Source (rows, the most helpful on top) x target classes; cells whose 95% interval covers 0 are grey.
 

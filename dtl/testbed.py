@@ -55,11 +55,14 @@ def make(
 
     Parameters
     ----------
-    seed, size : everything is a function of the seed; pictures are size x size pixels
-    per_class, train, validation, test : pictures of each source class, and of each of the 8 target subpopulations
+    seed : everything is a function of it
+    size : pixels a side
+    per_class : source pictures of each class
+    train, validation, test : target pictures of each of the 8 subpopulations
     cue : share of target training pictures whose texture is that of their kind (validation and test: one in four)
     noise : standard deviation of the pixel noise, full scale 1
-    lean : share of the pictures of helpful source classes whose texture is that of their kind, by chance one in four
+    lean : share of the pictures of helpful source classes whose texture is that of their kind; more than the one in
+        four that chance gives is a source that leans, though none of its classes is about the texture
 
     >>> problem = dtl.load("testbed", seed=0)
     >>> problem.source.classes[8], str(problem.truth.role[8])
@@ -131,8 +134,9 @@ def make_examples(
 
     Parameters
     ----------
-    seed, size : as of `make`
-    per_class : clean pictures of each class
+    seed : everything is a function of it
+    size : pixels a side
+    per_class : clean pictures of each of the eight classes
     leaks : validation pictures that are leaked, a multiple of 6
     flawed : pictures that are mislabelled, and as many that are ambiguous, a multiple of 8
 
@@ -235,7 +239,7 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
 
     Parameters
     ----------
-    suspicion : (N,) of all source examples, higher for what should be found
+    suspicion : (N,) of all source examples of the testbed of examples, higher for what should be found
 
     >>> examples = dtl.load("testbed-examples", seed=0)
     >>> like = dtl.leakage.similarity(examples.source, examples.target_validation).max(1)

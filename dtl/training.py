@@ -23,18 +23,27 @@ class Recipe:
 
     Parameters
     ----------
-    model : "small", "resnet9" (these train side by side) or the name of a torchvision classifier
-    widths : channels of the stride-2 convolutions of "small" or the four stages of "resnet9"; default is the net's own
-    epochs, batch_size, lr, momentum, weight_decay, warmup : of source training by SGD; lr rises to its peak over the
-        first `warmup` share of the steps and falls linearly to zero. In the papers `warmup` is 2 epochs of 16
-    augment : shift images by up to this many pixels and flip them left-right at random; 0 for neither. From a `.beton`
-        any number above 0 means random resized crops and flips
-    models_at_once : nets that train side by side, also the number of models that are saved together
+    model : str
+        "small", "resnet9" (these train side by side) or the name of a torchvision classifier
+    widths : tuple of int
+        Channels of the stride-2 convolutions of "small" or of the four stages of "resnet9"; default is the net's own
+    epochs, batch_size, lr, momentum, weight_decay, warmup
+        Source training by SGD; lr rises to its peak over the first `warmup` share of the steps and falls linearly to
+        zero. In the papers `warmup` is 2 epochs of 16
+    augment : int
+        Shift images by up to this many pixels and flip them left-right at random; 0 for neither. From a `.beton` any
+        number above 0 means random resized crops and flips
+    models_at_once : int
+        Nets that train side by side, also the number of models that are saved together
     precision : "float32" or "bfloat16" (autocast)
-    probe_l2 : penalty of the fixed-feature probe, on standardised features, per example
-    finetune_epochs, finetune_lr, finetune_weight_decay : of full-network transfer, and the head of `fixed+bn`; the
-        last is by default that of source training
-    steps : optimiser steps of source training, whatever the size of the subset; default is that of `epochs`
+    probe_l2 : float
+        Penalty of the fixed-feature probe, on standardised features, per example
+    finetune_epochs, finetune_lr
+        Full-network transfer, and the head of `fixed+bn`
+    finetune_weight_decay : float, optional
+        Of full-network transfer and `fixed+bn`; default that of source training
+    steps : int, optional
+        Optimiser steps of source training, whatever the size of the subset; default is that of `epochs`
 
     Raises
     ------

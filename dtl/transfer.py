@@ -20,9 +20,12 @@ REGIMES = ("fixed", "fixed+bn", "full", "scratch")
 
 
 class Outputs(NamedTuple):
-    """What a transferred model says of each target example, (models, n) each.
+    """What a transferred model says of each target example; every field has the shape (models, n).
 
-    The margin log p - log(1 - p) of the correct class in nats, its p, whether it has the highest logit, and which has.
+    margin : log p - log(1 - p) of the correct class, in nats
+    probability : p of the correct class
+    correct : whether the correct class has the highest logit, bool
+    prediction : class with the highest logit, int
     """
 
     margin: torch.Tensor
@@ -51,7 +54,7 @@ def embed(
 
     Parameters
     ----------
-    like : the source on which the nets were trained, whose statistics normalise the images
+    like : the source on which the nets were trained; its channel statistics normalise the images
     recipe : for its precision; default float32
     present : (models, K) bool, the classes that each model has seen: the logits of others are -inf; default all
 
@@ -177,7 +180,7 @@ def solve_probes(
     Parameters
     ----------
     x : (models, n, n_features) float;  labels : (n,) int
-    tolerance : largest entry of the gradient of a solution
+    tolerance : largest entry of the gradient at which the solution is accepted
 
     Returns
     -------

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, features
 
 import dtl
+from dtl._files import save_tensors
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets import folders as data
 from dtl.datasets.saved import save
@@ -446,13 +447,13 @@ def test_an_unreadable_image_is_named(tmp_path, folders, name):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"size": 0}, "size must be at least 1, got 0"),
-        ({"size": 16.0}, "size must be an integer, got 16.0"),
-        ({"size": "16"}, "got '16'"),
+        ({"size": 0}, "size must be a whole number of pixels, at least 1, not 0"),
+        ({"size": 16.0}, "size must be a whole number of pixels, at least 1, not 16.0"),
+        ({"size": "16"}, "not '16'"),
         ({"holdout": "0.2"}, "holdout must be"),
         ({"holdout": 0}, "holdout must be a share between 0 and 0.5, not 0"),
         ({"holdout": 0.5}, "holdout must be"),
-        ({"limit": 0}, "limit must be at least 1, got 0"),
+        ({"limit": 0}, "limit must be at least 1 image a class, not 0"),
     ],
 )
 def test_bad_settings(tmp_path, folders, option, message):
@@ -479,7 +480,7 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, folders):
 def test_a_target_with_splits_but_no_train_folder(tmp_path, folders):
     tree(tmp_path / "target" / "val")
     tree(tmp_path / "target" / "test")
-    with pytest.raises(ValueError, match="has .*val.*: give it one train folder"):
+    with pytest.raises(FileNotFoundError, match="has .*val.*test but no train folder: add one"):
         folders(tree(tmp_path / "source"), tmp_path / "target")
 
 
@@ -490,16 +491,16 @@ def test_splits_are_found_in_any_case_and_nothing_of_the_users_is_passed_over(tm
     problem = folders(good, tmp_path / "target")
     assert [len(part) for part in problem.parts.values()] == [12, 4, 4, 4]
     tree(tmp_path / "target" / "validation", n=2)
-    with pytest.raises(ValueError, match="target has .*: give it one train folder, and one of each"):
+    with pytest.raises(ValueError, match="target has .* keep one of them"):
         folders(good, tmp_path / "target")
     tree(tmp_path / "flat" / "train")
     (tmp_path / "flat" / "val").mkdir()
     picture((1, 2, 3)).save(tmp_path / "flat" / "val" / "0.png")
-    with pytest.raises(FileNotFoundError, match="val holds no class folders"):
+    with pytest.raises(ValueError, match="val holds no class folders: sort its images into them, or remove it"):
         folders(good, tmp_path / "flat")
     for split in ("val", "test"):
         tree(tmp_path / "source" / split)
-    with pytest.raises(ValueError, match="source has .*: give it one train folder"):
+    with pytest.raises(FileNotFoundError, match="source has .* but no train folder"):
         folders(tmp_path / "source", good)
 
 
@@ -510,7 +511,7 @@ def test_a_link_that_leads_back_is_refused(tmp_path, folders):
         folders(looped, tree(tmp_path / "good"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "no safetensors"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "other shape", "no safetensors", "no images"])
 def test_a_damaged_cache_is_decoded_again(tmp_path, folders, caplog, damage):
     source, target = tree(tmp_path / "a"), tree(tmp_path / "b", n=9)
     first = folders(source, target)
@@ -518,8 +519,11 @@ def test_a_damaged_cache_is_decoded_again(tmp_path, folders, caplog, damage):
         held = file.read_bytes()
         if damage in ("cut", "flipped"):
             file.write_bytes(held[:100] if damage == "cut" else held[:-9] + bytes([held[-9] ^ 1]) + held[-8:])
-        else:
+        elif damage == "no safetensors":
             file.write_bytes(b"\0")
+        else:
+            name, shape = ("images", (12, 3, 8, 9)) if damage == "other shape" else ("pixels", (12, 3, 8, 8))
+            save_tensors(file, {name: torch.zeros(shape, dtype=torch.uint8)}, {"version": data.CACHE, "notes": "[]"})
     assert folders(source, target).fingerprints == first.fingerprints
     assert "decoded again" in caplog.text and str(tmp_path / "cache") in caplog.text
     caplog.clear()

@@ -1,5 +1,6 @@
 """Leaked and misleading source examples."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 import dtl
+from dtl._checks import InputError
 from dtl.leakage import near_duplicates, pool, similarity
 
 
@@ -184,3 +186,22 @@ def test_pool_is_any_member_of_a_group():
     np.testing.assert_array_equal(dtl.leakage.pool(masks, groups), expected)
     with pytest.raises(ValueError, match="without gaps"):
         dtl.leakage.pool(masks, groups * 2)
+
+
+def test_groups_are_chains_or_pairs(caplog):
+    """b is like a and like c, which are not like each other."""
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(2, 3, 32, 32))
+    pictures = [one, one + 0.33 * two, one + 0.66 * two, rng.normal(size=(3, 32, 32))]
+    images = torch.from_numpy(np.stack(pictures) * 25 + 128).clamp(0, 255).byte()
+    source = dtl.ImageDataset(images, torch.zeros(4, dtype=torch.int64), ("a", "b"))
+    like = similarity(source, source)
+    assert like[0, 1] > 0.93 and like[1, 2] > 0.93 and like[0, 2] < 0.93
+    with caplog.at_level(logging.INFO, logger="dtl"):
+        chains = near_duplicates(source)
+    assert chains[0] == chains[1] == chains[2] != chains[3]
+    assert "1 of 2 groups are chains: not any two of their pictures are near duplicates" in caplog.text
+    pairs = near_duplicates(source, linked="pairs")
+    assert pairs[0] != pairs[2] and pairs[1] in (pairs[0], pairs[2]) and len(set(pairs)) == 3
+    with pytest.raises(InputError, match="unknown linked 'rings'"):
+        near_duplicates(source, linked="rings")

@@ -6,7 +6,7 @@ import itertools
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -224,6 +224,21 @@ def test_images_of_another_source_are_refused_by_name():
     for images in (other, pictures(n_classes=5)):
         with pytest.raises(InputError, match="the images are of .*, but the influence is of apple, ball, cup ..."):
             plots.influence_bars(influence([3, 2, 1, -1, -2, -3]), images=images)
+
+
+def test_the_forms_of_version_0_1_still_work():
+    result, old = replace(influence(np.arange(18).reshape(6, 3) - 8.0), sources=(), targets=()), cast(Any, plots)
+    for call in (
+        lambda: old.influence_bars(result, NAMES, 1, 2, pictures()),
+        lambda: old.influence_bars(result, list(NAMES), target=1, k=2, dataset=pictures()),
+        lambda: old.influence_heatmap(result, NAMES, TARGETS),
+    ):
+        with pytest.warns(DeprecationWarning, match="the influence knows its names"):
+            ax: Any = call()
+        assert {label.get_text() for label in ax.get_yticklabels()} <= set(NAMES)
+    assert [label.get_text() for label in ax.get_xticklabels()] == list(TARGETS)
+    with pytest.warns(DeprecationWarning, match="strongest"):
+        assert old.strongest(result, np.array(NAMES), 1).name[0] == "urn"
 
 
 def test_too_few_models_for_an_error_draw_no_interval():

@@ -151,14 +151,12 @@ def test_blocks_that_are_cut_are_read_by_least_squares() -> None:
         masks = dtl.subset_masks(20, m)
         outputs = masks @ effects + rng.normal(scale=0.3, size=m)
         settings = {"design": "balanced", "unit": "class", "data": {}, "transfer": ["fixed"]}
-        data = xr.Dataset(
-            {"mask": (("model", "source"), masks), "margin": (("transfer", "model", "target"), outputs[None, :, None])},
-            {
-                "model": np.arange(m), "source": np.arange(20), "transfer": ["fixed"],
-                "split": ("target", ["validation"]), "label": ("target", [0]),
-            },
-            {"settings": settings},
-        )  # fmt: skip
+        said = {
+            "mask": (("model", "source"), masks),
+            "margin": (("transfer", "model", "target"), outputs[None, :, None]),
+        }
+        of = {"split": ("target", ["validation"]), "label": ("target", [0]), "transfer": ["fixed"]}
+        data = xr.Dataset(said, of | {"model": np.arange(m), "source": np.arange(20)}, {"settings": settings})
         found, difference = results.Results(data).influence(), results.Results(data).influence("difference")
         centred = effects - effects.mean()
         off[m] = found.method, np.abs(found.values[:, 0] - centred * 20 / 19).max()

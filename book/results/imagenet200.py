@@ -10,11 +10,11 @@ arrays of an earlier run in FOLDER: a block of 398 models of all classes, and re
 seeds, margins and which answers are right, so the rest of them and the weights need not be carried to where it runs.
 `--toy` is for a CPU: few pictures and tiny nets, to see that all commands run, and no more.
 
-groups : 156 models on halves of forty groups of five classes, to CIFAR-10 with 100 and with 4,500 images a class
+groups : two blocks of models on halves of forty groups of classes, to CIFAR-10 with 100 and 4,500 images a class
 removal : groups taken out of the source, with the epochs of each training held and with its steps held
 flips : single groups left out, and what becomes of pictures that most models get wrong
-targets : 156 models on halves of 120 classes, to animals and to things among the 80 classes that were kept out; removal
-resnet18 : the first 78 subsets of `groups` again, by a ResNet-18
+targets : as many on halves of 120 classes, to animals and to things among the 80 classes that were kept out; removal
+resnet18 : the first block of subsets of `groups` again, by a ResNet-18
 long : the same, by the small net in eight epochs instead of four
 """
 
@@ -104,11 +104,9 @@ class Experiment:
         both = dict(settings) | (TINY if self.toy else {})
         recipe = replace(RECIPE, **(both | ({"widths": ()} if "model" in settings else {})))
         unit = {name: GROUPS[name] for name in problem.source.classes}
-        return dtl.Study(problem, recipe, unit=unit, store=self.folder / name, weights=self.weights, **options)
-
-    @property
-    def weights(self) -> Path:
-        return self.folder / "weights"
+        return dtl.Study(
+            problem, recipe, unit=unit, store=self.folder / name, weights=self.folder / "weights", **options
+        )
 
     @cached_property
     def studies(self) -> dict[str, dict[str, dtl.Study]]:
@@ -145,19 +143,16 @@ class Experiment:
                 curve.to_netcdf(self.folder / f"{where}.nc", engine="h5netcdf")
                 print(where, curve.test.mean("seed").round(3).values.tolist(), flush=True)
 
-    def flips(self) -> None:
-        study = self.studies["groups"]["small"]
-        flips = flips_of(study, 2 if self.toy else 4, 2 if self.toy else 10, self.folder / "flips", self.device)
-        flips.to_netcdf(self.folder / "flips.nc", engine="h5netcdf")
-
     def command(self, name: str) -> None:
         if name in self.studies:
             self.run(name)
+        study = self.studies["groups"]["small"]
         if name == "removal":
-            study = self.studies["groups"]["small"]
             self.curves("small", study, ("epochs", "steps"), {"hand-picked": hand_picked(study)})
         if name == "flips":
-            self.flips()
+            pictures, seeds = (2, 2) if self.toy else (4, 10)
+            flips = flips_of(study, pictures, seeds, self.folder / "flips", self.device)
+            flips.to_netcdf(self.folder / "flips.nc", engine="h5netcdf")
         if name == "targets":
             for target, study in self.studies["targets"].items():
                 self.curves(target, study, ("steps",), {})

@@ -1,14 +1,17 @@
-"""Attribute files of CelebA and FairFace, which need an agreement, as tables, and their images as a dataset."""
+"""Attribute files of CelebA and FairFace as tables, and images with an attribute of one's own as a dataset.
+
+Neither file can be downloaded without an agreement, so what is here reads the formats and no more.
+"""
 
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 
 from dtl._checks import InputError
 from dtl.data import ImageDataset
-from dtl.datasets.folders import open_rgb, square
 
 YOUNG = ("0-2", "3-9", "10-19", "20-29")  # bins of FairFace below thirty, as Salman et al. 2022 split it
 
@@ -16,8 +19,12 @@ YOUNG = ("0-2", "3-9", "10-19", "20-29")  # bins of FairFace below thirty, as Sa
 def read_attributes(path: str | Path) -> pd.DataFrame:
     """Attributes by file name, bool, from CelebA's ``list_attr_celeba.txt`` or FairFace's ``fairface_label_*.csv``.
 
-    FairFace's are `Male`, `Young` (below thirty) and a column for each race. InputError for a file of neither format,
-    or one that was cut.
+    FairFace's are `Male`, `Young` (below thirty) and a column for each race.
+
+    Raises
+    ------
+    FileNotFoundError : no such file
+    InputError : a file of neither format, or one that was cut
 
     >>> import tempfile
     >>> file = Path(tempfile.mkdtemp(), "list_attr_celeba.txt")
@@ -46,11 +53,21 @@ def read_faces(
 ) -> tuple[ImageDataset, np.ndarray]:
     """The images of a table, squares of `size` pixels, labelled by one attribute, and another attribute, (n,) bool.
 
-    InputError for an attribute that is not there or has one value, or an image that cannot be read.
+    Raises
+    ------
+    InputError : an unknown attribute, or one with one value
+    FileNotFoundError : an image of the table is not there
     """
     for name in (label, attribute):
         if name not in table or table.loc[:, name].nunique() < 2:
             raise InputError(f"{name!r} must be an attribute with two values, one of {', '.join(table)}")
-    pixels = torch.stack([square(open_rgb(Path(folder, str(name)), size), size) for name in table.index])
+    images = []
+    for name in table.index:
+        with Image.open(Path(folder, str(name))) as image:
+            side, (width, height) = min(image.size), image.size
+            left, top = (width - side) // 2, (height - side) // 2
+            square = image.convert("RGB").resize((size, size), box=(left, top, left + side, top + side))
+            images.append(np.array(square))
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
     labels = torch.from_numpy(table[label].to_numpy(dtype=np.int64))
     return ImageDataset(pixels, labels, (f"not {label}", label)), table[attribute].to_numpy()

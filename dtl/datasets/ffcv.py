@@ -1,7 +1,8 @@
 """FFCV files (`.beton`): images that do not fit memory, read where in-memory images are.
 
-FFCV, the extra `ffcv`, writes the files and its C library decodes them. Crops and flips are drawn here, from a model's
-own seed; FFCV's `Loader` draws them without one, and compiles itself anew for every subset and resolution.
+FFCV writes the files and its C library decodes them. Crops and flips are drawn here, from a model's own seed, so that a
+run can be repeated; FFCV's `Loader` draws them without one, and compiles itself anew for every subset and resolution.
+FFCV is the extra `ffcv`, imported when a file is written or opened.
 """
 
 import hashlib
@@ -12,11 +13,11 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from multiprocessing import SimpleQueue
 from pathlib import Path
 from types import ModuleType
@@ -25,11 +26,12 @@ from typing import Any
 import joblib
 import numpy as np
 import torch
+from PIL import Image
 
 from dtl._batches import Batches, Images, Steps
 from dtl._checks import InputError
 from dtl.data import ImageDataset
-from dtl.datasets.folders import list_tree, open_rgb
+from dtl.datasets.folders import list_tree, open_rgb, to_rgb
 from dtl.engine.progress import hidden
 
 JPEG = 0  # how FFCV marks an image that is kept as JPEG; others are kept as pixels
@@ -72,25 +74,27 @@ def random_boxes(height: np.ndarray, width: np.ndarray, rng: np.random.Generator
 
 
 def write(
-    data: ImageDataset | str | Path,
+    data: ImageDataset | str | Path | Any,
     path: str | Path,
     *,
     quality: int | None = None,
     max_side: int | None = None,
+    workers: int | None = None,
     show_progress: bool = True,
 ) -> Path:
     """Write images and labels to a `.beton`, and their class names to a `.json` beside it.
 
     Parameters
     ----------
-    data : an `ImageDataset`, or the folder of an ImageFolder tree
+    data : an `ImageDataset`, the folder of an ImageFolder tree, or a torchvision dataset of (image, label) with classes
     quality : keep images as JPEG of this quality, 1 to 100 (90 is usual); default is lossless: their pixels as they are
     max_side : shrink images whose longer side has more pixels
+    workers : processes that read and encode; default one a core
 
     Raises
     ------
     ImportError : FFCV is not installed
-    InputError : an image cannot be read, or is larger than 8 MB of pixels and no `max_side` was given, or the disk is
+    ValueError : an image cannot be read, or is larger than 8 MB of pixels and no `max_side` was given, or the disk is
         full; nothing is left behind then
 
     >>> path = dtl.datasets.ffcv.write(problem.source, "source.beton", show_progress=False)      # doctest: +SKIP
@@ -101,20 +105,17 @@ def write(
     if max_side is not None and max_side < 1:
         raise InputError(f"max_side must be at least 1 pixel, not {max_side}")
     writer, fields = ffcv("writer"), ffcv("fields")
-    if isinstance(data, ImageDataset):
-        images, labels, classes = [*data.images.permute(0, 2, 3, 1).numpy()], data.labels.numpy(), data.classes
-    else:
-        images, labels, classes = list_tree(Path(data))
-    if not len(labels):
-        raise InputError("there are no images to write: give a dataset that holds some")
+    read, n, classes = _samples(data)
+    if n == 0:
+        raise InputError("there are no images to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     image = fields.RGBImageField("raw" if quality is None else "jpg", max_side, jpeg_quality=quality or 90)
-    samples = _Samples(images, labels, max_side, path.parent, SimpleQueue())
+    samples = _Samples(read, n, max_side, path.parent, SimpleQueue())
     try:
         with redirect_stderr(io.StringIO() if hidden(show_progress) else sys.stderr):  # where FFCV draws its bar
             writer.DatasetWriter(
-                str(unfinished), {"image": image, "label": fields.IntField()}, PAGE, joblib.cpu_count()
+                str(unfinished), {"image": image, "label": fields.IntField()}, PAGE, workers or joblib.cpu_count()
             ).from_indexed_dataset(samples)
         if not samples.failed.empty():
             raise InputError(samples.failed.get())
@@ -125,23 +126,39 @@ def write(
     return path
 
 
+def _samples(data: Any) -> tuple[Callable[[int], tuple[Any, int]], int, tuple[str, ...]]:
+    """How to read sample i, the number of samples, and the class names."""
+    if isinstance(data, ImageDataset):
+        pixels = data.images.permute(0, 2, 3, 1).numpy()
+        return [*zip(pixels, data.labels.tolist(), strict=True)].__getitem__, len(data), data.classes
+    if isinstance(data, str | Path):
+        files = list_tree(Path(data))
+        return [*zip(files.paths, files.labels, strict=True)].__getitem__, len(files.paths), files.classes
+    classes = getattr(data, "classes", None) or getattr(data, "categories", None)
+    if classes is None:
+        raise TypeError(
+            f"cannot write {type(data).__name__}: give an ImageDataset, a folder, or a dataset with classes"
+        )
+    return data.__getitem__, len(data), tuple(str(name) for name in classes)
+
+
 @dataclass
 class _Samples:
     """What FFCV's writer reads. It would wait forever for a worker that failed, so errors are passed on in a queue."""
 
-    images: Sequence[np.ndarray | Path]
-    labels: np.ndarray
+    read: Callable[[int], tuple[Any, int]]
+    n: int
     max_side: int | None
     folder: Path
     failed: Any
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self.n
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         try:
             if self.failed.empty():
-                return self._checked(int(i))
+                return self._checked(i)
         except Exception as error:
             self.failed.put(str(error))
         return np.zeros((1, 1, 3), dtype=np.uint8), 0
@@ -149,13 +166,18 @@ class _Samples:
     def _checked(self, i: int) -> tuple[np.ndarray, int]:
         if shutil.disk_usage(self.folder).free < RESERVE:
             raise OSError(f"the disk of {self.folder} is full: free space, or give quality or max_side")
-        image = self.images[i]
-        pixels = np.asarray(open_rgb(image)) if isinstance(image, Path) else image
+        image, label = self.read(int(i))
+        image = open_rgb(image) if isinstance(image, Path) else image
+        pixels = np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise InputError(
+                f"image {i} is {pixels.dtype} {pixels.shape}, not a picture: write data without transforms"
+            )
         height, width, _ = pixels.shape
         shrink = min(1, (self.max_side or np.inf) / max(height, width))
         if pixels.nbytes * shrink**2 > PAGE:
             raise InputError(f"image {i} has {height} x {width} pixels, too many for a .beton: give max_side")
-        return pixels, int(self.labels[i])
+        return pixels, int(label)
 
 
 class Beton(ImageDataset):
@@ -170,6 +192,7 @@ class Beton(ImageDataset):
     indices : the images of a subset, in its order; default all
     growing : pixels a side of training images at the beginning and at the end (`grown`), (160, 192) in the papers;
         default `resolution` throughout
+    classes : class names, for a file without a `.json` beside it
 
     Training with augmentation draws random resized crops and flips; everything else sees the centre crop.
 
@@ -184,6 +207,7 @@ class Beton(ImageDataset):
         crop: float = 224 / 256,
         indices: np.ndarray | Sequence[int] | None = None,
         growing: tuple[int, int] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
         if not 0 < crop <= 1:
             raise InputError(f"crop is a share of the shorter side, above 0 and at most 1, not {crop}")
@@ -195,10 +219,13 @@ class Beton(ImageDataset):
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist: write it with dtl.datasets.ffcv.write(data, path)")
         names = self.path.with_suffix(".json")
-        if not names.is_file():
-            raise FileNotFoundError(f'{names} is missing: bring it, or write it as {{"classes": ["ant", "bee"]}}')
-        classes = tuple(json.loads(names.read_text(encoding="utf8"))["classes"])
-        self.indices = np.arange(len(self._file.label)) if indices is None else np.asarray(indices, dtype=np.int64)
+        if classes is None and not names.is_file():
+            raise FileNotFoundError(f"{names} with the class names is missing: bring it, or give classes=[...]")
+        classes = tuple(json.loads(names.read_text(encoding="utf8"))["classes"] if classes is None else classes)
+        total = len(self._file.label)
+        self.indices = np.arange(total) if indices is None else np.asarray(indices, dtype=np.int64)
+        if self.indices.size and not (0 <= self.indices.min() and self.indices.max() < total):
+            raise InputError(f"indices must be 0..{total - 1}, the images of {self.path}")
         labels = torch.from_numpy(self._file.label[self.indices])
         if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < len(classes)):
             raise InputError(f"{self.path} has labels up to {int(labels.max())} but there are {len(classes)} classes")
@@ -209,7 +236,7 @@ class Beton(ImageDataset):
 
     def __reduce__(self) -> tuple[type["Beton"], tuple[Any, ...]]:
         """By name: a worker opens the file itself."""
-        return Beton, (self.path, self.resolution, self.crop, self.indices, self.growing)
+        return Beton, (self.path, self.resolution, self.crop, self.indices, self.growing, self.classes)
 
     @cached_property
     def _file(self) -> "_File":
@@ -228,12 +255,13 @@ class Beton(ImageDataset):
         return self.read(np.arange(len(self)))
 
     def subset(self, index: np.ndarray | torch.Tensor | Sequence[int]) -> "Beton":
-        return Beton(self.path, self.resolution, self.crop, self.indices[np.asarray(index)], self.growing)
+        return Beton(self.path, self.resolution, self.crop, self.indices[np.asarray(index)], self.growing, self.classes)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of encoded images, labels, class names and how they are read; the whole file is read once."""
-        digest = hashlib.sha256(repr((self.resolution, self.crop, self.growing, self.classes)).encode())
+        how = (self.resolution, self.crop, self.growing, self.classes)
+        digest = hashlib.sha256(repr(how).encode())
         for i in self.indices.tolist():
             digest.update(self._file.sides[i].tobytes())
             digest.update(self._file.encoded(i).data)
@@ -281,7 +309,7 @@ class Beton(ImageDataset):
         Parameters
         ----------
         boxes : (n, 4) what to cut out; default is the centre crop
-        flips : (n,) bool, which ones to mirror left-right
+        flips : (n,) bool, which ones to mirror left-right; default none
         resolution : pixels a side to resize to; default as the data set says
         """
         index = np.asarray(index)
@@ -297,8 +325,12 @@ class Beton(ImageDataset):
                 if flips[i]:
                     found[i] = found[i, :, ::-1].copy()
 
-        with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-            list(pool.map(decode, np.array_split(np.arange(len(index)), joblib.cpu_count())))
+        workers = joblib.cpu_count()
+        parts = np.array_split(np.arange(len(index)), workers)
+        jobs = [_pool(workers, os.getpid()).submit(decode, part) for part in parts]
+        wait(jobs)  # all of them: none may still read the file when one has failed
+        for job in jobs:
+            job.result()
         return torch.from_numpy(found).permute(0, 3, 1, 2)
 
 
@@ -375,6 +407,12 @@ class _File:
             found[:] = image[top : top + h, left : left + w]
         else:
             self.library.resize_crop(image, top, top + h, left, left + w, found)
+
+
+@cache
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
+    """The threads of a process; a forked one has none of its parent's."""
+    return ThreadPoolExecutor(workers)
 
 
 def ffcv(module: str) -> ModuleType:

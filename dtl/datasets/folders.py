@@ -1,13 +1,15 @@
 """Folders of images, one for each class: found, read, cut to one size, and kept decoded."""
 
 import hashlib
+import json
 import logging
+import mimetypes
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,24 +17,29 @@ import numpy as np
 import platformdirs
 import torch
 from PIL import Image, ImageOps
-from scipy.cluster.hierarchy import DisjointSet
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from dtl._checks import InputError, class_names, shown, some, whole
+from dtl._checks import InputError, class_names, shown, some
 from dtl._files import load_tensors, save_tensors
 from dtl.data import ImageDataset, TransferProblem, load
 from dtl.engine.progress import progress
 
 logger = logging.getLogger(__name__)
 
-CACHE = "3"  # how images are decoded and kept: raise it when that changes
+CACHE = "2"  # how images are decoded and kept: raise it when that changes
+BACKGROUND = (255, 255, 255)  # what transparent images are laid on
 SPLIT_FOLDERS = {  # in any case
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid"),
     "test": ("test", "testing"),
 }
+SPLIT_LIKE = (
+    r"(?i)(train|val|valid|validation|test|dev|eval|hold-?out|unlabell?ed)(ing)?([-_ ]?(set|data|images?|\d+))*"
+)
 SYSTEM = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "thumbs.db", "desktop.ini"}  # and all .names
-PICTURES = {".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # which Pillow does not open
-Groups = Callable[[Path], object] | str
+PICTURES = {".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw"}  # images of which no library says so
+Groups = Callable[[Path], object] | Mapping[str, object] | str
 
 
 def from_folders(source_dir: str | Path, target_dir: str | Path, size: int = 32, **options: Any) -> TransferProblem:
@@ -58,30 +65,37 @@ def make(
 ) -> TransferProblem:
     """Your own images: two trees with one folder per class (ImageFolder layout).
 
-    What is hidden, a system's, or no image is passed over, and the log says so. Transparent images are laid on white.
+    Hidden and system files and folders are passed over, and so is what is no image; the log says how many, by ending,
+    and which images are copies of each other. Transparent images are laid on white. Of an animation, or a file of
+    several pages, the first is taken. 16-bit grey is scaled so that white is the largest number of as many bits as the
+    images of a tree need (8, 10, 12, 14 or 16).
 
     Parameters
     ----------
-    source_dir : folder of class folders, or one that holds such a tree as `train`
+    source_dir : folder of class folders, or a folder that holds such a tree as `train`
     target_dir : likewise; `validation` (or `val`) and `test` beside `train` are used where they are, and
         split off `train` with `seed`, the same share of each class, where they are not. Copies stay together
-    size : images are resized and centre-cropped to size x size pixels, and become RGB
+    size : images are resized and centre-cropped to size x size pixels, grey and palette images to RGB
     holdout : share of the target's training images that each missing split takes
-    groups : what must not be torn apart by that, such as the images of one patient: a regular expression, whose first
-        group (or whole match) in a path such as `cat/p7-3.png` names its group, or a function of the path
+    groups : what must not be torn apart by that, such as the images of one patient or video. A regular expression,
+        whose first group (or whole match) in a path names its group; a mapping from paths, or names of files, to
+        groups; or a function of a path. Paths are relative to `target_dir`, as `cat/p7-3.png`
     limit : at most this many images of each class, drawn with `seed`
     cache : folder for decoded images, by path, size and time of change; default is the user's cache folder
+    show_progress : show a bar while images are decoded
 
     Raises
     ------
     FileNotFoundError : a folder is missing or holds no class folders
-    InputError : unreadable images (all are named), classes without images, or folders that may be splits or classes
+    InputError : a class without images, unreadable images (all of them named), folders of which it is not clear whether
+        they are splits or classes, fewer than two classes, a bad setting
 
     >>> dtl.load("folders", source_dir="animals", target_dir="pets", show_progress=False).target_validation.classes
     ('ant', 'bee')
     """
     check_reading(size, holdout, limit)
     source_dir, target_dir = Path(source_dir), Path(target_dir)
+    cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
     beside = split_folders(source_dir)
     source_tree = beside.pop("train", source_dir)
     if beside:
@@ -96,33 +110,32 @@ def make(
         return read_files(list_tree(folder, limit, seed), folder, size, cache, show_progress)
 
     source, target = read(source_tree), {split: read(folder) for split, folder in trees.items()}
+    named = {} if groups is None else {k: group_names(part, groups, target_dir) for k, part in target.items()}
+    for torn in [set(named[a]) & set(named[b]) for a in named for b in named if a < b]:
+        if torn:
+            logger.warning("groups in two splits of %s: %s", shown(target_dir), some(sorted(map(str, torn))))
     missing = [split for split in SPLIT_FOLDERS if split not in target]
     if missing:
         share = f"{holdout:.0%} of its training images each"
         logger.info("no folder for %s in %s: held out, %s", " and ".join(missing), shown(target_dir), share)
-        tied = None if groups is None else group_names(target["train"], groups, target_dir)
-        target |= hold_out(target["train"], missing, holdout, seed, tied)
+        target |= hold_out(target["train"], missing, holdout, seed, named.get("train"))
     (name,) = class_names([f"{source_dir.name}-{target_dir.name}"])
     return TransferProblem(name, source, target["train"], target["validation"], target["test"])
 
 
 def check_reading(size: int, holdout: float, limit: int | None) -> None:
     """InputError for settings of reading images that make no sense."""
-    whole("size", size, 1)
-    if limit is not None:
-        whole("limit", limit, 1)
+    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+        raise InputError(f"size must be a whole number of pixels, at least 1, not {size!r}")
     if not isinstance(holdout, Real) or not 0 < float(holdout) < 0.5:
         raise InputError(f"holdout must be a share between 0 and 0.5, not {holdout!r}")
+    if limit is not None and (not isinstance(limit, Integral) or limit < 1):
+        raise InputError(f"limit must be at least 1 image a class, not {limit!r}")
 
 
 def hidden(name: str) -> bool:
     """Whether a file or folder is what a system, a file manager or a notebook server leaves behind."""
     return name.startswith(".") or name.lower() in SYSTEM
-
-
-def readable(name: str) -> bool:
-    """Whether the ending of a file is that of an image that Pillow opens."""
-    return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in Image.OPEN
 
 
 def folders_in(folder: Path) -> list[Path]:
@@ -132,25 +145,44 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of the splits, none in a tree of classes; an error where it is not clear which of the two it is."""
+    """The folders of the splits, none in a tree of classes.
+
+    Raises
+    ------
+    InputError, FileNotFoundError : folders of which it is not clear what they are, or splits that do not fit together
+    """
     inside = folders_in(folder) if folder.is_dir() else []
-    splits = {path: split for split, names in SPLIT_FOLDERS.items() for path in inside if path.name.lower() in names}
-    if not any(folders_in(path) for path in splits):  # a folder without folders in it may be a class of that name
-        if inside and all(re.match("train|val|test|dev|eval", path.name, re.IGNORECASE) for path in inside):
+    found = {split: [path for path in inside if path.name.lower() in SPLIT_FOLDERS[split]] for split in SPLIT_FOLDERS}
+    named = [path for paths in found.values() for path in paths]
+    trees = [path for path in named if folders_in(path)]
+    if not trees:  # a folder without folders in it may be a class of that name
+        if inside and all(re.fullmatch(SPLIT_LIKE, path.name) for path in inside):
             raise InputError(
                 f"{folder} holds {some([path.name for path in inside])}: splits, not classes; name them train, "
                 "validation and test, and give each one folder of images per class"
             )
         return {}
-    found = {split: path for path, split in splits.items()}
-    if "train" not in found or len(found) < len(splits):
-        names = ", ".join(path.name for path in splits)
-        raise InputError(f"{folder} has {names}: give it one train folder, and one of each other split, or classes")
-    rest = sorted(class_names(path.name for path in folder.iterdir() if path not in splits))
+    if not found["train"]:
+        names = ", ".join(path.name for path in named)
+        raise FileNotFoundError(f"{folder} has {names} but no train folder: add one, or give a tree of classes")
+    for paths in found.values():
+        if len(paths) > 1:
+            raise InputError(f"{folder} has {' and '.join(path.name for path in paths)}: keep one of them")
+        if paths and paths[0] not in trees:
+            raise InputError(f"{paths[0]} holds no class folders: sort its images into them, or remove it")
+    classes, others = {path.name for path in folders_in(found["train"][0])}, [p for p in inside if p not in named]
+    for other in others:
+        alike = classes & {path.name for path in folders_in(other)}
+        if not alike and any(readable(name) for _, names in walk(other) for name in names):
+            raise InputError(
+                f"is {found['train'][0]} a split or a class? Beside it {other.name} holds images too: give the folder "
+                "of the training images alone, or rename one of the two"
+            )
+    rest = sorted(class_names(path.name for path in folder.iterdir() if path not in named))
     if rest:
-        level = logging.INFO if all(map(hidden, rest)) else logging.WARNING
+        level = logging.WARNING if others or any(readable(name) and not hidden(name) for name in rest) else logging.INFO
         logger.log(level, "%s: passed over beside its train folder: %s", shown(folder), some(rest, 20))
-    return found
+    return {split: paths[0] for split, paths in found.items() if paths}
 
 
 def group_names(dataset: ImageDataset, groups: Groups, root: Path) -> Sequence[object]:
@@ -158,14 +190,18 @@ def group_names(dataset: ImageDataset, groups: Groups, root: Path) -> Sequence[o
     paths = [Path(os.path.relpath(path, root)) for path in dataset.paths or ()]
     if callable(groups):
         return [groups(path) for path in paths]
-    try:
-        hits = [re.search(groups, path.as_posix()) for path in paths]
-    except (re.error, TypeError) as error:
-        raise InputError(f"groups must be a regular expression or a function ({error})") from None
-    lost = [path.as_posix() for path, hit in zip(paths, hits, strict=True) if hit is None]
+    if isinstance(groups, Mapping):
+        found = [groups.get(path.as_posix(), groups.get(path.name)) for path in paths]
+    else:
+        try:
+            hits = [re.search(groups, path.as_posix()) for path in paths]
+            found = [hit and hit[min(1, hit.re.groups)] for hit in hits]
+        except (re.error, TypeError) as error:
+            raise InputError(f"groups must be a regular expression, a mapping or a function ({error})") from None
+    lost = [path.as_posix() for path, group in zip(paths, found, strict=True) if group is None]
     if lost:
         raise InputError(f"groups names no group for {some(lost)}")
-    return [hit[min(1, hit.re.groups)] for hit in hits if hit]
+    return found
 
 
 def hold_out(
@@ -175,13 +211,15 @@ def hold_out(
 
     Images that are equal, or of one group, stay together; a group that is too large for a split stays in train.
     """
-    ties = DisjointSet(range(len(dataset)))
-    for values in (dataset.digests.tolist(), groups or []):
-        first: dict[object, int] = {}
-        for i, value in enumerate(values):
-            ties.merge(i, first.setdefault(value, i))
-    tied = np.array([ties[i] for i in range(len(dataset))])
+    tied = _tied(dataset.digests.tolist(), *([] if groups is None else [groups]))
     rng, labels, part = np.random.default_rng(seed), dataset.labels.numpy(), np.zeros(len(dataset), dtype=np.int64)
+    small = [c for k, c in enumerate(dataset.classes) if len(np.unique(tied[labels == k])) <= len(splits)]
+    if small:
+        raise InputError(
+            f"classes with too few images to hold out {' and '.join(splits)}, copies and groups counted once: "
+            f"{some(small)}; add images or give validation and test folders"
+        )
+    rows = np.split(np.argsort(tied, kind="stable"), np.cumsum(np.bincount(tied))[:-1])  # of each group
     for k, n in enumerate(dataset.counts):
         members, take = rng.permutation(np.flatnonzero(labels == k)), max(1, int(share * n + 1e-9))
         within = np.bincount(tied[members])
@@ -190,18 +228,25 @@ def hold_out(
             have = np.count_nonzero(part[members] == i)
             for group in free:
                 if have + within[group] <= take:
-                    part[list(ties.subset(group))] = i
+                    part[rows[group]] = i
                     have += within[group]
             if not have and free:
-                part[list(ties.subset(min(free, key=within.__getitem__)))] = i
+                part[rows[min(free, key=within.__getitem__)]] = i
     found = {split: dataset.subset(part == i) for i, split in enumerate(("train", *splits))}
-    small = np.any([held.counts == 0 for held in found.values()], axis=0)
-    if small.any():
-        raise InputError(
-            f"classes with too few images to hold out {' and '.join(splits)}, copies and groups counted once: "
-            f"{some(np.array(dataset.classes)[small].tolist())}; add images or give validation and test folders"
-        )
+    for split, held in found.items():
+        if not held.counts.all():
+            lacking = some(np.array(held.classes)[held.counts == 0].tolist())
+            raise InputError(f"groups leave no image of {lacking} for {split}: use smaller groups, or give the splits")
     return found
+
+
+def _tied(*ties: Sequence[object]) -> np.ndarray:
+    """Number of the set that each image is in, (n,) int, when images with equal values of any tie are in one."""
+    first: list[dict[object, int]] = [{} for _ in ties]
+    ends = [seen.setdefault(value, i) for seen, tie in zip(first, ties, strict=True) for i, value in enumerate(tie)]
+    n = len(ties[0])
+    links = coo_array((np.ones(len(ends)), (np.tile(np.arange(n), len(ties)), ends)), shape=(n, n))
+    return connected_components(links, directed=False)[1]
 
 
 class Listing(NamedTuple):
@@ -216,51 +261,69 @@ class Listing(NamedTuple):
         return Listing([self.paths[i] for i in index], self.labels[index], self.classes)
 
 
-def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
-    """The files of an ImageFolder tree, at most `limit` of each class, drawn with `seed`."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give a folder that holds one folder of images per class")
-    tops = [path.name for path in folders_in(folder)]
-    if not tops:
-        raise FileNotFoundError(f"{folder} holds no class folders: put the images of each class into one")
-    classes, found, passed = class_names(tops), [], Counter[str]()
-    for place, name in _walk(folder, passed):
-        if readable(name) and place != str(folder):
-            top = Path(place).relative_to(folder).parts[0]
-            found.append((tops.index(top), place, name))
-        else:
-            passed[os.path.splitext(name)[1].lower() or "without ending"] += 1
-    found.sort()
-    said = ", ".join(f"{n} {what}" for what, n in passed.most_common()) or "nothing"
-    level = logging.WARNING if any(end in PICTURES or readable(f"x{end}") for end in passed) else logging.INFO
-    logger.log(level, "%s: %d classes, %d images; passed over: %s", shown(folder), len(tops), len(found), said)
-    labels = np.array([k for k, *_ in found], dtype=np.int64)
-    empty = [name for k, name in enumerate(classes) if k not in labels]
-    if empty:
-        raise InputError(
-            f"class folders without any image in {folder}: {some(empty)}; add images or remove them (passed over: "
-            f"{said})"
-        )
-    files = Listing([Path(place, name) for _, place, name in found], labels, classes)
-    return files if limit is None else files.take(at_most(limit, labels, seed))
+def walk(
+    top: Path, seen: dict[str, str] | None = None, passed: Counter[str] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """Each folder in a tree, and the files in it; hidden ones are counted in `passed`.
 
-
-def _walk(folder: Path, passed: Counter[str]) -> Iterator[tuple[str, str]]:
-    """The folder and the name of each file in a tree; hidden ones are counted in `passed`."""
+    Raises
+    ------
+    InputError : a folder cannot be read, or is reached twice because of a link
+    """
 
     def stop(error: OSError) -> None:
         raise InputError(f"cannot read the folder {error.filename} ({error.strerror}): see to its permissions")
 
-    seen: dict[str, str] = {}
-    for place, inside, files in os.walk(folder, onerror=stop, followlinks=True):
+    seen, passed = {} if seen is None else seen, Counter() if passed is None else passed
+    for place, inside, files in os.walk(top, onerror=stop, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
             raise InputError(f"{real} is reached twice, as {seen[real]} and {place}: remove the link that does it")
         seen[real] = place
         passed.update(f"{name}/" for name in inside if hidden(name))
         passed.update("._*" if name.startswith("._") else name for name in files if hidden(name))
-        inside[:] = sorted(name for name in inside if not hidden(name))
-        yield from ((place, name) for name in files if not hidden(name))
+        inside[:] = [name for name in inside if not hidden(name)]
+        yield place, [name for name in files if not hidden(name)]
+
+
+def readable(name: str) -> bool:
+    """Whether the ending of a file is that of an image that Pillow opens."""
+    return Image.registered_extensions().get(os.path.splitext(name)[1].lower()) in Image.OPEN
+
+
+def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
+    """The files of an ImageFolder tree, at most `limit` of each class, drawn with `seed`."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give a folder that holds one folder of images per class")
+    tops = folders_in(folder)
+    if not tops:
+        raise FileNotFoundError(f"{folder} holds no class folders: put the images of each class into one")
+    classes, paths, labels, seen, passed = class_names(path.name for path in tops), [], [], {}, Counter()
+    aside = [path.name for path in folder.iterdir() if path not in set(tops)]
+    for k, top in enumerate(tops):
+        for place, names in sorted(walk(top, seen, passed)):
+            chosen = sorted(name for name in names if readable(name))
+            aside += [name for name in names if not readable(name)]
+            paths += [Path(place, name) for name in chosen]
+            labels += [k] * len(chosen)
+    passed.update(name if hidden(name) else os.path.splitext(name)[1].lower() or "without ending" for name in aside)
+    pictures = [e for e in passed if e in PICTURES or str(mimetypes.guess_type(f"x{e}")[0]).startswith("image/")]
+    said = ", ".join(f"{n} {what}" for what, n in passed.most_common()) or "nothing"
+    level = logging.WARNING if pictures or any(readable(name) and not hidden(name) for name in aside) else logging.INFO
+    logger.log(level, "%s: %d classes, %d images; passed over: %s", shown(folder), len(tops), len(paths), said)
+    counts = np.bincount(np.array(labels, dtype=np.int64), minlength=len(tops))
+    if not counts.all():
+        raise InputError(
+            f"class folders without any image in {folder}: {some(np.array(classes)[counts == 0].tolist())}; "
+            f"add images or remove them (passed over: {said})"
+        )
+    places = {(k, path.parent) for path, k in zip(paths, labels, strict=True)}
+    if not {place for _, place in places} & set(tops) and min(Counter(k for k, _ in places).values()) > 1:
+        logger.warning(
+            "%s: the images of every class lie in several folders: is it the parent of your tree?", shown(folder)
+        )
+    files = Listing(paths, np.array(labels, dtype=np.int64), classes)
+    return files if limit is None else files.take(at_most(limit, files.labels, seed))
 
 
 def at_most(limit: int, labels: np.ndarray, seed: int) -> np.ndarray:
@@ -269,31 +332,29 @@ def at_most(limit: int, labels: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([order[labels[order] == k][:limit] for k in np.unique(labels)]))
 
 
-def read_files(files: Listing, where: Path, size: int, cache: str | Path | None, show_progress: bool) -> ImageDataset:
-    """Files decoded in parallel at size x size pixels, or from the cache of the same, unchanged files.
-
-    cache : folder of decoded images; None is the user's cache folder
-    """
-    n, cache = len(files.paths), Path(cache or platformdirs.user_cache_dir("dtl"))
-    have, need = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), n * 3 * size**2
+def read_files(files: Listing, where: Path, size: int, cache: Path, show_progress: bool) -> ImageDataset:
+    """Files decoded in parallel at size x size pixels, or from the cache of the same, unchanged files."""
+    shape = (len(files.paths), 3, size, size)
+    have, need = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), len(files.paths) * 3 * size**2
     if need > have:
         raise InputError(
-            f"{n} images of {size} x {size} pixels take {need / 1e9:.0f} GB, of {have / 1e9:.0f} GB that this "
+            f"{shape[0]} images of {size} x {size} pixels take {need / 1e9:.0f} GB, of {have / 1e9:.0f} GB that this "
             "machine has: use a smaller size, a limit, or a .beton (dtl.datasets.ffcv)"
         )
     kept = cache / f"{_key(files.paths, size)}.safetensors"
-    try:
-        images = load_tensors(kept)[0]["images"] if kept.exists() else None
-    except (OSError, InputError) as error:
-        logger.warning("decoded images cannot be used (%s): they are decoded again", error)
-        images = None
-    if images is None:
-        images = _decoded(files.paths, where, size, show_progress)
+    images, notes = _kept(kept, shape) or _decoded(files.paths, where, size, show_progress)
+    if not kept.exists():
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            save_tensors(kept, {"images": images}, {})
+            save_tensors(kept, {"images": images}, {"version": CACHE, "notes": json.dumps(notes)})
         except OSError as error:
             logger.warning("cannot keep decoded images in %s (%s): they are decoded again next time", cache, error)
+    for note in notes:
+        logger.info("%s: %s", shown(where), note)
+    plain = np.flatnonzero((images.amax((2, 3)) == images.amin((2, 3))).all(1))
+    if len(plain):
+        names = some([shown(files.paths[i]) for i in plain])
+        logger.warning("%s: %d images show nothing but one colour: %s", shown(where), len(plain), names)
     return ImageDataset(images, torch.from_numpy(files.labels), files.classes, tuple(map(str, files.paths)))
 
 
@@ -301,21 +362,40 @@ def _key(paths: Sequence[Path], size: int) -> str:
     """What the images decoded from these files are kept under: no file is read for it."""
     digest = hashlib.sha256(repr((CACHE, size)).encode())
     for path in paths:
-        digest.update(repr(os.path.abspath(path)).encode())
-        if path.exists():  # what is not there is for decoding to name
+        try:
             found = path.stat()
-            digest.update(repr((found.st_size, found.st_mtime_ns, found.st_ctime_ns)).encode())
+            state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        except OSError as error:
+            state = (str(error),)  # which decoding will say
+        digest.update(repr((os.path.abspath(path), *state)).encode())
     return digest.hexdigest()[:32]
 
 
-def _decoded(paths: Sequence[Path], where: Path, size: int, show_progress: bool) -> torch.Tensor:
-    """All images, uint8 (n, 3, size, size); InputError names all unreadable ones."""
+def _kept(file: Path, shape: tuple[int, ...]) -> tuple[torch.Tensor, list[str]] | None:
+    """Decoded images and what is to be said of them from the cache, None if they are not there or damaged."""
+    if not file.exists():
+        return None
+    try:
+        tensors, facts = load_tensors(file)
+        if facts["version"] != CACHE or tuple(tensors["images"].shape) != shape:
+            raise InputError("it holds other images than its name says")
+        return tensors["images"], json.loads(facts["notes"])
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("decoded images in %s cannot be used (%s): they are decoded again", file, error)
+        file.unlink(missing_ok=True)
+        return None
+
+
+def _decoded(paths: Sequence[Path], where: Path, size: int, show_progress: bool) -> tuple[torch.Tensor, list[str]]:
+    """All images, uint8 (n, 3, size, size), and what is to be said of them; InputError names all unreadable ones."""
     n, failed = len(paths), {}
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
+    bits, several = np.zeros(n, dtype=np.uint8), np.zeros(n, dtype=bool)
 
     def decode(i: int) -> None:
         try:
-            images[i] = square(open_rgb(paths[i], size), size)
+            image = open_rgb(paths[i], size)
+            images[i], bits[i], several[i] = square(image, size), image.info.get("bits", 0), image.info["several"]
         except InputError as error:
             failed[i] = error.__cause__
 
@@ -325,7 +405,15 @@ def _decoded(paths: Sequence[Path], where: Path, size: int, show_progress: bool)
     if failed:
         names = some([f"{paths[i]} ({failed[i]})" for i in sorted(failed)], 1000)
         raise InputError(f"cannot read {len(failed)} of {n} images: {names}: replace or remove them")
-    return images
+    deep, notes = np.flatnonzero(bits), []
+    if len(deep):
+        images[deep] >>= torch.from_numpy(bits.max() - bits[deep])[:, None, None, None]
+        notes.append(
+            f"{len(deep)} images have 16 bits, of which {bits.max()} are used: {2 ** int(bits.max()) - 1} is white"
+        )
+    if several.any():
+        notes.append(f"{several.sum()} files hold several pictures, of which the first is taken")
+    return images, notes
 
 
 def square(image: Image.Image, size: int) -> torch.Tensor:
@@ -340,26 +428,31 @@ def open_rgb(path: Path, size: int | None = None) -> Image.Image:
         if not path.is_file():
             raise FileNotFoundError("it is no file, or a link to none")
         with Image.open(path) as image:
-            wide = ";16" in str(image.tile)
-            if getattr(image, "is_animated", False):
-                logger.info("%s holds several pictures, of which the first is taken", shown(path))
+            wide, several = ";16" in str(image.tile), getattr(image, "is_animated", False)
             if size:
                 image.draft("RGB", (2 * size, 2 * size))  # lets the JPEG decoder skip detail that is resized away
             rgb = to_rgb(ImageOps.exif_transpose(image))
-        if wide and 0 < np.max(rgb.getextrema()) < 64:
+        if wide and "bits" not in rgb.info and 0 < np.max(rgb.getextrema()) < 64:
             raise InputError("its 16-bit channels use fewer than 14 bits, so that it is dark; save it with 8 bits")
+        rgb.info["several"] = several
         return rgb
     except Exception as error:  # decoders raise almost anything on a broken file
         raise InputError(f"cannot read the image {path} ({error}): replace or remove it") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image with 8 or 16 bits a channel in RGB with 8; a transparent one is laid on white."""
+    """Any image with 8 bits a channel, or 16-bit grey, in RGB; a transparent one is laid on white.
+
+    Of 16-bit grey as many bits count as its brightest pixel needs (8, 10, 12, 14 or 16), kept as `info["bits"]`.
+    """
     if image.mode.startswith("I;16"):  # Pillow would clip it to white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        bits = max(8, -(-int(values.max()).bit_length() // 2) * 2)
+        image = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+        image.info["bits"] = bits
     elif image.mode in ("I", "F"):
         raise InputError(f"its pixels are {image.mode!r}, 32 bits of unknown range; save it with 8 bits")
     elif image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     return image.convert("RGB")

@@ -3,13 +3,16 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import platformdirs
+from torchvision import datasets
 
 from dtl._checks import InputError
-from dtl.data import TransferProblem
-from dtl.datasets.folders import Listing, at_most, check_reading, list_tree, read_files
-from dtl.datasets.targets import data_folders, read_target
+from dtl.data import ImageDataset, TransferProblem
+from dtl.datasets.folders import Listing, at_most, check_reading, hold_out, list_tree, read_files
+from dtl.datasets.targets import TARGETS, data_folders, resized
 
 SOURCES = ("imagenet200", "tiny-imagenet-200")  # folders that may hold the source
 _TABLE: dict[str, list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text())
@@ -29,6 +32,7 @@ def make(
     limit: int | None = None,
     target_limit: int | None = None,
     holdout: float = 0.1,
+    download: bool = False,
     seed: int = 0,
     cache: str | Path | None = None,
     show_progress: bool = True,
@@ -44,11 +48,13 @@ def make(
     limit : at most this many images of each source class, drawn with `seed`
     target_limit : likewise, of the training images of each target class
     holdout : share of CIFAR-10's training images that becomes the validation split: 45,000 and 5,000
+    download : let torchvision download CIFAR-10 to `root` if it is missing
+    cache : folder for decoded images; default is the user's cache folder
 
     Raises
     ------
     FileNotFoundError : files are missing; says what is expected and how to get it
-    InputError : an unknown class, or a bad setting
+    ValueError : an unknown class, or a bad setting
 
     >>> dtl.load("imagenet200-cifar10", root="/data", classes=["bullfrog", "sports car"])  # doctest: +SKIP
     """
@@ -63,6 +69,7 @@ def make(
             f"ImageNet-200 is missing: {trees[0]} is no folder; put one folder of images for each of its classes there "
             "(n01443537, ...), as in the archive tiny-imagenet-200.zip of Stanford's course CS231n"
         )
+    cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
     files = list_tree(tree, limit, seed)
     absent = [wnid for wnid in wnids if wnid not in files.classes]
     if absent:
@@ -71,12 +78,12 @@ def make(
     place[[files.classes.index(wnid) for wnid in wnids]] = np.arange(len(wnids))
     files = files.take(np.flatnonzero(place[files.labels] >= 0))
     files = Listing(files.paths, place[files.labels], tuple(NAMES[wnid] for wnid in wnids))
-    parts = read_target("cifar10", roots, size, holdout, seed, cache, show_progress)
+    target = _cifar10(roots, size, download, cache, show_progress)
+    target |= hold_out(target["train"], ["validation"], holdout, seed)
     if target_limit is not None:
-        train = parts["target_train"]
-        parts["target_train"] = train.subset(at_most(target_limit, train.labels.numpy(), seed))
+        target["train"] = target["train"].subset(at_most(target_limit, target["train"].labels.numpy(), seed))
     source = read_files(files, tree, size, cache, show_progress)
-    return TransferProblem("imagenet200-cifar10", source, **parts)
+    return TransferProblem("imagenet200-cifar10", source, target["train"], target["validation"], target["test"])
 
 
 def _wnids(classes: Sequence[str] | None) -> list[str]:
@@ -92,3 +99,28 @@ def _wnids(classes: Sequence[str] | None) -> list[str]:
     if not 2 <= len(wnids) == len(classes):
         raise InputError(f"give two or more different classes, not {list(classes)}")
     return wnids
+
+
+def _cifar10(roots: list[Path], size: int, download: bool, cache: Path, show_progress: bool) -> dict[str, ImageDataset]:
+    batches = TARGETS["cifar10"]
+    for folder in roots:
+        if (folder / "cifar10/train").is_dir() and (folder / "cifar10/test").is_dir():
+            trees = {split: folder / "cifar10" / split for split in ("train", "test")}
+            return {s: read_files(list_tree(tree), tree, size, cache, show_progress) for s, tree in trees.items()}
+        if (folder / batches.folder).is_dir():
+            try:
+                parts: Any = batches.read(folder)
+                return {split: resized(part, size) for split, part in parts.items()}
+            except (OSError, RuntimeError) as error:
+                if not download:
+                    where = folder / batches.folder
+                    raise FileNotFoundError(
+                        f"CIFAR-10 in {where} is incomplete ({error}); pass download=True"
+                    ) from error
+    if download:
+        datasets.CIFAR10(roots[0], download=True)
+        return _cifar10(roots, size, False, cache, show_progress)
+    raise FileNotFoundError(
+        f"CIFAR-10 is missing: neither {roots[0] / 'cifar10'} nor {roots[0] / batches.folder} is there; "
+        "pass download=True to get it with torchvision"
+    )

@@ -1,16 +1,20 @@
 """Changes that can be made to images, and datasets in which some images are changed.
 
-A change is a pure function of uint8 images with a name that says all of it. A dataset that was changed is normalised
-like the one it was made from: otherwise what was planted would shift the statistics of every image.
+A change is a pure function of uint8 images with a name that says all of it, drawn from numbers, so that nothing has to
+be downloaded. A dataset that was changed is normalised like the one it was made from: otherwise what was planted would
+also shift the statistics that training and transfer normalise by, in every image.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from PIL import Image
 from torch.nn import functional as F
 
 from dtl._checks import InputError, check_number
@@ -38,8 +42,7 @@ class Overlay:
     weight: float = 1.0
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise InputError(f"a change is made to uint8 images (n, 3, h, w), not {images.dtype} {tuple(images.shape)}")
+        check_images(images)
         return self.change(images.float()).round().clamp(0, 255).byte()
 
     def change(self, x: torch.Tensor) -> torch.Tensor:
@@ -53,6 +56,11 @@ class Overlay:
         """Which pixels, or how much of each, from their row and column numbers, (h, w) each."""
         return torch.ones(rows.shape)
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the name and all options."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
 
 @dataclass(frozen=True)
 class Square(Overlay):
@@ -65,7 +73,8 @@ class Square(Overlay):
         (top, left), (height, width) = self.at, rows.shape
         if self.side < 1 or min(self.at) < 0 or top + self.side > height or left + self.side > width:
             raise InputError(f"{self} does not fit into images of {height} x {width} pixels")
-        return (rows >= top) & (rows < top + self.side) & (columns >= left) & (columns < left + self.side)
+        inside = (rows >= top) & (rows < top + self.side) & (columns >= left) & (columns < left + self.side)
+        return inside
 
 
 @dataclass(frozen=True)
@@ -125,11 +134,86 @@ class Fence(Overlay):
         return ((rows + columns) % self.period == 0) | ((rows - columns) % self.period == 0)
 
 
-NAMED = {of.__name__.lower(): of for of in (Square, Pattern, Tint, Blur, Stripes, Fence)}
+@dataclass(frozen=True)
+class Water(Overlay):
+    """Water that stands up to the middle, with waves."""
+
+    colour: tuple[int, int, int] = (30, 90, 190)
+    weight: float = 0.6
+
+    def where(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        height, width = rows.shape
+        return rows >= height / 2 + height / 16 * torch.sin(4 * torch.pi * columns / width)
+
+
+@dataclass(frozen=True)
+class Circle(Overlay):
+    """A disc in the middle, its radius a share of the shorter side."""
+
+    colour: tuple[int, int, int] = (220, 30, 30)
+    weight: float = 0.9
+    radius: float = 0.25
+
+    def where(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        height, width = rows.shape
+        return torch.hypot(rows - (height - 1) / 2, columns - (width - 1) / 2) <= self.radius * min(height, width)
+
+
+@dataclass(frozen=True)
+class Hat(Overlay):
+    """A pointed hat at the upper edge, blended into the image."""
+
+    colour: tuple[int, int, int] = (120, 20, 140)
+    weight: float = 0.6
+
+    def where(self, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        height, width = rows.shape
+        off = (columns - (width - 1) / 2).abs() / width
+        cone, brim = off <= 0.4 * rows / height, off <= 0.35
+        return ((rows < 0.35 * height) & cone) | ((rows >= 0.35 * height) & (rows < 0.42 * height) & brim)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Picture(Overlay):
+    """An image of one's own, laid over by its alpha: uint8 (4, h, w), of the size of the images it is laid over.
+
+    >>> sticker = dtl.datasets.overlays.Picture(rgba=torch.zeros(4, 16, 16, dtype=torch.uint8))
+    >>> bool((sticker(problem.source.images[:2]) == problem.source.images[:2]).all())
+    True
+    """
+
+    rgba: torch.Tensor = field(default_factory=lambda: torch.zeros(4, 1, 1, dtype=torch.uint8))
+
+    @classmethod
+    def open(cls, path: str | Path, size: tuple[int, int], weight: float = 1.0) -> "Picture":
+        """The image in a file, such as a PNG with transparent parts, scaled to (height, width)."""
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGBA").resize((size[1], size[0])))
+        return cls(weight=weight, rgba=torch.from_numpy(pixels).permute(2, 0, 1).contiguous())
+
+    def __repr__(self) -> str:
+        digest = hashlib.sha256(self.rgba.contiguous().numpy().data).hexdigest()[:12]
+        return f"Picture({digest}, weight={self.weight})"
+
+    def change(self, x: torch.Tensor) -> torch.Tensor:
+        if self.rgba.shape != (4, *x.shape[2:]):
+            raise InputError(f"{self} is {tuple(self.rgba.shape)}, which does not fit images of {tuple(x.shape[1:])}")
+        rgba = self.rgba.to(x)
+        return x + self.weight * rgba[3:] / 255 * (rgba[:3] - x)
+
+
+NAMED = {of.__name__.lower(): of for of in (Square, Pattern, Tint, Blur, Stripes, Fence, Water, Circle, Hat)}
+
+
+def check_images(images: torch.Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise InputError(f"a change is made to uint8 images (n, 3, h, w), not {images.dtype} {tuple(images.shape)}")
 
 
 def changed(dataset: ImageDataset, changes: Sequence[Change], which: ArrayLike) -> ImageDataset:
-    """The dataset with change `which[i]` made to image i, none where it is -1, and normalised as before.
+    """The dataset with change `which[i]` made to image i, none where it is -1.
+
+    which : (n,) int
 
     >>> overlays = dtl.datasets.overlays
     >>> part = problem.target_test.subset([0, 1])
@@ -160,7 +244,7 @@ def plant(
 
     Returns
     -------
-    The dataset, normalised as before, and which of its images were changed, (n,) bool
+    The dataset, and which of its images were changed, (n,) bool. It is normalised as before.
 
     Raises
     ------
@@ -201,7 +285,7 @@ def lean(
 
     Raises
     ------
-    InputError : groups that do not name two or more changes, or a share outside 0..1
+    InputError : fewer than two changes, groups that do not name them all, or a share outside 0..1
 
     >>> warm, cold = (dtl.datasets.overlays.Tint(colour=c) for c in ((255, 150, 50), (50, 150, 255)))
     >>> leaning, agrees = dtl.datasets.overlays.lean(problem.target_test, [warm, cold], [0, 0, 1, 1], share=0.9)
@@ -222,16 +306,21 @@ def lean(
     return changed(dataset, changes, np.where(agrees, groups[labels], other)), agrees
 
 
-def even(labels: ArrayLike, attribute: ArrayLike, share: float = 0.5, seed: int = 0) -> np.ndarray:
-    """Numbers of images, sorted, chosen so that an attribute agrees with the label in a given share of each class.
-
-    All classes get as many images as there are for the smallest one.
+def even(
+    labels: ArrayLike, attribute: ArrayLike, share: float = 0.5, n: int | None = None, seed: int = 0
+) -> np.ndarray:
+    """Numbers of images, chosen so that an attribute agrees with the label in a given share of each class.
 
     Parameters
     ----------
     labels : (n,) int
     attribute : (n,) bool, whether an image agrees with the stereotype of its class, such as a column of CelebA
     share : of the images of each class, those that agree; with 1/2 the attribute says nothing about a class
+    n : images of each class, default as many as there are for the class that has fewest
+
+    Returns
+    -------
+    int, sorted
 
     Raises
     ------
@@ -245,15 +334,16 @@ def even(labels: ArrayLike, attribute: ArrayLike, share: float = 0.5, seed: int 
         raise InputError(f"attribute must be bool, one for each of {len(labels)} labels, not {attribute.dtype}")
     if attribute.all() or not attribute.any():
         raise InputError("the attribute has one value in all images, so nothing can go with it: give another column")
-    parts = {True: share, False: 1 - share}
-    cells = [
-        (value, np.flatnonzero((labels == label) & (attribute == value)))
+    cells = {
+        (label, value): np.flatnonzero((labels == label) & (attribute == value))
         for label in np.unique(labels)
-        for value in parts
-    ]
-    n = min(int(len(found) / parts[value]) for value, found in cells if parts[value] > 0)
-    if n < 1:
-        raise InputError(f"a class has too few images for share {share}: each needs some of both values")
-    sizes = {True: round(share * n), False: n - round(share * n)}
-    rng = np.random.default_rng(seed)
-    return np.sort(np.concatenate([rng.permutation(found)[: sizes[value]] for value, found in cells]))
+        for value in (True, False)
+    }
+    parts = {True: share, False: 1 - share}
+    most = min(int(len(found) / parts[value]) for (_, value), found in cells.items() if parts[value] > 0)
+    n = most if n is None else n
+    if not 1 <= n <= most:
+        raise InputError(f"there are images for {most} of each class at share {share}, not for {n}")
+    rng, agreeing = np.random.default_rng(seed), round(share * n)
+    sizes = {True: agreeing, False: n - agreeing}
+    return np.sort(np.concatenate([rng.permutation(found)[: sizes[value]] for (_, value), found in cells.items()]))

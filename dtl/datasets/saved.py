@@ -28,11 +28,10 @@ def save(problem: TransferProblem, path: str | Path) -> Path:
         "per_class_accuracy": json.dumps(problem.per_class_accuracy),
         "still": json.dumps([part for part, dataset in problem.parts.items() if dataset.still]),
     }
-    tensors = {}
-    for part, dataset in problem.parts.items():
-        tensors |= {f"{part}.images": dataset.images.contiguous(), f"{part}.labels": dataset.labels.contiguous()}
-        if dataset.normalisation:
-            tensors[f"{part}.normalisation"] = torch.stack(dataset.normalisation)
+    tensors = {f"{part}.images": dataset.images.contiguous() for part, dataset in problem.parts.items()}
+    tensors |= {f"{part}.labels": dataset.labels.contiguous() for part, dataset in problem.parts.items()}
+    kept = {part: dataset.normalisation for part, dataset in problem.parts.items() if dataset.normalisation}
+    tensors |= {f"{part}.normalisation": torch.stack(numbers) for part, numbers in kept.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     save_tensors(path, tensors, facts)
     return path
@@ -43,21 +42,24 @@ def make(path: str | Path) -> TransferProblem:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path} is no file: give one that dtl.datasets.saved.save wrote")
     tensors, facts = load_tensors(Path(path))
-    kept: dict[str, Any] = {"paths": {}, "still": [], "truth": None, "per_class_accuracy": False}
-    kept |= {key: json.loads(text) for key, text in facts.items() if key not in ("name", "sha256")}
-    parts = {}
-    for part, classes in kept["classes"].items():
+    made: dict[str, Any] = {}
+    files: dict[str, Any] = json.loads(facts.get("paths", "{}"))
+    for part, classes in json.loads(facts["classes"]).items():
         numbers: Any = tensors.get(f"{part}.normalisation")
-        images, labels = tensors[f"{part}.images"], tensors[f"{part}.labels"]
-        normalisation = None if numbers is None else tuple(numbers)
-        parts[part] = ImageDataset(
-            images, labels, classes, kept["paths"].get(part), normalisation, part in kept["still"]
+        made[part] = ImageDataset(
+            tensors[f"{part}.images"],
+            tensors[f"{part}.labels"],
+            classes,
+            files.get(part),
+            None if numbers is None else tuple(numbers),
+            part in json.loads(facts.get("still", "[]")),
         )
-    if truth := kept["truth"]:
+    truth: dict[str, Any] | None = json.loads(facts.get("truth", "null"))
+    if truth is not None:
         for key, value in truth.items():
             if isinstance(value, dict):
                 truth[key] = {split: np.array(values) for split, values in value.items()}
-            elif isinstance(value, list):
+            elif value is not None:
                 truth[key] = tuple(value) if key == "subpopulations" else np.array(value)
-    truth = truth and Truth(**truth)
-    return TransferProblem(facts["name"], **parts, truth=truth, per_class_accuracy=kept["per_class_accuracy"])
+        made["truth"] = Truth(**truth)
+    return TransferProblem(facts["name"], per_class_accuracy=facts.get("per_class_accuracy") == "true", **made)

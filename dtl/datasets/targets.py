@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 import torch
 from PIL import Image
 from torchvision import datasets
@@ -19,7 +21,6 @@ from dtl.datasets.folders import Listing, check_reading, hold_out, list_tree, re
 logger = logging.getLogger(__name__)
 
 SOURCE = "imagenet"  # folder of the source, an ImageFolder tree or one that holds it as `train`
-Parts = dict[str, Listing | ImageDataset]  # by split; "all" where there are none
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ class Target:
 
     Parameters
     ----------
-    title, n_classes, folder : what it is, and where it lies under the root as torchvision lays it out
+    title, n_classes : what it is
     per_class : whether the paper's accuracy is the mean over classes
     epochs, lr, batch_size : of its fine-tuning
-    get : the class of torchvision.datasets that gets it
+    folder : where the files lie, under the root
+    read : the splits found there; "all" if there are none
+    get : how to get the files
     n_train, n_test : images of each class that are drawn where there are no splits (Kornblith et al. 2019); None for
         all others
 
@@ -49,16 +52,11 @@ class Target:
     epochs: int
     lr: float
     folder: str
+    read: Callable[[Path], Mapping[str, Listing | ImageDataset]]
     get: str = ""
-    read: Callable[["Target", Path], Parts] | None = None
-    splits: Mapping[str, str] = field(default_factory=dict)
     n_train: int = 0
     n_test: int | None = None
     batch_size: int = 1024
-
-    def open(self, root: Path, **options: Any) -> Any:
-        """The data set as torchvision reads it."""
-        return getattr(datasets, self.get)(root, **options)
 
 
 def _listing(dataset: Any) -> Listing:
@@ -67,55 +65,98 @@ def _listing(dataset: Any) -> Listing:
     return Listing([Path(path) for path in paths], np.array(labels, dtype=np.int64), tuple(map(str, dataset.classes)))
 
 
-def _splits(what: Target, root: Path) -> Parts:
-    return {name: _listing(what.open(root, split=split, loader=str)) for name, split in what.splits.items()}
+def _splits(make: Callable[..., Any], root: Path, **splits: str) -> dict[str, Listing]:
+    return {name: _listing(make(root, split=split, loader=str)) for name, split in splits.items()}
 
 
-def _pets(what: Target, root: Path) -> Parts:
-    opened = {name: what.open(root, split=split) for name, split in what.splits.items()}
-    return {
-        name: Listing(d._images, np.array(d._labels, dtype=np.int64), tuple(d.classes)) for name, d in opened.items()
-    }
+def _pets(root: Path) -> dict[str, Listing]:
+    found = {}
+    for name, split in (("train", "trainval"), ("test", "test")):
+        pets = datasets.OxfordIIITPet(root, split)
+        found[name] = Listing(pets._images, np.array(pets._labels, dtype=np.int64), tuple(pets.classes))
+    return found
 
 
-def _caltech(what: Target, root: Path) -> Parts:
-    caltech, paths = what.open(root), []
+def _caltech(make: Callable[..., Any], root: Path) -> dict[str, Listing]:
+    caltech, paths = make(root), []
     for i in range(len(caltech)):
         with caltech[i][0] as image:  # opened, not decoded
             paths.append(Path(image.filename))
     return {"all": Listing(paths, np.array(caltech.y, dtype=np.int64), tuple(caltech.categories))}
 
 
-def _sun(what: Target, root: Path) -> Parts:
-    files = _listing(what.open(root, loader=str))  # in the order of the file system
+def _sun(root: Path) -> dict[str, Listing]:
+    files = _listing(datasets.SUN397(root, loader=str))  # in the order of the file system
     return {"all": files.take(np.argsort([str(path) for path in files.paths]))}
 
 
-def _cifar(what: Target, root: Path) -> Parts:
-    found: Parts = {}
+def _cifar(make: Callable[..., Any], root: Path) -> dict[str, ImageDataset]:
+    found = {}
     for name in ("train", "test"):
-        cifar = what.open(root, train=name == "train")
+        cifar = make(root, train=name == "train")
         images = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
         found[name] = ImageDataset(images, torch.tensor(cifar.targets), tuple(cifar.classes))
     return found
 
 
+def _birdsnap(root: Path) -> dict[str, Listing]:
+    found = split_folders(root / "birdsnap")
+    missing = [split for split in ("train", "test") if split not in found]
+    if missing:
+        raise FileNotFoundError(f"no {' and no '.join(missing)} folder with one folder of images per class")
+    return {split: list_tree(tree) for split, tree in found.items()}
+
+
+def _download(name: str) -> str:
+    return f"get it with torchvision.datasets.{name}(root, download=True)"
+
+
 THREE = {"train": "train", "validation": "val", "test": "test"}
 TWO = {"train": "train", "test": "test"}
-PETS = {"train": "trainval", "test": "test"}
 TARGETS = {
-    "aircraft": Target("FGVC Aircraft", 100, True, 24, 0.3, "fgvc-aircraft-2013b", "FGVCAircraft", _splits, THREE),
-    "birdsnap": Target("Birdsnap", 500, False, 15, 0.3, "birdsnap"),
-    "caltech101": Target("Caltech-101", 101, True, 24, 0.2, "caltech101", "Caltech101", _caltech, n_train=30),
-    "caltech256": Target("Caltech-256", 257, True, 14, 0.2, "caltech256", "Caltech256", _caltech, n_train=60),
-    "cars": Target("Stanford Cars", 196, False, 50, 0.3, "stanford_cars", "StanfordCars", _splits, TWO),
-    "cifar10": Target("CIFAR-10", 10, False, 15, 0.1, "cifar-10-batches-py", "CIFAR10", _cifar),
-    "cifar100": Target("CIFAR-100", 100, False, 15, 0.1, "cifar-100-python", "CIFAR100", _cifar),
-    "flowers": Target("Oxford 102 Flowers", 102, True, 50, 0.15, "flowers-102", "Flowers102", _splits, THREE),
-    "food": Target("Food-101", 101, False, 15, 0.1, "food-101", "Food101", _splits, TWO),
-    "pets": Target("Oxford-IIIT Pets", 37, True, 24, 0.1, "oxford-iiit-pet", "OxfordIIITPet", _pets, PETS),
-    "sun397": Target("SUN397", 397, False, 24, 0.2, "SUN397", "SUN397", _sun, n_train=50, n_test=50),
-}
+    "aircraft": Target(
+        "FGVC Aircraft", 100, True, 24, 0.3, "fgvc-aircraft-2013b",
+        partial(_splits, datasets.FGVCAircraft, **THREE), _download("FGVCAircraft"),
+    ),
+    "birdsnap": Target(
+        "Birdsnap", 500, False, 15, 0.3, "birdsnap", _birdsnap,
+        "put its images there as train/<class>/ and test/<class>/ (its authors publish a list of addresses)",
+    ),
+    "caltech101": Target(
+        "Caltech-101", 101, True, 24, 0.2, "caltech101", partial(_caltech, datasets.Caltech101),
+        _download("Caltech101"), n_train=30,
+    ),
+    "caltech256": Target(
+        "Caltech-256", 257, True, 14, 0.2, "caltech256", partial(_caltech, datasets.Caltech256),
+        _download("Caltech256"), n_train=60,
+    ),
+    "cars": Target(
+        "Stanford Cars", 196, False, 50, 0.3, "stanford_cars", partial(_splits, datasets.StanfordCars, **TWO),
+        "put cars_train, cars_test, devkit and cars_test_annos_withlabels.mat there (torchvision cannot download it)",
+    ),
+    "cifar10": Target(
+        "CIFAR-10", 10, False, 15, 0.1, "cifar-10-batches-py", partial(_cifar, datasets.CIFAR10),
+        _download("CIFAR10"),
+    ),
+    "cifar100": Target(
+        "CIFAR-100", 100, False, 15, 0.1, "cifar-100-python", partial(_cifar, datasets.CIFAR100),
+        _download("CIFAR100"),
+    ),
+    "flowers": Target(
+        "Oxford 102 Flowers", 102, True, 50, 0.15, "flowers-102",
+        partial(_splits, datasets.Flowers102, **THREE), _download("Flowers102"),
+    ),
+    "food": Target(
+        "Food-101", 101, False, 15, 0.1, "food-101", partial(_splits, datasets.Food101, **TWO),
+        _download("Food101"),
+    ),
+    "pets": Target(
+        "Oxford-IIIT Pets", 37, True, 24, 0.1, "oxford-iiit-pet", _pets, _download("OxfordIIITPet"),
+    ),
+    "sun397": Target(
+        "SUN397", 397, False, 24, 0.2, "SUN397", _sun, _download("SUN397"), n_train=50, n_test=50,
+    ),
+}  # fmt: skip
 
 
 def data_folders(root: str | Path | None, what: str) -> list[Path]:
@@ -147,8 +188,8 @@ def make(
     Parameters
     ----------
     target : one of `TARGETS`
-    root : folder that holds `imagenet` (an ImageFolder tree, or one in its `train`) and the target, as torchvision lays
-        it out or as `<target>/train/<class>` and `<target>/test/<class>`; default is that of $DTL_DATA that holds them
+    root : folder that holds `imagenet` (an ImageFolder tree, or one in its `train`) and the target as torchvision lays
+        it out (Birdsnap: ImageFolder trees); default is the folder of $DTL_DATA that holds them
     source : used in place of the `imagenet` folder
     holdout : share of the training images of each class that becomes the validation split, where there is none
     limit : at most this many source images of each class, drawn with `seed`
@@ -165,41 +206,27 @@ def make(
     choice(target, TARGETS, "target")
     what = TARGETS[target]
     roots = data_folders(root, what.title)
-    files, tree = None, next((folder / SOURCE for folder in roots if (folder / SOURCE).is_dir()), roots[0] / SOURCE)
+    place = next((folder for folder in roots if (folder / what.folder).is_dir()), roots[0])
+    if not (place / what.folder).is_dir():
+        raise FileNotFoundError(f"{what.title} is missing: {place / what.folder} is no folder; {what.get}")
+    try:
+        found = dict(what.read(place))
+    except (OSError, RuntimeError, LookupError) as error:
+        raise FileNotFoundError(f"{what.title} in {place / what.folder} is incomplete ({error}); {what.get}") from error
+    n_classes = len(next(iter(found.values())).classes)
+    if n_classes != what.n_classes:
+        logger.warning("%s has %d classes in %s, not %d", what.title, n_classes, place, what.n_classes)
+    if isinstance(files := found.get("all"), Listing):
+        found = dict(_draw(files, what, seed))
+    cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
     if source is None:
+        tree = next((folder / SOURCE for folder in roots if (folder / SOURCE).is_dir()), roots[0] / SOURCE)
         if not tree.is_dir():
             raise FileNotFoundError(
                 f"ImageNet is missing: {tree} is no folder; put one folder of images per class there"
             )
         files = list_tree(split_folders(tree).get("train", tree), limit, seed)
-    parts = read_target(target, roots, size, holdout, seed, cache, show_progress)
-    parts["source"] = source if files is None else read_files(files, tree, size, cache, show_progress)
-    return TransferProblem(f"imagenet-{target}", **parts, per_class_accuracy=what.per_class)
-
-
-def read_target(
-    target: str, roots: list[Path], size: int, holdout: float, seed: int, cache: str | Path | None, show_progress: bool
-) -> dict[str, Any]:
-    """The three splits of a target, datasets by the name of the part; arguments as of `make`."""
-    what = TARGETS[target]
-    lies = [folder for folder in roots if (folder / what.folder).is_dir() or (folder / target / "train").is_dir()]
-    place, get = (lies or roots)[0], f"get it with torchvision.datasets.{what.get}(root, download=True), or "
-    get = f"{get if what.get else ''}put its images into {target}/train/<class> and {target}/test/<class>"
-    if not lies:
-        raise FileNotFoundError(f"{what.title} is missing: {place / what.folder} is no folder; {get}")
-    try:
-        if what.read is None or (place / target / "train").is_dir():
-            trees = split_folders(place / target)
-            found: Parts = {split: list_tree(trees[split]) for split in trees | dict.fromkeys(TWO)}
-        else:
-            found = what.read(what, place)
-    except (OSError, RuntimeError, LookupError) as error:
-        raise FileNotFoundError(f"{what.title} in {place / what.folder} is incomplete ({error}); {get}") from error
-    n_classes = len(next(iter(found.values())).classes)
-    if n_classes != what.n_classes:
-        logger.warning("%s has %d classes in %s, not %d", what.title, n_classes, place, what.n_classes)
-    if isinstance(files := found.get("all"), Listing):
-        found = _draw(files, what, seed)
+        source = read_files(files, tree, size, cache, show_progress)
     parts = {
         split: resized(part, size) if isinstance(part, ImageDataset)
         else read_files(part, place / what.folder, size, cache, show_progress)
@@ -207,10 +234,13 @@ def read_target(
     }  # fmt: skip
     if "validation" not in parts:
         parts |= hold_out(parts["train"], ["validation"], holdout, seed)
-    return {f"target_{split}": part for split, part in parts.items()}
+    return TransferProblem(
+        f"imagenet-{target}", source, parts["train"], parts["validation"], parts["test"],
+        per_class_accuracy=what.per_class,
+    )  # fmt: skip
 
 
-def _draw(files: Listing, target: Target, seed: int) -> Parts:
+def _draw(files: Listing, target: Target, seed: int) -> dict[str, Listing]:
     """Training and test images of each class, as many as the target says."""
     rng, train, test = np.random.default_rng(seed), [], []
     for k, name in enumerate(files.classes):
@@ -226,7 +256,6 @@ def _draw(files: Listing, target: Target, seed: int) -> Parts:
 
 
 def resized(dataset: ImageDataset, size: int) -> ImageDataset:
-    """Images held in memory at another size."""
     if dataset.size == (size, size):
         return dataset
     pixels = dataset.images.permute(0, 2, 3, 1).numpy()

@@ -221,14 +221,13 @@ def models(
         before, _ = study(few, count)  # what happens once: processes and their data, compiling, capturing
         took, found = study(n, count)
         # processes are new to each study, so the first models cost what they cost before; this process is warm
-        facts["models"][name] = n
         each = (took - before) / (n - few) if count > 1 else took / n
         print(
             f"| {name} | {n} | {each:.2f} | {3600 / each:.0f} | {of_loop / each:.1f} | {before - few * each:.0f} | "
             f"{found.mean():.3f} ({found.std():.3f}) |",
             flush=True,
         )
-        facts["seconds a model"][name] = round(each, 2)
+        facts["models"][name], facts["seconds a model"][name] = n, round(each, 2)
     return facts
 
 

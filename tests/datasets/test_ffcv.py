@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import ks_2samp
-from torchvision.transforms import RandomResizedCrop
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import RandomResizedCrop, ToTensor
 
 import dtl
 from dtl._batches import InMemory
-from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets import ffcv as beton
 from dtl.datasets.ffcv import Beton, BetonBatches, grown
@@ -87,7 +87,7 @@ def test_settings_and_files_are_checked_first(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"x.beton does not exist: write it with dtl.datasets.ffcv.write"):
         Beton(tmp_path / "x.beton")
     (tmp_path / "x.beton").touch()
-    with pytest.raises(FileNotFoundError, match=r'x.json is missing: bring it, or write it as {"classes"'):
+    with pytest.raises(FileNotFoundError, match=r"x.json with the class names is missing"):
         Beton(tmp_path / "x.beton")
     with pytest.raises(ValueError, match="crop is a share"):
         Beton(tmp_path / "x.beton", crop=1.5)
@@ -100,15 +100,13 @@ def test_settings_and_files_are_checked_first(tmp_path: Path) -> None:
 # With FFCV
 
 
-def dataset(
-    n: int = 7, side: int = 12, seed: int = 0, names: tuple[str, ...] = ("ant", "bee", "Käfer")
-) -> ImageDataset:
+def dataset(n: int = 7, side: int = 12, seed: int = 0) -> ImageDataset:
     images = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, 3, side, side), dtype=np.uint8))
-    return ImageDataset(images, torch.arange(n) % 3, names)
+    return ImageDataset(images, torch.arange(n) % 3, ("ant", "bee", "Käfer"))
 
 
 def write(data: Any, path: Path, **options: Any) -> Path:
-    return beton.write(data, path, show_progress=False, **options)
+    return beton.write(data, path, show_progress=False, workers=2, **options)
 
 
 @pytest.fixture(scope="module")
@@ -165,18 +163,17 @@ def test_subsets_of_classes_and_examples(tmp_path: Path) -> None:
     assert torch.equal(read.subset([8, 0, 3]).subset([1]).images, data.images[[0]])
     assert torch.equal(Beton(path, indices=[4, 2]).images, data.images[[4, 2]])
     assert len(read.subset(data.labels == 7)) == 0 and read.subset(data.labels == 7).size == (12, 12)
-    with pytest.raises(InputError, match="there are no images to write"):
-        write(data.subset([]), tmp_path / "none.beton")
-    assert not list(tmp_path.glob("none*"))
-    with pytest.raises(IndexError, match=r"9 is out of bounds"):
-        Beton(path, indices=[9])
-    path.with_suffix(".json").write_text('{"classes": ["a", "b"]}')
+    for wrong in ([9], [-1]):
+        with pytest.raises(ValueError, match=r"indices must be 0..8"):
+            Beton(path, indices=wrong)
     with pytest.raises(ValueError, match="labels up to 2 but there are 2 classes"):
-        Beton(path)
+        Beton(path, classes=["a", "b"])
+    path.with_suffix(".json").unlink()
+    assert Beton(path, classes=["a", "b", "c"]).classes == ("a", "b", "c")
 
 
 @needs_ffcv
-def test_a_folder_is_written_as_it_is_read_elsewhere(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_and_a_torchvision_dataset_give_the_same_file(photos: Path, tmp_path: Path) -> None:
     folder = Beton(write(photos, tmp_path / "folder.beton"), resolution=32)
     assert folder.classes == ("cat", "dog") and folder.labels.tolist() == [0] * 4 + [1] * 4
     upright = beton.open_rgb(photos / "cat/3.png")
@@ -184,8 +181,13 @@ def test_a_folder_is_written_as_it_is_read_elsewhere(photos: Path, tmp_path: Pat
         assert upright.size == stored.size[::-1]
     whole = Beton(folder.path, indices=[3])
     np.testing.assert_array_equal(whole.images[0].permute(1, 2, 0).numpy(), np.asarray(upright))
+    torch_vision = Beton(write(ImageFolder(photos), tmp_path / "vision.beton"), resolution=32)
+    straight = [i for i in range(8) if i % 4 != 3]  # torchvision leaves images as they lie
+    assert torch.equal(folder.read(straight), torch_vision.read(straight)) and torch_vision.classes == folder.classes
     with pytest.raises(ValueError, match="have 8 sizes: give the resolution"):
         Beton(folder.path)
+    with pytest.raises(TypeError, match="cannot write list: give an ImageDataset, a folder, or a dataset with classes"):
+        write([1, 2], tmp_path / "x.beton")
 
 
 @needs_ffcv
@@ -302,7 +304,7 @@ def test_fingerprints_see_content_and_how_it_is_read(tmp_path: Path) -> None:
         Beton(path, resolution=12),
         Beton(path, resolution=12, crop=1),
         Beton(path, growing=(8, 12)),
-        Beton(write(dataset(names=("a", "b", "c")), tmp_path / "named.beton")),
+        Beton(path, classes=["a", "b", "c"]),
         Beton(path).subset([1, 0, 2, 3, 4, 5, 6]),
     ]
     assert Beton(path).fingerprint == same.fingerprint
@@ -329,6 +331,8 @@ def test_a_failed_image_ends_the_writing_and_leaves_nothing(
     with pytest.raises(ValueError, match="the disk of .* is full: free space"):
         write(photos, tmp_path / "x.beton")
     monkeypatch.undo()
+    with pytest.raises(ValueError, match="image . is float32 .*not a picture: write data without transforms"):
+        write(ImageFolder(photos, ToTensor()), tmp_path / "x.beton")
     Image.new("RGB", (2000, 1800)).save(broken)
     with pytest.raises(ValueError, match="1800 x 2000 pixels, too many for a .beton: give max_side"):
         write(tmp_path / "tree", tmp_path / "x.beton")

@@ -82,7 +82,8 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(tmp_path, good, read
     assert source.classes == ("ant", "bee") and source.counts.tolist() == [7, 6]
     (line,) = [r.getMessage() for r in caplog.records if "2 classes, 13 images" in r.getMessage()]
     for name in (
-        "2 .ipynb_checkpoints/",
+        "1 .ipynb_checkpoints/",
+        "1 .ipynb_checkpoints,",
         "__MACOSX",
         "@eaDir",
         ".Trash-1000",
@@ -106,10 +107,10 @@ def test_splits_are_no_classes(tmp_path, good, read, names, inside):
         read(good, tmp_path / "t")
 
 
-def test_what_lies_beside_a_train_folder_is_said(tmp_path, good, read, caplog):
+def test_a_class_called_train_with_folders_inside_is_not_taken_for_a_split(tmp_path, good, read):
     tree(tmp_path / "t", classes=("car", "train/steam", "train/diesel"))
-    assert read(tmp_path / "t", good).source.classes == ("diesel", "steam")
-    assert any("passed over beside its train folder: car" in line for line in warnings_in(caplog))
+    with pytest.raises(ValueError, match=r"is .*t/train a split or a class\? Beside it car holds images too"):
+        read(tmp_path / "t", good)
 
 
 def test_unknown_splits_are_said_and_folders_without_images_too(tmp_path, good, read, caplog):
@@ -120,13 +121,15 @@ def test_unknown_splits_are_said_and_folders_without_images_too(tmp_path, good, 
     assert any("passed over beside its train folder: annotations, eval" in line for line in warnings_in(caplog))
 
 
-def test_a_parent_given_as_source(tmp_path, read):
+def test_a_parent_given_as_source(tmp_path, read, caplog):
     for k, name in enumerate(("source", "target")):
         tree(tmp_path / "both" / name, seed=k)
     with pytest.raises(ValueError, match="of .*both and .*both/target one lies in the other"):
         read(tmp_path / "both", tmp_path / "both" / "target")
     with pytest.raises(ValueError, match="one lies in the other"):
         read(tmp_path / "both" / "source", tmp_path / "both")
+    read(tmp_path / "both", tree(tmp_path / "elsewhere", seed=3))
+    assert any("is it the parent of your tree?" in line for line in warnings_in(caplog))
 
 
 def test_images_that_cannot_be_read_are_a_warning_and_notes_are_not(tmp_path, good, read, caplog):
@@ -261,9 +264,15 @@ def test_transparent_images_are_laid_on_white(tmp_path, mode):
     assert decoded[:, 3:5, 3:5].max() == 0 and decoded[:, 0].min() == 255
 
 
-def test_half_transparent_is_mixed_with_white():
+def test_half_transparent_is_mixed_with_white_and_nothing_visible_is_said(tmp_path, good, read, caplog):
     half = folders.to_rgb(Image.new("RGBA", (2, 2), (10, 200, 30, 128)))
     assert np.asarray(half)[0, 0].tolist() == pytest.approx([132, 227, 142], abs=1)
+    root = tree(tmp_path / "t")
+    shape = np.eye(24, dtype=bool)
+    white = icon("RGBA", shape)
+    Image.merge("RGBA", [*[Image.new("L", (24, 24), 255)] * 3, white.getchannel("A")]).save(root / "ant" / "0.png")
+    read(root, good)
+    assert any("1 images show nothing but one colour: " in line and "ant/0.png" in line for line in warnings_in(caplog))
 
 
 def wide_png(path: Path, values: np.ndarray) -> None:
@@ -282,14 +291,20 @@ def wide_png(path: Path, values: np.ndarray) -> None:
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
 
 
-def test_16_bits_of_grey(tmp_path, good, read):
+def test_16_bits_are_scaled_by_what_the_images_of_a_tree_hold(tmp_path, good, read, caplog):
     root = tree(tmp_path / "t")
-    values = np.random.default_rng(0).integers(0, 65536, (8, 8), dtype=np.uint16)
-    Image.fromarray(values).save(root / "ant" / "0.png")
-    assert (read(root, good).source.images[0].numpy() == values >> 8).all()
-    Image.fromarray(values >> 4).save(root / "ant" / "0.png")
-    with pytest.raises(ValueError, match=r"ant/0.png \(its 16-bit channels use fewer than 14 bits, so that it is dark"):
-        read(root, good)
+    for i, top in enumerate((4095, 900)):  # 12 bits; the second picture is dark
+        values = np.full((8, 8), top, dtype=np.uint16)
+        values[0, 0] = 0
+        Image.fromarray(values).save(root / "ant" / f"{i}.png")
+    source = read(root, good).source
+    assert source.images[:2, 0, 4, 4].tolist() == [255, 900 >> 4] and source.images[0, 0, 0, 0] == 0
+    assert "2 images have 16 bits, of which 12 are used: 4095 is white" in caplog.text
+    caplog.clear()
+    read(root, good)
+    assert "2 images have 16 bits" in caplog.text  # also where they come from the cache
+    Image.fromarray(np.full((8, 8), 60000, dtype=np.uint16)).save(root / "ant" / "2.png")
+    assert read(root, good).source.images[:3, 0, 4, 4].tolist() == [4095 >> 8, 900 >> 8, 60000 >> 8]
 
 
 def test_16_bits_of_colour(tmp_path, good, read):
@@ -309,8 +324,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(tmp_path, goo
     source = read(root, good).source
     shown = [source.images[i, :, 4, 4].tolist() for i, path in enumerate(source.paths) if path[-3:] != "png"]
     assert len(shown) == 3 and all(r > 230 and b < 20 for r, _, b in shown)
-    for name in ("0.gif", "1.tif", "2.webp"):
-        assert f"ant/{name} holds several pictures, of which the first is taken" in caplog.text
+    assert "3 files hold several pictures, of which the first is taken" in caplog.text
 
 
 def test_more_than_the_memory_is_refused_with_its_price(tmp_path, good, read):
@@ -363,15 +377,18 @@ def test_copies_are_held_out_together(tmp_path, good, read):
         read(good, root)
 
 
-@pytest.mark.parametrize("kind", ["pattern", "whole match", "function"])
+@pytest.mark.parametrize("kind", ["pattern", "whole match", "function", "paths", "names"])
 def test_groups_stay_on_one_side(tmp_path, good, read, kind):
     root = tmp_path / "t"
     for k, name in enumerate(("cat", "dog")):
         (root / name).mkdir(parents=True)
         for i in range(40):  # patients 0 to 9 with four images each, some with both classes
             (root / name / f"p{(i + 3 * k) % 10}-{name}{i}.png").write_bytes(png(100 * k + i))
+    files = [path.relative_to(root) for path in root.glob("*/*.png")]
     groups = {
         "pattern": r"p(\d+)-", "whole match": r"p\d+", "function": lambda path: path.name.split("-")[0],
+        "paths": {path.as_posix(): path.name[:2] for path in files},
+        "names": {path.name: path.name[:2] for path in files},
     }[kind]  # fmt: skip
     problem = read(good, root, groups=groups)
     found = [{Path(path).name.split("-")[0] for path in part.paths} for part in splits_of(problem)]
@@ -382,18 +399,22 @@ def test_groups_stay_on_one_side(tmp_path, good, read, kind):
         assert dtl.data.reopen(problem.origin, problem.fingerprints).name == problem.name
 
 
-def test_groups_that_do_not_work(tmp_path, good, read):
+def test_groups_that_do_not_work(tmp_path, good, read, caplog):
     root = tree(tmp_path / "t", n=6)
     for groups, message in (
-        (r"t/0|t/1|bee", "groups names no group for ant/2.png, ant/3.png"),
+        ({"0.png": 1}, "groups names no group for ant/1.png, ant/2.png"),
         (r"x(\d)", r"groups names no group for ant/0.png.*\(12 in all\)"),
-        ("(", "groups must be a regular expression or a function"),
-        (5, "groups must be a regular expression or a function"),
+        ("(", "groups must be a regular expression, a mapping or a function"),
+        (5, "groups must be a regular expression, a mapping or a function"),
         (lambda path: 1, "too few images to hold out .*groups counted once: ant, bee"),
         (lambda path: path.name if path.parent.name == "ant" else "b", "groups counted once: bee"),
     ):
         with pytest.raises(ValueError, match=message):
             read(good, root, groups=groups)
+    for k, split in enumerate(("train", "val", "test")):
+        tree(tmp_path / "given" / split, seed=k)
+    read(good, tmp_path / "given", groups=lambda path: path.name if path.parts[0] != "val" else "x")
+    assert any("groups in two splits of" in line and "0.png, 1.png" in line for line in warnings_in(caplog))
 
 
 def test_images_of_their_own_are_held_out_as_ever():

@@ -88,14 +88,26 @@ def test_the_layout_of_the_tiny_imagenet_archive_and_of_torchvision(
         datasets.CIFAR10, "_load_meta", lambda self: setattr(self, "classes", ["airplane", "automobile"])
     )
     monkeypatch.setenv("DTL_DATA", str(root))
-    with pytest.raises(FileNotFoundError, match="CIFAR-10 is missing: .*cifar-10-batches-py is no folder.*download"):
+    with pytest.raises(
+        FileNotFoundError, match="CIFAR-10 is missing: neither .*cifar10 nor .*cifar-10-batches-py.*download"
+    ):
         load(None, cache=root / "cache")
     (root / "cifar-10-batches-py").mkdir()  # as a killed download leaves it
-    with pytest.raises(FileNotFoundError, match="CIFAR-10 in .*batches-py is incomplete .*download=True"):
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 in .*batches-py is incomplete .*; pass download=True"):
         load(None, cache=root / "cache")
     (root / "cifar-10-batches-py").rmdir()
-    write_batches(root)
-    problem = load(None, cache=root / "cache", size=32)
+    asked = []
+
+    class Downloading(datasets.CIFAR10):
+        def __init__(self, root: Path, train: bool = True, download: bool = False) -> None:
+            if download:
+                asked.append(root)
+                write_batches(Path(root))
+            super().__init__(root, train)
+
+    monkeypatch.setattr(dtl.datasets.imagenet200.datasets, "CIFAR10", Downloading)
+    problem = load(None, cache=root / "cache", size=32, download=True)
+    assert asked == [root]
     assert problem.source.counts.tolist() == [4, 4, 4] and problem.source.size == (32, 32)
     assert len(problem.target_train) + len(problem.target_validation) == 20 and len(problem.target_test) == 4
 
