@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 
 from dtl._batches import Batches
 from dtl._checks import InputError
@@ -33,12 +34,12 @@ class Step:
         self.nets, self.batches, self.half = nets, batches, precision == "bfloat16"
         self.loss, self.device = self._loss, batches.labels.device
         nets.backbone.requires_grad_(not only_head)
-        trained = nets.head if only_head else list(nets.parameters())
+        self.trained: list[torch.Tensor] = [*(nets.head if only_head else nets.parameters())]
+        self.momenta = [torch.zeros_like(parameter) for parameter in self.trained]
         # where the optimiser reads its rate: a GPU wants float32, and a CPU is as exact as with a Python number
         self.lr = torch.zeros((), dtype=torch.float64 if self.device.type == "cpu" else None, device=self.device)
-        self.optimiser = torch.optim.SGD(trained, self.lr, momentum, weight_decay=weight_decay, fused=True)
-        for parameter in trained:
-            self.optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self.settings: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "lr": self.lr}
+        self.settings |= {"dampening": 0, "nesterov": False, "maximize": False, "fused": True}
 
     def _loss(self, index: torch.Tensor, loaded: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
@@ -48,9 +49,11 @@ class Step:
 
     def __call__(self, index: torch.Tensor, loaded: torch.Tensor, absent: torch.Tensor, lr: torch.Tensor) -> None:
         self.lr.copy_(lr)
-        self.optimiser.zero_grad()
+        for parameter in self.trained:
+            parameter.grad = None
         self.loss(index, loaded, absent).backward()
-        self.optimiser.step()
+        with torch.no_grad():  # the function behind torch.optim.SGD, which would load the compiler, seconds a process
+            sgd(self.trained, [p.grad for p in self.trained if p.grad is not None], [*self.momenta], **self.settings)
 
 
 class Replay(Step):
@@ -61,13 +64,10 @@ class Replay(Step):
         self.ready: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, list[torch.Tensor]] | None] = {}
         torch.backends.cudnn.benchmark = True  # one shape for thousands of steps: worth the search for the best kernel
 
-    def _momenta(self) -> list[torch.Tensor]:
-        return [state["momentum_buffer"] for state in self.optimiser.state.values()]
-
     def start(self, nets: Nets) -> None:
         """Go on with the weights and statistics of `nets`, as if there had been none before."""
         self.nets.load_state_dict(nets.state_dict())
-        for momentum in self._momenta():
+        for momentum in self.momenta:
             momentum.zero_()
 
     def __call__(self, *inputs: torch.Tensor) -> None:
@@ -83,7 +83,7 @@ class Replay(Step):
 
     def _prepared(self, inputs: Sequence[torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]] | None:
         """The step as the first way that works here runs it; trying them leaves no trace in the nets."""
-        state = [*self._momenta(), *self.nets.state_dict().values()]
+        state = [*self.momenta, *self.nets.state_dict().values()]
         before = [x.clone() for x in state]
         for compiled, captured in ATTEMPTS:
             try:

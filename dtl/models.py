@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from dtl._checks import InputError
 from dtl._patches import Patches
@@ -124,7 +122,11 @@ def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Modu
 
 def check_model(model: str) -> None:
     """InputError if there is no such backbone."""
-    if model not in PARALLEL and model not in torchvision.models.list_models(module=torchvision.models):
+    if model in PARALLEL:
+        return
+    import torchvision  # takes as long as torch itself, and our own nets do without
+
+    if model not in torchvision.models.list_models(module=torchvision.models):
         raise InputError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
 
 
@@ -179,6 +181,8 @@ def _torchvision_backbone(model: str) -> tuple[nn.Module, int]:
 
     Dropout draws from the generator that all threads share, so a model would not be a function of its seed.
     """
+    import torchvision
+
     auxiliary = {"aux_logits": False, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
     net = torchvision.models.get_model(model, weights=None, **auxiliary)
     linear = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]
@@ -187,6 +191,6 @@ def _torchvision_backbone(model: str) -> tuple[nn.Module, int]:
     name, last = linear[-1]
     net.set_submodule(name, nn.Identity())
     for module in net.modules():
-        if isinstance(module, nn.Dropout | StochasticDepth):
+        if isinstance(module, nn.Dropout | torchvision.ops.StochasticDepth):
             module.p = 0.0
     return net, last.in_features

@@ -13,7 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from dtl._checks import InputError
@@ -218,7 +217,7 @@ def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[st
     def against_irrelevant(of: list[tuple[int, np.ndarray]], sign: int) -> float:
         planted = [sign * values[c, on].mean() for c, on in of]
         neutral = np.concatenate([sign * values[irrelevant][:, on].mean(1) for _, on in of])
-        return float(roc_auc_score([1] * len(planted) + [0] * len(neutral), [*planted, *neutral]))
+        return _auroc(np.array(planted), neutral)
 
     everywhere = np.ones(n, dtype=bool)
     members = {role: np.flatnonzero(truth.role == role).tolist() for role in np.unique(truth.role)}
@@ -256,8 +255,14 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
         times = (truth.copy_of == truth.copy_of[example]).sum()
         kind[example] = f"{times} {'moved' if truth.moved[example] else 'plain'}"
     order = [f"{times} {how}" for how in ("plain", "moved") for times in COPIES] + ["mislabelled", "ambiguous"]
-    clean = kind == "clean"
-    return {k: float(roc_auc_score((kind == k)[clean | (kind == k)], suspicion[clean | (kind == k)])) for k in order}
+    return {k: _auroc(suspicion[kind == k], suspicion[kind == "clean"]) for k in order}
+
+
+def _auroc(positive: np.ndarray, negative: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score  # takes longer to import than to train some models
+
+    scores = np.concatenate([positive, negative])
+    return float(roc_auc_score(np.arange(len(scores)) < len(positive), scores))
 
 
 def _check_shares(noise: float, cue: float = 0.5, lean: float | None = None) -> None:

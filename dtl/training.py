@@ -90,16 +90,17 @@ class Recipe:
 
 
 def check_size(recipe: Recipe, height: int, width: int) -> None:
-    """InputError if images are too small for the recipe, found out without computing anything."""
+    """InputError if images are too small for the recipe, found out without computing much."""
     if recipe.augment >= min(height, width):
         times = (height + 2 * recipe.augment) * (width + 2 * recipe.augment) / (height * width)
         raise InputError(
             f"augment={recipe.augment} shifts images of {height} x {width} pixels out of sight, and takes "
             f"{times:.0f} times their memory: use at most {min(height, width) - 1}, a few pixels is usual"
         )
-    nets = blank(recipe.model, 2, 1, recipe.widths).to("meta")  # made elsewhere: some torchvision nets cannot be there
+    device = "cpu" if recipe.model == "small" else "meta"  # which loads the compiler, so not for a net that costs less
+    nets = blank(recipe.model, 2, 1, recipe.widths).to(device)  # made elsewhere: some nets cannot be made on "meta"
     try:
-        nets(torch.empty(2, 3, height, width, device="meta"))
+        nets(torch.zeros(2, 3, height, width, device=device))
     except (RuntimeError, AssertionError) as error:
         widths = f" with widths {recipe.widths}" if recipe.model == "small" else ""
         raise InputError(
