@@ -11,7 +11,6 @@ import asyncio
 import hashlib
 import os
 import re
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator, Set
@@ -33,7 +32,9 @@ from dtl.book import NOT_SO, PLACE, SIZES, scale
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / "_build/pages"
 SEPARATOR = "\x1f"
-MODULES = 'import sys; print(*sorted(m for m in sys.modules if m.split(".")[0] == "dtl"))'
+FACTS = """import resource, sys
+print(*sorted(m for m in sys.modules if m.split(".")[0] == "dtl"))
+print(sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))"""
 STUDIES_NEED = ["dtl.study", "dtl.testbed", "dtl.engine.workers", "dtl.engine.store"]
 STUDIES_SPARE = {"dtl.influence", "dtl.results", "dtl.engine.progress"}  # only look at what is trained
 IDLE = 600  # seconds in which a kernel does nothing at all, before it is taken for hung
@@ -81,10 +82,15 @@ def to_run(page: Notebook) -> list[str]:
             cells.append(cell.source)
         if found := places(cell):
             cells.append(f"dtl.book.say({SEPARATOR.join(found)!r})")
-    return [*cells, MODULES]
+    return [*cells, FACTS]
 
 
 def run(page: Path, replace: tuple[str, str] = ("", "")) -> str:
+    """`execute`, and wait for it."""
+    return asyncio.run(execute(page, replace))
+
+
+async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
     """Execute a page and keep the outputs; returns what went wrong, or "".
 
     replace : text in its cells and other text to put there, for a run under other conditions
@@ -96,11 +102,12 @@ def run(page: Path, replace: tuple[str, str] = ("", "")) -> str:
         notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(page.parent)}}
     )
     kept(page).parent.mkdir(parents=True, exist_ok=True)
-    start, spent, package_before = time.perf_counter(), processor_time(), package_files()
+    start, package_before = time.perf_counter(), package_files()
     with open(KEPT.parent / "kernels.log", "a") as log:  # each kernel warns about its transport on the console
-        problem, modules = asyncio.run(watched(client, stderr=log)), []
+        problem, modules, spent = await watched(client, stderr=log), [], 0.0
     if not problem:
-        modules = notebook.cells[-1].outputs[0]["text"].split()
+        *modules, used = notebook.cells[-1].outputs[0]["text"].split()
+        spent = float(used)
         said = "".join(value for cell in notebook.cells for value in values(cell))
         problem = f"claims that are not so in this run: {said.count(NOT_SO)}" if NOT_SO in said else ""
     notebook.metadata["dtl"] = {
@@ -108,7 +115,7 @@ def run(page: Path, replace: tuple[str, str] = ("", "")) -> str:
         "modules": modules,
         "problem": problem,
         "seconds": time.perf_counter() - start,
-        "processor_seconds": processor_time() - spent,
+        "processor_seconds": spent,
     }
     partial = kept(page).with_suffix(".partial")
     nbformat.write(notebook, partial)
@@ -170,12 +177,6 @@ def slowness() -> float:
     for _ in range(40):
         matrix = (matrix @ matrix).clip(0, 1)
     return max(1.0, (time.process_time() - start) / 0.25)
-
-
-def processor_time() -> float:
-    """Processor seconds of all kernels that have ended, with what they had started."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
 
 
 # Whether what is kept still fits

@@ -291,3 +291,11 @@ def test_a_notebook_says_what_quotes_the_run(tmp_path: Path) -> None:
     assert kinds[0] == ("markdown", "# Head\n\nPlain.") and kinds[2] == ("markdown", "More.")
     assert kinds[1][0] == "code" and kinds[1][1].startswith('dtl.book.say(r"""\n> **Tip**\n>\n> It is {{n}},')
     assert page.cells[2].metadata["jupyter"]["source_hidden"]
+
+
+def test_a_page_waits_for_the_earlier_one_that_trains_its_study(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, what in (("02-second", "import time; time.sleep(4); open('done', 'w')"), ("03-third", "open('done')")):
+        code = f'# scale.store("some")\n{what}'
+        (book / f"chapters/{name}.md").write_text(f"{HEADER}```{{code-cell}}\n{code}\n```\n")
+    monkeypatch.setattr(build, "STUDIES", book / "_build/studies")
+    assert list(build.execute(["03-third", "02-second"]).values()) == ["", ""]
