@@ -63,7 +63,8 @@ def retrain(
     seeds : retrainings of each arm
     transfer : a regime, or several side by side; default the study's first
     store : folder that keeps the outputs, so that a killed call resumes
-    weights : folder where source weights are kept, so that arms that differ in the target or the transfer train once
+    weights : folder where source weights are kept, so that arms that differ in the target or the transfer train once;
+        default the study's
     seed : of the retrainings; by default one more than the study's, whose models must not judge in their own cause
     device, client, progress : as in `Study.run`
 
@@ -100,7 +101,7 @@ def retrain(
             shapes = f"({n_units},) or ({seeds}, {n_units})"
             raise InputError(f"arm {name!r} needs a subset, bool {shapes}, not {masks.dtype} {masks.shape}")
         groups.setdefault((problem, recipe), {})[name] = np.broadcast_to(masks, (seeds, n_units))
-    seed, again = study.seed + 1 if seed is None else seed, []
+    seed, again, weights = study.seed + 1 if seed is None else seed, [], weights or study.weights
     for number, ((problem, recipe), members) in enumerate(groups.items()):
         folder = store if store is None or len(groups) == 1 else local_folder(store) / str(number)
         masks = np.concatenate(list(members.values()))
