@@ -38,8 +38,7 @@ class Step:
         self.momenta = [torch.zeros_like(parameter) for parameter in self.trained]
         # where the optimiser reads its rate: a GPU wants float32, and a CPU is as exact as with a Python number
         self.lr = torch.zeros((), dtype=torch.float64 if self.device.type == "cpu" else None, device=self.device)
-        self.settings: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "lr": self.lr}
-        self.settings |= {"dampening": 0, "nesterov": False, "maximize": False, "fused": True}
+        self.settings = {"momentum": momentum, "weight_decay": weight_decay, "dampening": 0, "lr": self.lr}
 
     def _loss(self, index: torch.Tensor, loaded: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
@@ -49,11 +48,11 @@ class Step:
 
     def __call__(self, index: torch.Tensor, loaded: torch.Tensor, absent: torch.Tensor, lr: torch.Tensor) -> None:
         self.lr.copy_(lr)
-        for parameter in self.trained:
-            parameter.grad = None
+        self.nets.zero_grad()
         self.loss(index, loaded, absent).backward()
+        gradients = [p.grad for p in self.trained if p.grad is not None]
         with torch.no_grad():  # the function behind torch.optim.SGD, which would load the compiler, seconds a process
-            sgd(self.trained, [p.grad for p in self.trained if p.grad is not None], [*self.momenta], **self.settings)
+            sgd(self.trained, gradients, [*self.momenta], fused=True, nesterov=False, maximize=False, **self.settings)
 
 
 class Replay(Step):

@@ -8,13 +8,17 @@ a concatenation. M = 1 is the plain net.
 import threading
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
+import lazy_loader
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from dtl._checks import InputError
 from dtl._patches import Patches
+
+torchvision: Any = lazy_loader.load("torchvision")  # takes as long as torch itself, and our own nets do without
 
 
 class Nets(nn.Module):
@@ -122,11 +126,7 @@ def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Modu
 
 def check_model(model: str) -> None:
     """InputError if there is no such backbone."""
-    if model in PARALLEL:
-        return
-    import torchvision  # takes as long as torch itself, and our own nets do without
-
-    if model not in torchvision.models.list_models(module=torchvision.models):
+    if model not in PARALLEL and model not in torchvision.models.list_models(module=torchvision.models):
         raise InputError(f"unknown model {model!r}: use one of {', '.join(PARALLEL)} or a torchvision classifier")
 
 
@@ -181,8 +181,6 @@ def _torchvision_backbone(model: str) -> tuple[nn.Module, int]:
 
     Dropout draws from the generator that all threads share, so a model would not be a function of its seed.
     """
-    import torchvision
-
     auxiliary = {"aux_logits": False, "init_weights": True} if model in ("googlenet", "inception_v3") else {}
     net = torchvision.models.get_model(model, weights=None, **auxiliary)
     linear = [(name, module) for name, module in net.named_modules() if isinstance(module, nn.Linear)]

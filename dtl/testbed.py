@@ -205,6 +205,8 @@ def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[st
     >>> sorted(dtl.testbed.score(study.influence(), problem))
     ['helpful', 'leaked', 'mislabelled', 'misleading']
     """
+    from sklearn.metrics import roc_auc_score  # takes as long to import as some models to train
+
     truth = problem.truth
     if truth is None or "irrelevant" not in truth.role:
         raise InputError(f"problem {problem.name} has no planted classes to score against: use dtl.load('testbed')")
@@ -217,7 +219,7 @@ def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[st
     def against_irrelevant(of: list[tuple[int, np.ndarray]], sign: int) -> float:
         planted = [sign * values[c, on].mean() for c, on in of]
         neutral = np.concatenate([sign * values[irrelevant][:, on].mean(1) for _, on in of])
-        return _auroc(np.array(planted), neutral)
+        return float(roc_auc_score([1] * len(planted) + [0] * len(neutral), [*planted, *neutral]))
 
     everywhere = np.ones(n, dtype=bool)
     members = {role: np.flatnonzero(truth.role == role).tolist() for role in np.unique(truth.role)}
@@ -245,6 +247,8 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
     >>> round(dtl.testbed.score_examples(like, examples)["5 plain"], 2)
     1.0
     """
+    from sklearn.metrics import roc_auc_score
+
     suspicion, truth = np.asarray(suspicion), problem.truth
     if truth is None or truth.example_role is None or truth.copy_of is None or truth.moved is None:
         raise InputError(f"no example is planted in problem {problem.name}: use dtl.load('testbed-examples')")
@@ -255,14 +259,8 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
         times = (truth.copy_of == truth.copy_of[example]).sum()
         kind[example] = f"{times} {'moved' if truth.moved[example] else 'plain'}"
     order = [f"{times} {how}" for how in ("plain", "moved") for times in COPIES] + ["mislabelled", "ambiguous"]
-    return {k: _auroc(suspicion[kind == k], suspicion[kind == "clean"]) for k in order}
-
-
-def _auroc(positive: np.ndarray, negative: np.ndarray) -> float:
-    from sklearn.metrics import roc_auc_score  # takes longer to import than to train some models
-
-    scores = np.concatenate([positive, negative])
-    return float(roc_auc_score(np.arange(len(scores)) < len(positive), scores))
+    clean = kind == "clean"
+    return {k: float(roc_auc_score((kind == k)[clean | (kind == k)], suspicion[clean | (kind == k)])) for k in order}
 
 
 def _check_shares(noise: float, cue: float = 0.5, lean: float | None = None) -> None:
