@@ -63,8 +63,7 @@ def retrain(
     seeds : retrainings of each arm
     transfer : a regime, or several side by side; default the study's first
     store : folder that keeps the outputs, so that a killed call resumes
-    weights : folder where source weights are kept, so that arms that differ in the target or the transfer train once;
-        default the study's
+    weights : folder of source weights, so that arms that differ in target or transfer train once; default the study's
     seed : of the retrainings; by default one more than the study's, whose models must not judge in their own cause
     device, client, progress : as in `Study.run`
 

@@ -97,10 +97,10 @@ def check_size(recipe: Recipe, height: int, width: int) -> None:
             f"augment={recipe.augment} shifts images of {height} x {width} pixels out of sight, and takes "
             f"{times:.0f} times their memory: use at most {min(height, width) - 1}, a few pixels is usual"
         )
-    device = "cpu" if recipe.model == "small" else "meta"  # which loads the compiler, so not for a net that costs less
-    nets = blank(recipe.model, 2, 1, recipe.widths).to(device)  # made elsewhere: some nets cannot be made on "meta"
+    where = "cpu" if recipe.model == "small" else "meta"  # which loads the compiler; some nets cannot be made there
+    nets = blank(recipe.model, 2, 1, recipe.widths).to(where)
     try:
-        nets(torch.zeros(2, 3, height, width, device=device))
+        nets(torch.zeros(2, 3, height, width, device=where))
     except (RuntimeError, AssertionError) as error:
         widths = f" with widths {recipe.widths}" if recipe.model == "small" else ""
         raise InputError(
@@ -236,10 +236,8 @@ def train_sources(
     batches = source.batches(source, device, recipe.augment)
     rng = [stream("training", seed) for seed in seeds]
     plan = draw_plan([*map(np.flatnonzero, seen)], sizes.pop(), rng, batches, recipe.lr, recipe.warmup)
-    absent = torch.ones(len(masks), source.n_classes, dtype=torch.bool)
-    for row, images in zip(absent, seen, strict=True):
-        row[labels[images]] = False
-    fit(nets, batches, plan, recipe, absent)
+    absent = np.stack([~np.isin(np.arange(source.n_classes), labels[images]) for images in seen])
+    fit(nets, batches, plan, recipe, torch.from_numpy(absent))
     return nets
 
 
