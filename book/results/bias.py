@@ -9,7 +9,8 @@ squares : yellow squares on half of the images of four dogs and cyan ones on tho
     drop of accuracy on CIFAR-10 with the square, source by source, with the augmentation of the recipe and without;
     40 models on quarters of the classes, to attribute
 tint : a warm or a cold tint that goes with animal or machine in 95% or 50% of the source; CIFAR-10 in which it goes
-    with neither; gap of the probability of the right class, and of whether the right kind is named
+    with neither; gap of the share of right answers and of the probability of the right one. Two tasks: the classes, and
+    the kinds (animal or machine) as source and target labels, as Salman et al. 2022 have it: young or old
 fence : nothing planted; share of CIFAR-10's images that are called bird behind a chain-link fence, which Salman et al.
     2022 report, transferred and from scratch
 """
@@ -122,25 +123,27 @@ class Experiment:
         sources = {share: bias.lean(problem.source, TINTS, machine, share, 3)[0] for share in (0.5, 0.95)}
         made = {f"{share:.0%}": replace(problem, source=source, **judges) for share, source in sources.items()}
 
-        def of_class(test: xr.Dataset) -> xr.DataArray:
-            return test.probability
+        def gap(results: xr.Dataset, output: str) -> xr.DataArray:
+            return bias.gap(results[output].isel(target=results.split.values == "test"), agrees["target_test"])
 
-        def of_kind(test: xr.Dataset) -> xr.DataArray:
-            """Whether an animal is called one of the animals, and a machine one of the machines."""
-            living = np.flatnonzero(LIVING)
-            return (test.prediction.isin(living) == test.label.isin(living)).astype(float)
+        def kinds(data: dtl.ImageDataset, machine: np.ndarray) -> dtl.ImageDataset:
+            return replace(data, labels=machine[data.labels.numpy()], classes=("animal", "machine"), paths=None)
 
-        def gap(results: xr.Dataset, of: Any) -> xr.DataArray:
-            return bias.gap(of(results.isel(target=results.split.values == "test")), agrees["target_test"])
-
-        found = [
-            dtl.bias_transfer(
-                dtl.Study(made["50%"], self.recipe), made, partial(gap, of=of), self.seeds,
-                transfer=("fixed", "scratch"), store=self.folder / "tint", device="cpu",
-            )
-            for of in (of_class, of_kind)
-        ]  # fmt: skip
-        return {"tint": found[0][["bias", "accuracy"]].assign({"bias of kind": found[1].bias})}
+        judged = {part: kinds(data, 1 - LIVING.astype(int)) for part, data in judges.items()}
+        two = {name: replace(of, source=kinds(of.source, machine), **judged) for name, of in made.items()}
+        tasks = []
+        for task, arms in (("classes", made), ("kinds", two)):
+            study = dtl.Study(arms["50%"], self.recipe, np.ones((2, arms["50%"].source.n_classes), dtype=bool))
+            places = {"store": self.folder / ("tint" if task == "classes" else task), "device": "cpu"}
+            found = {
+                output: dtl.bias_transfer(
+                    study, arms, partial(gap, output=output), self.seeds, transfer=("fixed", "scratch"), **places
+                )
+                for output in ("correct", "probability")
+            }
+            parts = {output: of.bias for output, of in found.items()} | {"accuracy": found["correct"].accuracy}
+            tasks.append(xr.Dataset(parts).expand_dims(task=[task]))
+        return {"tint": xr.concat(tasks, "task")}
 
     def fence(self) -> dict[str, xr.Dataset]:
         viewed = self.problem.with_views({"fence": overlays.Fence()})
