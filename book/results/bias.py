@@ -131,7 +131,7 @@ class Experiment:
 
         judged = {part: kinds(data, 1 - LIVING.astype(int)) for part, data in judges.items()}
         two = {name: replace(of, source=kinds(of.source, machine), **judged) for name, of in made.items()}
-        tasks = []
+        tasks: list[xr.Dataset] = []
         for task, arms in (("classes", made), ("kinds", two)):
             study = dtl.Study(arms["50%"], self.recipe, np.ones((2, arms["50%"].source.n_classes), dtype=bool))
             places = {"store": self.folder / ("tint" if task == "classes" else task), "device": "cpu"}
