@@ -141,9 +141,13 @@ def experiment_real(_, __):
         for arm in (f"without {left_out}", "control", f"{colour} in 10% of the target"):
             own = bias.compare(drop.sel(arm=arm))
             line[f"{colour}: {arm}"] = [round(float(own.difference), 4), round(float(own.stderr), 4)]
-    gap = tint.bias.sel(transfer="fixed")
-    more = bias.compare(gap.sel(arm="95%"), gap.sel(arm="50%"))
-    return line | {"tint: 95% minus 50%": [round(float(more.difference), 4), round(float(more.stderr), 4)]}
+    for task in tint.task.values:
+        for output in ("correct", "probability"):
+            gap = tint[output].sel(task=task, transfer="fixed")
+            more = bias.compare(gap.sel(arm="95%"), gap.sel(arm="50%"))
+            name = f"tint, {task}, {output}: 95% minus 50%"
+            line[name] = [round(float(more.difference), 4), round(float(more.stderr), 4)]
+    return line
 
 
 EXPERIMENTS = {"A": experiment_a, "B": experiment_b, "C": experiment_c, "real": experiment_real}
