@@ -7,7 +7,7 @@ import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,9 +31,6 @@ from dtl.results import open as open_results
 from dtl.scores import benchmark
 from dtl.study import Study
 from dtl.training import Recipe, resolve_device
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 BAD_USE, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -327,12 +324,7 @@ def scores(
 
 
 def report(
-    store: str,
-    out: str = "report.html",
-    seeds: int = 0,
-    scores: str | None = None,
-    device: str = "auto",
-    **data: Any,
+    store: str, out: str = "report.html", seeds: int = 0, scores: str | None = None, device: str = "auto", **data: Any
 ) -> None:
     """Write one page of what STORE found, and every number of it to CSV files beside the page.
 
@@ -437,7 +429,7 @@ def problem_of(spec: Any, options: dict[str, Any] | None, source: str | None, ta
     return reopen({"load": spec["load"], "options": spec.get("options", {}) | (options or {})})
 
 
-def client_of(scheduler: str | None) -> "AbstractContextManager[Client | None]":
+def client_of(scheduler: str | None) -> AbstractContextManager[Any]:
     if scheduler is None:
         return nullcontext()
     try:

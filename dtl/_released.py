@@ -88,9 +88,8 @@ def released_objective(
     eye, target_vectors = torch.eye(z.shape[1], dtype=torch.float64), torch.eye(n_target, dtype=torch.float64)
 
     def draw(of: np.ndarray, share: np.ndarray) -> np.ndarray:
-        return np.concatenate(
-            [rng.choice(np.flatnonzero(of == k), max(1, int(batch * s))) for k, s in enumerate(share)]
-        )
+        rows = [rng.choice(np.flatnonzero(of == k), max(1, int(batch * s))) for k, s in enumerate(share)]
+        return np.concatenate(rows)
 
     for _ in range(steps):
         B, D = to_b.softmax(0), to_d.softmax(0)

@@ -59,13 +59,13 @@ def report(
     check_file(out, ".html")
     check_number(top, 1, 1000, "top, the classes on each side,")
     study = results if isinstance(results, Study) else None
-    found = Results(study.results) if study else results if isinstance(results, Results) else open_results(results)
+    found = Results(results.results) if isinstance(results, Study) else results
+    found = found if isinstance(found, Results) else open_results(found)
     whole, classes = found.influence(by="all", **options), found.influence(by="class", **options)
     said = [*_decision(advice), *_established(whole, classes), *_sureness(found, whole, classes, options)]
     facts = pd.DataFrame([*said, *_origin(found, whole)], columns=["topic", "fact"])
     tables = {"whole": _judged(whole), "classes": _judged(classes), "facts": facts}
-    if scores is not None:
-        tables["scores"] = scores
+    tables |= {} if scores is None else {"scores": scores}
     template = Environment(loader=PackageLoader("dtl", "."), autoescape=True).get_template("report.html.j2")
     page = template.render(
         title=f"{whole.problem or 'A study'}: which source classes help, which hurt",
@@ -86,10 +86,8 @@ def _beside(out: Path, name: str) -> Path:
 
 
 def _decision(advice: Advice | None) -> list[tuple[str, str]]:
-    if advice is None:
-        how = "Nothing was retrained, so nothing is advised here: influences compare a class with the average of the "
-        return [("Decision", how + "others. dtl.advise(study), or --seeds 20 on the command line, tries removals.")]
-    return [("Decision", str(advice))]
+    nothing = "Nothing was retrained, so nothing is advised: dtl.advise(study), or --seeds 20 here, tries removals."
+    return [("Decision", str(advice or nothing))]
 
 
 def _established(whole: Influence, classes: Influence) -> list[tuple[str, str]]:
@@ -102,8 +100,8 @@ def _established(whole: Influence, classes: Influence) -> list[tuple[str, str]]:
             f"Of {sure.size} {what}, {helps} help and {hurts} hurt beyond chance, at a false discovery rate of "
             f"{FDR:.0%}; of the other {sure.size - helps - hurts} nothing is established."
         )
-    relative = "Helping and hurting are meant against the average of the other source classes."
-    return [("Established", text) for text in (*found, relative)]
+    found.append("Helping and hurting are meant against the average of the other source classes.")
+    return [("Established", text) for text in found]
 
 
 def _sure(influence: Influence) -> np.ndarray:
@@ -128,12 +126,10 @@ def _sureness(found: Results, whole: Influence, classes: Influence, options: dic
 
 def _origin(found: Results, whole: Influence) -> list[tuple[str, str]]:
     """What was trained, on what, with which versions."""
-    facts, said = found.data.attrs, []
+    what = f"{whole.method} of the {whole.output} on {whole.split} images, {whole.transfer}"
+    facts, said = found.data.attrs, [f"{whole.n_models} models; {what}"]
     settings = dict(facts.get("settings", {}))
     data = settings.pop("data", {})
-    said.append(
-        f"{whole.n_models} models; {whole.method} of the {whole.output} on {whole.split} images, {whole.transfer}"
-    )
     for name, value in settings.items():
         value = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         said.append(f"{name}: {value}")
@@ -173,8 +169,8 @@ def _figures(whole: Influence, classes: Influence, study: Study | None, top: int
     images = study.problem.source if study and whole.unit == "class" else None
     order = np.argsort(whole.values[:, 0])
     most, least = (", ".join(whole.sources[c] for c in few) for few in (order[::-1][:3], order[:3]))
-    bars = plots.influence_bars(whole, k=top, images=images).get_figure(root=True)
-    cells = plots.influence_heatmap(classes).get_figure(root=True)
+    bars: Any = plots.influence_bars(whole, k=top, images=images).get_figure(root=True)
+    cells: Any = plots.influence_heatmap(classes).get_figure(root=True)
     return {
         "whole": image(bars, f"Bars with intervals of 95%. Most positive: {most}. Most negative: {least}."),
         "classes": image(cells, "Heat map of source classes by target classes; the table below lists the strongest."),

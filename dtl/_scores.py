@@ -20,8 +20,6 @@ from sklearn.preprocessing import StandardScaler
 
 from dtl._checks import InputError
 
-WIDE = 1e-25  # hyper-parameters of priors that say nothing; with 0 features that are all 0 have no evidence
-
 
 def checked(x: ArrayLike, labels: ArrayLike, what: str = "features") -> tuple[np.ndarray, np.ndarray]:
     """`x` as float64 (n, d) and labels (n,) renumbered 0..K-1; InputError for what no score can be computed from."""
@@ -91,8 +89,8 @@ def logme(features: ArrayLike, labels: ArrayLike) -> float:
     True
     """
     x, y = checked(features, labels)
-    settings: dict[str, Any] = dict(alpha_1=WIDE, alpha_2=WIDE, lambda_1=WIDE, lambda_2=WIDE, max_iter=1000, tol=1e-10)
-    model = BayesianRidge(**settings, fit_intercept=False, compute_score=True)
+    flat: Any = dict.fromkeys(("alpha_1", "alpha_2", "lambda_1", "lambda_2"), 1e-25)  # 0 fails for features all 0
+    model = BayesianRidge(**flat, max_iter=1000, tol=1e-10, fit_intercept=False, compute_score=True)
     return float(np.mean([model.fit(x, target).scores_[-1] for target in np.eye(y.max() + 1)[y].T])) / len(y)
 
 

@@ -99,8 +99,8 @@ class Bound:
         y, made, given = np.asarray(labels), (len(self.joint), len(self.weight)), (np.max(labels) + 1, x.shape[1])
         if given[0] > made[0] or given[1] != made[1]:
             raise InputError("made for {} target classes and {} features, not {} and {}".format(*made, *given))
-        fixed = self.joint, self.temperature, self.offsets, self.weight, self.bias
-        return _terms(self.source, Side(self.to_logits(x), y), *fixed)
+        there = Side(self.to_logits(x), y)
+        return _terms(self.source, there, self.joint, self.temperature, self.offsets, self.weight, self.bias)
 
 
 def cost(source: np.ndarray, target: np.ndarray, support: np.ndarray) -> np.ndarray:
@@ -162,31 +162,26 @@ def _temper(
     """
     scale, weight, size = source.logits.std() or 1.0, (prior / np.bincount(source.labels))[source.labels], len(prior)
     a, v, labels, weight = map(torch.from_numpy, (source.logits / scale, unseen / scale, source.labels, weight))
-    basis = torch.eye(size, dtype=torch.float64).view(1, -1)
-    basis = torch.eye(size**2, dtype=torch.float64) if free else basis
-
-    def parts(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return (x[:-size] @ basis).view(size, size), x[-size:]
+    one = torch.eye(size, dtype=torch.float64)
+    parts = lambda x: (x[:-size].view(size, size) if free else x[0] * one, x[-size:])  # noqa: E731
 
     def loss(x: np.ndarray, gap: torch.Tensor, mass: torch.Tensor, support: torch.Tensor) -> tuple[float, np.ndarray]:
-        at = torch.tensor(x, requires_grad=True)
-        mix, offsets = parts(at)
+        mix, offsets = parts(at := torch.tensor(x, requires_grad=True))
         rise = gap @ mix
         of_source = weight @ cross_entropy(a @ mix + offsets, labels, reduction="none")
         total = of_source + mass @ (rise.amax(1) - rise.where(support, torch.inf).amin(1))
         total.backward()
         return total.item(), at.grad.numpy()  # pyright: ignore[reportOptionalMemberAccess]
 
-    x = np.r_[0.3 * np.eye(size).ravel() if free else 0.3, np.log(prior)]
-    bounds, options = [(None if free else 1e-9, None)] + [(None, None)] * (len(x) - 1), {"ftol": 1e-14, "gtol": 1e-9}
+    x = np.r_[0.3 * one.numpy().ravel() if free else 0.3, np.log(prior)]
+    bounds = [(None if free else 1e-9, None)] + [(None, None)] * (len(x) - 1)
+    options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 20 if free else 1000}
     for _ in range(5 if free else 1):
-        mix = parts(torch.from_numpy(x))[0]
+        mix, _ = parts(torch.from_numpy(x))
         plan = _plans(Side((a @ mix).numpy(), source.labels), Side((v @ mix).numpy(), y), share)
         n, t, mass = map(torch.from_numpy, plan[:3])
         given = v[t] - a[n], mass, torch.tensor(share > 0)[y][t]
-        x = minimize(
-            loss, x, given, "L-BFGS-B", True, bounds=bounds, options=options | {"maxiter": 20 if free else 1000}
-        ).x
+        x = minimize(loss, x, given, "L-BFGS-B", True, bounds=bounds, options=options).x
     mix, offsets = parts(torch.from_numpy(x))
     return mix.numpy() / scale, offsets.numpy()
 
@@ -256,9 +251,9 @@ def task_transfer_bound(
             slope, at_zero = _learn(near, x[seen], y[seen], share, steps)
             unseen[left] = x[left] @ slope + at_zero
     mix, offsets = _temper(near, unseen, y, share, prior, learn == "joint")
-    s = 1.0 if learn == "joint" else mix[0, 0]
+    s = mix[0, 0]
     if learn == "joint":
-        near, weight, bias = near._replace(logits=near.logits @ mix), weight @ mix, bias @ mix
+        s, near, weight, bias = 1.0, near._replace(logits=near.logits @ mix), weight @ mix, bias @ mix
     there, fits = Side(x @ weight + bias, y), ((s, offsets), (0.0, np.log(prior)))
     return min((_terms(near, there, joint, *fit, weight, bias) for fit in fits), key=attrgetter("rhs"))
 

@@ -69,7 +69,7 @@ class Experiment:
         )
 
     def cifar(self) -> dtl.Study:
-        """Twenty ImageNet classes, 200 images each, to CIFAR-10 with 60 images a class to learn from; models side by side."""
+        """Twenty ImageNet classes, 200 images each, to CIFAR-10 with 60 images a class to learn from."""
         whole = dtl.load("imagenet200-cifar10", self.data, classes=list(TWENTY), limit=200, target_limit=60)
 
         def cut(of: dtl.ImageDataset, n: int) -> dtl.ImageDataset:
