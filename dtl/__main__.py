@@ -1,27 +1,25 @@
-"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove|audit|report"""
+"""The command line: python -m dtl doctor|run|status|resume|merge|influence|export|remove|audit|scores|report"""
 
-import json
 import logging
 import os
 import re
 import shlex
 import sys
 from contextlib import AbstractContextManager, nullcontext
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from dask.utils import format_bytes, format_time
-from jsonargparse import ArgumentParser, auto_cli, set_loader
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from jsonargparse import auto_cli
 
 from dtl import doctor as health
 from dtl._advise import advise
 from dtl._audit import audit as find_bias
 from dtl._checks import Diverged, InputError, choice, whole
+from dtl._flags import Parser, read_file
 from dtl._report import report as write_report
 from dtl.data import TransferProblem, reopen
 from dtl.datasets.overlays import NAMED
@@ -30,14 +28,11 @@ from dtl.engine.files import check_file, write
 from dtl.engine.store import array_of, local_folder, marks_of, open_store
 from dtl.removal import ORDERS, removal_curve, select
 from dtl.results import open as open_results
+from dtl.scores import benchmark
 from dtl.study import Study
 from dtl.training import Recipe, resolve_device
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 BAD_USE, FAILURE, INTERRUPTED = 2, 1, 130
-FOLDERS = ("store", "weights", "source", "target", "root", "source_dir", "target_dir", "cache", "path")  # in a file
 
 
 def run(
@@ -293,19 +288,57 @@ def audit(
         Path(out).write_text(report, "utf8")
 
 
-def report(store: str, out: str = "report.html", seeds: int = 0, device: str = "auto", **data: Any) -> None:
+def scores(
+    study: str,
+    weights: str | None = None,
+    truth: str | None = None,
+    split: str = "validation",
+    replicate: str | None = None,
+    out: str | None = None,
+    device: str = "auto",
+    **data: Any,
+) -> None:
+    """Say how far transferability scores, and influence, agree with test accuracy over the models of a study.
+
+    Prints correlations r with 95% intervals, how far each is behind influence, and seconds a model.
+
+    Args:
+        study: folder of the study
+        weights: folder of its source weights; models that are missing there are trained again, which takes as in run
+        truth: transfer after which accuracy counts; default is full if the study has it
+        split: target images that the scores see, train, validation or test
+        replicate: folder of a study of the same subsets with another seed, whose accuracy is the best prediction
+        out: write the table to this file.csv, too
+        device: as in run
+    """
+    check_file(out, ".csv")
+    if weights is None:
+        raise InputError("scores look at source models: add --weights FOLDER, where the study kept them")
+    ours, again = study_in(study, None, weights, **data), open_results(replicate) if replicate else None
+    found = benchmark(ours, truth=truth, split=split, replicate=again, device=device)
+    table = found.drop_dims("model").to_dataframe().reset_index()
+    print(f"{len(ours.masks)} models, test accuracy after {found.truth.item()} transfer, scores of {split} images")
+    print(table.drop(columns=["models", "truth", "split"]).to_string(index=False, float_format="{:.3f}".format))
+    if out:
+        print_written(write(out, table))
+
+
+def report(
+    store: str, out: str = "report.html", seeds: int = 0, scores: str | None = None, device: str = "auto", **data: Any
+) -> None:
     """Write one page of what STORE found, and every number of it to CSV files beside the page.
 
     Args:
         store: folder of the study
         out: the page, NAME.html
         seeds: retrain so often without the classes that hurt, to advise what to drop; 0 gives no advice
+        scores: file.csv that the command scores wrote, for a section on them
         device: as in run
     """
     check_file(Path(out), ".html")
     results = study_in(store, None, None, **data) if seeds else open_results(store)
     advice = advise(results, seeds, device=device) if isinstance(results, Study) else None
-    print(f"wrote {write_report(results, out, advice)}")
+    print(f"wrote {write_report(results, out, advice, pd.read_csv(scores) if scores else None)}")
 
 
 def train(
@@ -367,9 +400,7 @@ def study_in(
     if facts["settings"]["design"] not in DESIGNS:
         raise InputError(f"{location} holds models on subsets that were given one by one: continue it where it began")
     if not (facts["origin"] or problem or source):
-        raise InputError(
-            f"{location} does not say how to load its problem: add --problem NAME, or --source FOLDER --target FOLDER"
-        )
+        raise InputError(f"{location} does not say how to load its problem: add --problem NAME or --source, --target")
     known = {name: facts["settings"][name] for name in ("design", "transfer", "seed", "fraction", "unit")}
     known |= {"recipe": Recipe(**facts["settings"]["recipe"]), "store": store or location, "weights": weights}
     return Study(problem_of(problem or facts["origin"], options, source, target), **known)
@@ -393,14 +424,12 @@ def problem_of(spec: Any, options: dict[str, Any] | None, source: str | None, ta
         kept = spec.get("options", {}) if spec.get("load") == "folders" else {}
         spec = {"load": "folders", "options": kept | {name: folder for name, folder in folders.items() if folder}}
     if "load" not in spec or set(spec) - {"load", "options"}:
-        raise InputError(
-            "give a problem, 'load' with a name and perhaps 'options', or 'from_folders' with source_dir and "
-            f"target_dir, not {spec or 'nothing'}"
-        )
+        known = "'load' with a name and perhaps 'options', or 'from_folders' with source_dir and target_dir"
+        raise InputError(f"give a problem, {known}, not {spec or 'nothing'}")
     return reopen({"load": spec["load"], "options": spec.get("options", {}) | (options or {})})
 
 
-def client_of(scheduler: str | None) -> "AbstractContextManager[Client | None]":
+def client_of(scheduler: str | None) -> AbstractContextManager[Any]:
     if scheduler is None:
         return nullcontext()
     try:
@@ -423,68 +452,7 @@ def print_written(out: Path) -> None:
     print(f"wrote {out}, {format_bytes(out.stat().st_size)}")
 
 
-def read_file(path: Path) -> list[str]:
-    """A YAML file as flags; folders in it are relative to it.
-
-    >>> _ = Path("study.yaml").write_text("models: 4\\nrecipe: {epochs: 1}")
-    >>> read_file(Path("study.yaml"))
-    ['--models=4', '--recipe={"epochs": 1}']
-    """
-
-    def absolute(name: str, value: object) -> object:
-        if isinstance(value, dict):
-            return {key: absolute(key, of) for key, of in value.items()}
-        return str(path.resolve().parent / local_folder(value)) if name in FOLDERS and isinstance(value, str) else value
-
-    try:
-        found = load_yaml(path.read_text("utf8"))
-        if not isinstance(found, dict):
-            raise InputError(f"settings must be names with values, such as 'seed: 0', not {found!r}")
-        named = {name: absolute(name, value) for name, value in found.items()}
-        return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in named.items()]
-    except (YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
-    except (TypeError, ValueError, OSError) as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def load_yaml(text: str) -> Any:
-    """YAML 1.2: a key given twice is an error, `on` and `yes` are words."""
-    return YAML(typ="safe", pure=True).load(text)
-
-
-set_loader("yaml12", load_yaml, exceptions=(YAMLError, ValueError))
-
-
-class Parser(ArgumentParser):
-    """Errors of one line, no abbreviated flags, and `--dry-run` for a bool `dry_run`."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, "parser_mode": "yaml12", **options})
-
-    def add_argument(self, *args: Any, **options: Any) -> Any:
-        if args == ("--config",):  # `read_file` takes its place
-            return None
-        if args == ("stores",):
-            options = {"type": str, "nargs": "+", "help": options["help"]}
-        if options.get("type") is bool:
-            del options["type"]
-            args, options = tuple(arg.replace("_", "-") for arg in args), {**options, "action": "store_true"}
-        return super().add_argument(*args, **options)
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        given = re.search(r'key "([\w.]+)".*?(?:Got|Given) value: (.*)', message, re.DOTALL)
-        if given:
-            kinds = dict.fromkeys(re.findall(r"<class '(?:\w+\.)*(\w+)'>", message.split("Given")[0]))
-            message = f"--{given[1]} cannot be {given[2]!r}: it must be {' or '.join(kinds)}"
-        unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message)
-        if unknown:
-            near = get_close_matches(unknown[1], self._option_string_actions, 1)
-            message = f"unknown setting {unknown[1]}" + (f": did you mean {near[0]}?" if near else "")
-        raise InputError(message) from ex
-
-
-FUNCTIONS = (run, status, resume, merge, influence, export, remove, audit, report)
+FUNCTIONS = (run, status, resume, merge, influence, export, remove, audit, scores, report)
 COMMANDS: Any = {"doctor": health.report} | {function.__name__: function for function in FUNCTIONS}
 
 

@@ -79,8 +79,7 @@ def released_objective(
     z, x = torch.from_numpy((z - centre) / spread), torch.from_numpy(StandardScaler().fit_transform(x))
     rng, n_source, n_target = np.random.default_rng(seed), of_source.max() + 1, y.max() + 1
     prior, wanted = np.bincount(of_source) / len(z), np.bincount(y) / len(x)
-    loss = F.cross_entropy(z @ W + c, torch.from_numpy(of_source), reduction="none").numpy()
-    by_class = torch.tensor([loss[of_source == j].mean() for j in range(n_source)])
+    by_class = _loss_by_class(z @ W + c, of_source)
     A, A_inverse = (torch.eye(z.shape[1], dtype=torch.float64, requires_grad=True) for _ in range(2))
     b = torch.zeros(z.shape[1], dtype=torch.float64, requires_grad=True)
     to_b = torch.tensor(rng.random((n_target, n_source)), requires_grad=True)
@@ -89,9 +88,8 @@ def released_objective(
     eye, target_vectors = torch.eye(z.shape[1], dtype=torch.float64), torch.eye(n_target, dtype=torch.float64)
 
     def draw(of: np.ndarray, share: np.ndarray) -> np.ndarray:
-        return np.concatenate(
-            [rng.choice(np.flatnonzero(of == k), max(1, int(batch * s))) for k, s in enumerate(share)]
-        )
+        rows = [rng.choice(np.flatnonzero(of == k), max(1, int(batch * s))) for k, s in enumerate(share)]
+        return np.concatenate(rows)
 
     for _ in range(steps):
         B, D = to_b.softmax(0), to_d.softmax(0)
@@ -114,6 +112,10 @@ def released_objective(
     return released_terms(z, of_source, (W, c), x, y, *found)
 
 
+def _loss_by_class(logits: torch.Tensor, y: np.ndarray) -> torch.Tensor:
+    return torch.stack([F.cross_entropy(logits[y == j], torch.from_numpy(y[y == j])) for j in np.unique(y)])
+
+
 def released_terms(z, of_source, head, x, y, A, A_inverse, b, B, D) -> Released:
     """The terms that the released code reports at the end, of standardised features; all tensors but the labels."""
     W, c = head
@@ -123,11 +125,9 @@ def released_terms(z, of_source, head, x, y, A, A_inverse, b, B, D) -> Released:
     becomes, moved = B.argmax(0).numpy()[of_source], z @ A.T + b
     both = [i for i in np.unique(y) if (becomes == i).any()]
     far = [ot.emd2([], [], torch.cdist(moved[becomes == i], x[y == i]).numpy()) for i in both]
-    loss = F.cross_entropy(z @ W + c, torch.from_numpy(of_source), reduction="none").numpy()
-    by_class = np.array([loss[of_source == j].mean() for j in range(len(D))])
     return Released(
         *(part.numpy() for part in (A, A_inverse, b, B, D)),
-        source_loss=float(D.numpy() @ by_class),
+        source_loss=float(D @ _loss_by_class(z @ W + c, of_source)),
         label_mismatch=float(-(D * torch.special.xlogy(B, B).sum(0)).sum()),
         feature_mismatch=float(np.mean(far)),
         lipschitz=float(slope.norm(dim=1).max()),

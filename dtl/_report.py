@@ -26,18 +26,25 @@ FDR, WANTED = 0.05, 0.8  # false discoveries among what is called established; r
 
 
 def report(
-    results: Study | Results | str | Path, out: str | Path, advice: Advice | None = None, top: int = 10, **options: Any
+    results: Study | Results | str | Path,
+    out: str | Path,
+    advice: Advice | None = None,
+    scores: pd.DataFrame | None = None,
+    top: int = 10,
+    **options: Any,
 ) -> Path:
     """Write what a study found to one self-contained page, and every number of it to CSV files beside it.
 
     Besides ``NAME.html`` there are ``NAME-facts.csv`` (what the sentences say), ``NAME-whole.csv`` and
-    ``NAME-classes.csv`` (influences on the whole target and on its classes, with errors, intervals and a verdict).
+    ``NAME-classes.csv`` (influences on the whole target and on its classes, with errors, intervals and a verdict), and
+    with scores ``NAME-scores.csv``.
 
     Parameters
     ----------
     results : a study, whose source images are then shown, or anything that `dtl.results.open` takes
     out : NAME.html
     advice : of `dtl.advise`, to stand first; without it the page says how to get one
+    scores : table of `dtl.scores.benchmark`, or the file of `python -m dtl scores` as pandas reads it, for a section
     top : classes in the tables of the page, of those that help and of those that hurt; the files have all
     options : of `Results.influence`, such as ``output="correct"``
 
@@ -52,20 +59,20 @@ def report(
     check_file(out, ".html")
     check_number(top, 1, 1000, "top, the classes on each side,")
     study = results if isinstance(results, Study) else None
-    if isinstance(results, Study):
-        found = Results(results.results)
-    else:
-        found = results if isinstance(results, Results) else open_results(results)
+    found = Results(results.results) if isinstance(results, Study) else results
+    found = found if isinstance(found, Results) else open_results(found)
     whole, classes = found.influence(by="all", **options), found.influence(by="class", **options)
     said = [*_decision(advice), *_established(whole, classes), *_sureness(found, whole, classes, options)]
     facts = pd.DataFrame([*said, *_origin(found, whole)], columns=["topic", "fact"])
     tables = {"whole": _judged(whole), "classes": _judged(classes), "facts": facts}
+    tables |= {} if scores is None else {"scores": scores}
     template = Environment(loader=PackageLoader("dtl", "."), autoescape=True).get_template("report.html.j2")
     page = template.render(
         title=f"{whole.problem or 'A study'}: which source classes help, which hurt",
         facts=facts.groupby("topic", sort=False)["fact"].agg(list).to_dict(),
         figures=_figures(whole, classes, study, top),
         strongest={name: _strongest(tables[name], top) for name in ("whole", "classes")},
+        scores=None if scores is None else _compared(scores),
         tables={name: _beside(out, name).name for name in tables},
     )
     for name, table in tables.items():
@@ -79,10 +86,8 @@ def _beside(out: Path, name: str) -> Path:
 
 
 def _decision(advice: Advice | None) -> list[tuple[str, str]]:
-    if advice is None:
-        how = "Nothing was retrained, so nothing is advised here: influences compare a class with the average of the "
-        return [("Decision", how + "others. dtl.advise(study), or --seeds 20 on the command line, tries removals.")]
-    return [("Decision", str(advice))]
+    nothing = "Nothing was retrained, so nothing is advised: dtl.advise(study), or --seeds 20 here, tries removals."
+    return [("Decision", str(advice or nothing))]
 
 
 def _established(whole: Influence, classes: Influence) -> list[tuple[str, str]]:
@@ -95,8 +100,8 @@ def _established(whole: Influence, classes: Influence) -> list[tuple[str, str]]:
             f"Of {sure.size} {what}, {helps} help and {hurts} hurt beyond chance, at a false discovery rate of "
             f"{FDR:.0%}; of the other {sure.size - helps - hurts} nothing is established."
         )
-    relative = "Helping and hurting are meant against the average of the other source classes."
-    return [("Established", text) for text in (*found, relative)]
+    found.append("Helping and hurting are meant against the average of the other source classes.")
+    return [("Established", text) for text in found]
 
 
 def _sure(influence: Influence) -> np.ndarray:
@@ -121,18 +126,23 @@ def _sureness(found: Results, whole: Influence, classes: Influence, options: dic
 
 def _origin(found: Results, whole: Influence) -> list[tuple[str, str]]:
     """What was trained, on what, with which versions."""
-    facts, said = found.data.attrs, []
+    what = f"{whole.method} of the {whole.output} on {whole.split} images, {whole.transfer}"
+    facts, said = found.data.attrs, [f"{whole.n_models} models; {what}"]
     settings = dict(facts.get("settings", {}))
     data = settings.pop("data", {})
-    said.append(
-        f"{whole.n_models} models; {whole.method} of the {whole.output} on {whole.split} images, {whole.transfer}"
-    )
     for name, value in settings.items():
         value = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         said.append(f"{name}: {value}")
     for run in facts.get("runs", []):
         said.append("run: " + ", ".join(f"{name} {value}" for name, value in run.items()))
     return [("Certificate", text) for text in said + [f"{name}: sha256 {digest}" for name, digest in data.items()]]
+
+
+def _compared(scores: pd.DataFrame) -> dict[str, Any]:
+    """What the page says of scores: the models judged, and a row for each predictor."""
+    numbers = scores[["r", "low", "high", "behind", "behind_low", "behind_high"]].map("{:+.2f}".format)
+    rows = pd.concat([scores["predictor"], numbers.replace("+nan", ""), scores["kind"]], axis=1)
+    return scores.iloc[0].to_dict() | {"rows": rows.to_numpy().tolist()}
 
 
 def _judged(influence: Influence) -> pd.DataFrame:
@@ -159,13 +169,9 @@ def _figures(whole: Influence, classes: Influence, study: Study | None, top: int
     images = study.problem.source if study and whole.unit == "class" else None
     order = np.argsort(whole.values[:, 0])
     most, least = (", ".join(whole.sources[c] for c in few) for few in (order[::-1][:3], order[:3]))
-    bars = plots.influence_bars(whole, k=top, images=images)
-    cells = plots.influence_heatmap(classes)
+    bars: Any = plots.influence_bars(whole, k=top, images=images).get_figure(root=True)
+    cells: Any = plots.influence_heatmap(classes).get_figure(root=True)
     return {
-        "whole": _drawn(bars, f"Bars with intervals of 95%. Most positive: {most}. Most negative: {least}."),
-        "classes": _drawn(cells, "Heat map of source classes by target classes; the table below lists the strongest."),
+        "whole": image(bars, f"Bars with intervals of 95%. Most positive: {most}. Most negative: {least}."),
+        "classes": image(cells, "Heat map of source classes by target classes; the table below lists the strongest."),
     }
-
-
-def _drawn(ax: Any, alt: str) -> str:
-    return image(ax.get_figure(root=True), alt)

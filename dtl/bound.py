@@ -16,9 +16,10 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment, minimize
 from scipy.special import log_softmax, logsumexp, xlogy
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import Ridge
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
+from torch.nn.functional import cross_entropy
 
 from dtl._checks import InputError, choice
 from dtl._released import Released, released_objective, released_terms
@@ -95,14 +96,11 @@ class Bound:
         Nothing is fitted; only class frequencies and optimal transport are those of the new images.
         """
         x, _ = checked(features, labels, "target")
-        y, n_classes, width = np.asarray(labels), len(self.joint), len(self.weight)
-        if y.max() >= n_classes or x.shape[1] != width:
-            raise InputError(
-                f"the bound is for {n_classes} target classes and {width} features, not for labels up to {y.max()} and "
-                f"{x.shape[1]} features"
-            )
-        fixed = self.joint, self.temperature, self.offsets, self.weight, self.bias
-        return _terms(self.source, Side(self.to_logits(x), y), *fixed)
+        y, made, given = np.asarray(labels), (len(self.joint), len(self.weight)), (np.max(labels) + 1, x.shape[1])
+        if given[0] > made[0] or given[1] != made[1]:
+            raise InputError("made for {} target classes and {} features, not {} and {}".format(*made, *given))
+        there = Side(self.to_logits(x), y)
+        return _terms(self.source, there, self.joint, self.temperature, self.offsets, self.weight, self.bias)
 
 
 def cost(source: np.ndarray, target: np.ndarray, support: np.ndarray) -> np.ndarray:
@@ -152,27 +150,40 @@ def _terms(
     )  # fmt: skip
 
 
-def _temper(source: Side, prior: np.ndarray, mismatch: float) -> tuple[float, np.ndarray]:
-    """Temperature s >= 0 and offsets that minimise source loss + s * mismatch, which is convex in them.
+def _temper(
+    source: Side, unseen: np.ndarray, y: np.ndarray, share: np.ndarray, prior: np.ndarray, free: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Matrix (J, J) for the logits of both sides and offsets (J,) that make source loss plus transport small.
 
-    At s = 0 the sum is the entropy of the prior, so a one-to-one bound never exceeds that of the target classes.
+    One temperature s > 0 for all logits, in which the sum is convex; at 0 it is the entropy of the prior, and has a
+    kink. Or a `free` matrix, as maps find some directions again and some not: in turns with the plan, not exact.
+
+    unseen : (n, J) target logits, y : (n,) labels, prior : (J,)
     """
-    scale, weight = source.logits.std() or 1.0, (prior / np.bincount(source.labels))[source.labels]
-    a, rows = source.logits / scale, np.arange(len(source.labels))
+    scale, weight, size = source.logits.std() or 1.0, (prior / np.bincount(source.labels))[source.labels], len(prior)
+    a, v, labels, weight = map(torch.from_numpy, (source.logits / scale, unseen / scale, source.labels, weight))
+    one = torch.eye(size, dtype=torch.float64)
+    parts = lambda x: (x[:-size].view(size, size) if free else x[0] * one, x[-size:])  # noqa: E731
 
-    def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-        p = log_softmax(x[0] * a + x[1:], 1)
-        off = np.exp(p)
-        off[rows, source.labels] -= 1
-        off *= weight[:, None]
-        value = weight @ -p[rows, source.labels] + x[0] * mismatch / scale
-        return float(value), np.r_[(off * a).sum() + mismatch / scale, off.sum(0)]
+    def loss(x: np.ndarray, gap: torch.Tensor, mass: torch.Tensor, support: torch.Tensor) -> tuple[float, np.ndarray]:
+        mix, offsets = parts(at := torch.tensor(x, requires_grad=True))
+        rise = gap @ mix
+        of_source = weight @ cross_entropy(a @ mix + offsets, labels, reduction="none")
+        total = of_source + mass @ (rise.amax(1) - rise.where(support, torch.inf).amin(1))
+        total.backward()
+        return total.item(), at.grad.numpy()  # pyright: ignore[reportOptionalMemberAccess]
 
-    start = np.r_[0.0, np.log(prior)]
-    bounds = [(0, None)] + [(None, None)] * len(prior)
-    found = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"ftol": 1e-14, "gtol": 1e-9})
-    best = found.x if found.fun <= loss(start)[0] else start
-    return best[0] / scale, best[1:]
+    x = np.r_[0.3 * one.numpy().ravel() if free else 0.3, np.log(prior)]
+    bounds = [(None if free else 1e-9, None)] + [(None, None)] * (len(x) - 1)
+    options = {"ftol": 1e-14, "gtol": 1e-9, "maxiter": 20 if free else 1000}
+    for _ in range(5 if free else 1):
+        mix, _ = parts(torch.from_numpy(x))
+        plan = _plans(Side((a @ mix).numpy(), source.labels), Side((v @ mix).numpy(), y), share)
+        n, t, mass = map(torch.from_numpy, plan[:3])
+        given = v[t] - a[n], mass, torch.tensor(share > 0)[y][t]
+        x = minimize(loss, x, given, "L-BFGS-B", True, bounds=bounds, options=options).x
+    mix, offsets = parts(torch.from_numpy(x))
+    return mix.numpy() / scale, offsets.numpy()
 
 
 def task_transfer_bound(
@@ -193,8 +204,8 @@ def task_transfer_bound(
     head : (d, K_S) weights and (K_S,) biases of the source head
     target, labels : (n, d') features and (n,) int, 0..K_T-1
     learn : what leads from target features to source logits. "none": the source head; "map": an affine map, learned;
-        "joint": also the source head is learned again, with a penalty, on the classes that are needed. A learned map
-        does not choose its own temperature: that comes from maps that have not seen the image
+        "joint": also a matrix that turns the source's logits to directions that the map finds. Temperature and matrix
+        are not chosen by the map itself, but by maps that have not seen the image
     assignment : (K_T,) int, the source class for each target class, or (K_T, K_S), shares of source classes for each.
         Default: the best one-to-one assignment by the source head, or with K_T > K_S with classes shared evenly
     steps : of Adam, for a learned map
@@ -217,18 +228,12 @@ def task_transfer_bound(
         raise InputError(f"head must be finite, (d, K) and (K,), not {weight.shape} and {bias.shape}")
     takes, counts = f"the head takes {len(weight)} features", np.bincount(y)
     if z.shape[1] != len(weight) or of_source.max() >= len(bias):
-        raise InputError(
-            f"{takes} and knows {len(bias)} classes, but the source has {z.shape[1]} features and labels up to "
-            f"{of_source.max()}"
-        )
+        raise InputError(f"{takes}, of {len(bias)} classes, not {z.shape[1]}, of labels up to {of_source.max()}")
     if x.shape[1] != len(weight) and learn == "none":
         raise InputError(f"{takes}, not {x.shape[1]}: use learn='map' for another encoder")
     if counts.min() < (1 if learn == "none" else 2):
         k = int(np.argmin(counts))
-        raise InputError(
-            f"target class {k} has {counts[k] or 'no'} image: number classes without gaps, and give two images of "
-            "every class for a map, which is learned on one part and judged on another"
-        )
+        raise InputError(f"target class {k} has {counts[k] or 'no'} image: give every class one, and for a map two")
     logits = z @ weight + bias
     if assignment is None:
         assignment = _assign(logits, of_source, x @ weight + bias if x.shape[1] == len(weight) else None, y)
@@ -236,8 +241,6 @@ def task_transfer_bound(
     kept = np.flatnonzero(joint.any(0))
     rows = np.isin(of_source, kept)
     near = Side(logits[rows][:, kept], np.searchsorted(kept, of_source[rows]))
-    if learn == "joint" and len(kept) > 1:
-        near = near._replace(logits=_penalised(z[rows], near.labels))
     share, prior = joint[:, kept] / joint[:, kept].sum(1, keepdims=True), joint[:, kept].sum(0)
     if learn == "none":
         weight, bias = weight[:, kept], bias[kept]
@@ -247,8 +250,11 @@ def task_transfer_bound(
         for seen, left in StratifiedKFold(min(3, int(counts.min())), shuffle=True, random_state=0).split(x, y):
             slope, at_zero = _learn(near, x[seen], y[seen], share, steps)
             unseen[left] = x[left] @ slope + at_zero
-    *_, mass, far = _plans(near, Side(unseen, y), share)
-    there, fits = Side(x @ weight + bias, y), (_temper(near, prior, float(mass @ far)), (0.0, np.log(prior)))
+    mix, offsets = _temper(near, unseen, y, share, prior, learn == "joint")
+    s = mix[0, 0]
+    if learn == "joint":
+        s, near, weight, bias = 1.0, near._replace(logits=near.logits @ mix), weight @ mix, bias @ mix
+    there, fits = Side(x @ weight + bias, y), ((s, offsets), (0.0, np.log(prior)))
     return min((_terms(near, there, joint, *fit, weight, bias) for fit in fits), key=attrgetter("rhs"))
 
 
@@ -271,24 +277,10 @@ def _joint(assignment: np.ndarray, classes: np.ndarray, n_source: int, of_source
     """(K_T, K_S) from one source class for each target class, or from shares of all."""
     shares = assignment[:, None] == np.arange(n_source) if assignment.ndim == 1 else assignment
     absent = np.setdiff1d(np.arange(n_source), of_source)
-    if (
-        shares.shape != (len(classes), n_source)
-        or not (shares >= 0).all()
-        or not shares.sum(1).all()
-        or shares[:, absent].any()
-    ):
-        raise InputError(
-            f"assignment must be one of {n_source} source classes for each of {len(classes)} target classes, or shares "
-            f"({len(classes)}, {n_source}) that are not negative, and use no source class without images"
-        )
+    fits = shares.shape == (len(classes), n_source) and not shares[:, absent].any()
+    if not fits or (shares < 0).any() or not shares.sum(1).all():
+        raise InputError("assignment must be (K_T,), or shares (K_T, K_S) not negative, of source classes with images")
     return classes[:, None] * shares / shares.sum(1, keepdims=True)
-
-
-def _penalised(z: np.ndarray, labels: np.ndarray, l2: float = 4.0) -> np.ndarray:
-    """Logits (n, J) of a smooth source head: a small spread within classes makes transport cheap."""
-    z = StandardScaler().fit_transform(z)
-    found = LogisticRegression(C=1 / (l2 * len(z)), max_iter=1000).fit(z, labels).decision_function(z)
-    return found if found.ndim == 2 else np.stack([-found, found], 1) / 2
 
 
 def _learn(source: Side, x: np.ndarray, y: np.ndarray, share: np.ndarray, steps: int) -> tuple[np.ndarray, ...]:

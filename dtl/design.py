@@ -52,9 +52,7 @@ def subset_masks(
     if design == "random":
         size = round(fraction * n_units)
         if not 0 < size < n_units:
-            raise InputError(
-                f"fraction {fraction} of {n_units} units is {size}: a subset must keep some and drop some."
-            )
+            raise InputError(f"fraction {fraction} of {n_units} units is {size}: a subset must keep and drop some.")
         return _random_subsets(n_units, size, (seed, 2), range(start, n_models))
     if fraction != 0.5:
         raise InputError(f'The {design} design has fraction 0.5 only, got {fraction}: use design="random".')

@@ -98,10 +98,8 @@ def _check(study: Study, influence: Influence, counts: list, orders: list[str], 
     """InputError for what would order nothing, or leave a source of fewer than two classes."""
     n_source, most = study.n_units, study.n_units - 2
     if set(orders) - {*ORDERS, *given} or not orders or len(set(orders)) < len(orders) or set(given) & set(ORDERS):
-        raise InputError(
-            f"orders must be different, out of {', '.join(ORDERS)} and names of your own with classes, not {orders} "
-            f"with classes for {list(given)}"
-        )
+        known = f"{', '.join(ORDERS)} and names of your own with classes"
+        raise InputError(f"orders must be different, out of {known}, not {orders} with classes for {list(given)}")
     if not np.isfinite(influence.values).all():
         raise InputError("the influence is not finite, so it orders nothing: estimate it from finished models")
     if len(influence.values) != n_source:
@@ -113,9 +111,7 @@ def _check(study: Study, influence: Influence, counts: list, orders: list[str], 
     for name in set(given) & set(orders):
         fine = {int(c) for c in given[name] if isinstance(c, Integral) and 0 <= int(c) < n_source}
         if len(fine) < len(given[name]) or len(fine) < counts[-1]:
-            raise InputError(
-                f"order {name!r} must list at least {counts[-1]} different class indices in 0..{n_source - 1}"
-            )
+            raise InputError(f"order {name!r} must list at least {counts[-1]} different class indices below {n_source}")
 
 
 @dataclass(frozen=True)
@@ -203,10 +199,8 @@ def flip_rate(
             check_number(number, 0, n - 1, f"each {what}")
     fine = [index for index in examples if right[index] >= 0.5]
     if fine:
-        raise InputError(
-            f"example {fine[0]} is not wrong: {right[fine[0]]:.0%} of the study's models predict it right; choose from "
-            "dtl.projection.wrong(study)"
-        )
+        said = f"example {fine[0]} is not wrong: {right[fine[0]]:.0%} of the study's models predict it right"
+        raise InputError(f"{said}; choose from dtl.projection.wrong(study)")
     arms: dict[str, Any] = {"full": Arm()} | {names[c]: np.arange(len(names)) != c for c in classes}
     again = retrain(study, arms, seeds, **options)
     predicted = again.prediction.isel(target=again.split == split).isel(target=examples)

@@ -30,6 +30,7 @@ from dtl.training import Recipe
 from dtl.transfer import embed, transfer
 
 if TYPE_CHECKING:
+    from dtl.results import Results
     from dtl.study import Study
 
 __all__ = [
@@ -161,9 +162,9 @@ def cross_fitted(masks: np.ndarray, outputs: np.ndarray, folds: int = 5) -> np.n
 def benchmark(
     study: "Study",
     scores: Sequence[str] = tuple(SCORES),
-    truth: str = "full",
+    truth: str | None = None,
     split: str = "validation",
-    replicate: "Study | None" = None,
+    replicate: "Study | Results | None" = None,
     device: str = "auto",
 ) -> xr.Dataset:
     """Which scores agree with test accuracy after transfer, over the models of a study, and does influence?
@@ -172,7 +173,7 @@ def benchmark(
     ----------
     study : of unit "class", run with `weights`
     scores : names out of `SCORES`
-    truth : the transfer after which accuracy counts
+    truth : the transfer after which accuracy counts; default is "full" if the study has it
     split : target images that the scores see; influences are of validation images
     replicate : the same subsets trained from another seed, whose accuracy is the best that can be predicted
 
@@ -187,6 +188,7 @@ def benchmark(
     >>> found.predictor.values.tolist()
     ['influence', 'NCE', 'LogME', 'probe on validation', 'images']
     """
+    truth = truth or ("full" if "full" in study.transfer else study.transfer[0])
     choice(truth, study.transfer, "truth")
     if study.unit != "class":
         raise InputError("a benchmark needs a study of classes: a subset of examples leaves no head of a class out")
@@ -209,7 +211,7 @@ def benchmark(
         value=(("predictor", "model"), np.stack([*by_name.values()])),
         accuracy=("model", accuracy),
         seconds=("predictor", pd.Series(seconds.mean(0), list(scores)).reindex(list(by_name))),
-    ).assign_coords(kind=("predictor", kinds), model=numbers)  # fmt: skip
+    ).assign_coords(kind=("predictor", kinds), model=numbers, models=len(masks), truth=truth, split=split)  # fmt: skip
 
 
 class Candidate(NamedTuple):

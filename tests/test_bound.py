@@ -113,22 +113,38 @@ def test_the_bounded_classifier_is_a_linear_head_and_no_better_than_the_best():
 
 
 def test_temperature_is_the_minimum_of_a_convex_function():
-    source, _, _, _ = vector_problem()
-    prior = np.array([0.1, 0.2, 0.3, 0.4])
+    source, target, rows, _ = vector_problem()
+    prior, share = np.array([0.1, 0.2, 0.3, 0.4]), rows / rows.sum(1, keepdims=True)
 
-    def total(s, offsets):
+    def total(s, offsets, unseen):
         p = log_softmax(s * source.logits + offsets, 1)
-        return -sum(prior[j] * p[source.labels == j, j].mean() for j in range(4)) + s * 0.3
+        *_, mass, far = bound._plans(source, Side(unseen, target.labels), share)
+        return -sum(prior[j] * p[source.labels == j, j].mean() for j in range(4)) + s * (mass @ far)
 
-    s, offsets = bound._temper(source, prior, 0.3)
-    assert s > 0
+    mix, offsets = bound._temper(source, target.logits / 9, target.labels, share, prior)
+    np.testing.assert_allclose(mix, mix[0, 0] * np.eye(4), atol=1e-12)
+    s, rng = mix[0, 0], np.random.default_rng(0)
+    best = total(s, offsets, target.logits / 9)
+    for _ in range(50):
+        near = max(1e-9, s + rng.normal(scale=0.01)), offsets + rng.normal(scale=0.01, size=4)
+        assert best <= total(*near, target.logits / 9) + 1e-9
+    (s, *_), offsets = bound._temper(source, 1e6 * target.logits, target.labels, share, prior)
+    assert s[0] < 1e-8 and total(0, offsets, target.logits) == pytest.approx(-(prior * np.log(prior)).sum(), abs=1e-6)
+
+
+def test_a_joint_head_keeps_the_directions_that_a_map_finds_again():
+    """Only the first two of five directions of the source are found in the target."""
     rng = np.random.default_rng(0)
-    assert all(
-        total(s, offsets) <= total(max(0, s + rng.normal(scale=0.01)), offsets + rng.normal(scale=0.01, size=4))
-        for _ in range(50)
-    )
-    s, offsets = bound._temper(source, prior, 1e6)
-    assert s == 0 and total(s, offsets) == pytest.approx(-(prior * np.log(prior)).sum(), abs=1e-9)
+    y = np.repeat(np.arange(6), 20)
+    centres = 3 * rng.normal(size=(6, 5))
+    z, x, held = (centres[y] + rng.normal(size=(120, 5)) for _ in range(3))
+    for part in (x, held):
+        part[:, 2:] = 4 * rng.normal(size=(120, 3))
+    head = centres.T, -(centres**2).sum(1) / 2
+    one, joint = (task_transfer_bound(z, y, head, x, y, learn) for learn in ("map", "joint"))
+    assert joint.certified > one.certified + 0.05
+    assert joint.on(held, y).certified > max(0, one.on(held, y).certified)
+    assert task_transfer_bound(z, y, head, x, rng.permutation(y), "joint").certified < 0.02
 
 
 def test_random_labels_certify_nothing_and_separated_classes_nearly_all():
@@ -210,9 +226,9 @@ BAD = {
     "head": (dict(head=([[1.0, np.inf]], [0.0, 0.0])), "finite"),
     "head's shape": (dict(head=([[1.0, 2.0]], [0.0])), r"\(d, K\)"),
     "learn": (dict(learn="all"), "learn"),
-    "an unknown class": (dict(assignment=[0, 2]), "without images"),
+    "an unknown class": (dict(assignment=[0, 2]), "with images"),
     "a negative share": (dict(assignment=[[1.0, -1.0], [0.0, 1.0]]), "not negative"),
-    "one image to learn from": (dict(learn="map"), "two images of every class"),
+    "one image to learn from": (dict(learn="map"), "for a map two"),
 }
 
 
@@ -230,5 +246,5 @@ def test_bad_held_out_labels():
     found = task_transfer_bound([[0.0], [1.0]], [0, 1], ([[-1.0, 1.0]], [0.0, 0.0]), [[0.0], [1.0]], [0, 1])
     with pytest.raises(InputError, match="2 target classes"):
         found.on([[0.0], [1.0], [2.0]], [0, 1, 2])
-    with pytest.raises(InputError, match="not for labels up to 1 and 2 features"):
+    with pytest.raises(InputError, match="not 2 and 2"):
         found.on([[0.0, 1.0], [1.0, 1.0]], [0, 1])

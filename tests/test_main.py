@@ -600,3 +600,39 @@ def test_report_is_a_page_with_its_tables_and_advice_on_demand(store, tmp_path):
     call("report", store, "--out", page, "--seeds", 3, *BY_FLAGS)
     assert "false discovery rate of 0.05" in page.read_text("utf8")
     assert "html" in call("report", store, "--out", tmp_path / "found.pdf", code=2)
+
+
+def test_scores_are_those_of_the_python_interface_and_go_into_a_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    regimes = ("fixed", "full")
+    call("run", saved(tmp_path, transfer=[*regimes]), "--weights", "nets")
+    out = call("scores", "kept/toy", "--weights", "nets", "--replicate", "kept/toy", "--out", "scores.csv")
+    assert out.startswith("12 models, test accuracy after full transfer, scores of validation images\n")
+    problem, recipe = dtl.load("testbed", **PROBLEM["options"]), dtl.Recipe(**RECIPE)
+    study = dtl.Study(problem, recipe, transfer=regimes, store="kept/toy", weights="nets")
+    expected, found = dtl.scores.benchmark(study), pd.read_csv("scores.csv").set_index("predictor")
+    assert found.index.tolist() == [*expected.predictor.values, "the same trained again"]
+    for name in ("r", "tau", "low", "high"):
+        np.testing.assert_allclose(found[name].iloc[:-1], expected[name], atol=1e-9)
+    assert found.r.iloc[-1] == pytest.approx(1) and found.kind.iloc[-1] == "ceiling"  # the study itself
+    assert (found.seconds[found.kind == "score"] > 0).all() and found.seconds["influence":"influence"].isna().all()
+    for name, row in found.iterrows():
+        assert re.search(rf"^ *{name} +({row.r:.3f}|NaN)", out, re.MULTILINE), name
+    call("report", "kept/toy", "--out", "found.html", "--scores", "scores.csv")
+    pd.testing.assert_frame_equal(pd.read_csv("found-scores.csv"), found.reset_index())
+    assert "after full transfer" in (tmp_path / "found.html").read_text("utf8")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "add --weights FOLDER"),
+        (["--weights", "nets", "--truth", "full"], "unknown truth 'full': choose one of fixed"),
+        (["--weights", "nets", "--split", "all"], "unknown split 'all'"),
+        (["--weights", "nets", "--out", "x.nc"], "end it with .csv"),
+        (["--weights", "nets", "--replicate", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_options_of_scores_are_one_line(flags, message, store, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in call("scores", store, *flags, code=2)

@@ -93,6 +93,26 @@ def test_without_advice_it_advises_nothing_and_names_are_text(results: dtl.resul
     assert "Nothing was retrained" in html and "Drop" not in html
 
 
+def test_scores_are_a_section_when_asked_for(results: dtl.results.Results, page: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=40)
+    values = {"influence": truth + rng.normal(size=40), "NCE": rng.normal(size=40), "images": np.ones(40)}
+    found = dtl.scores.agreement(values, truth, against="influence").to_dataframe().reset_index()
+    found = found.assign(kind=["influence", "score", "baseline"], models=40, truth="full", split="validation")
+    soup = parsed(dtl.report(results, tmp_path / "found.html", scores=found))
+    table = soup.find("caption", string="Agreement with the accuracy of models").parent
+    cells = [[cell.text for cell in row.find_all("td")] for row in table.tbody.find_all("tr")]
+    file = pd.read_csv(tmp_path / "found-scores.csv")
+    assert [row[0] for row in cells] == file["predictor"].tolist() == list(values)
+    for row, line in zip(cells, file.to_dict("records"), strict=True):
+        numbers = [line[name] for name in ("r", "low", "high", "behind", "behind_low", "behind_high")]
+        assert [float(cell or "nan") for cell in row[1:-1]] == pytest.approx(numbers, abs=5.1e-3, nan_ok=True)
+    assert len({head.text for head in table.thead.find_all("th")}) == len(cells[0])
+    assert "40 models, judged by test accuracy after full transfer" in soup.text
+    assert all((tmp_path / link["href"]).is_file() for link in soup.find_all("a"))
+    assert "Agreement with" not in page.read_text("utf8")
+
+
 @pytest.mark.parametrize(("out", "says"), [("found.pdf", "html"), ("nowhere/found.html", "nowhere")])
 def test_bad_places_are_refused_before_anything_is_read(out: str, says: str, tmp_path: Path) -> None:
     with pytest.raises((InputError, FileNotFoundError), match=says):

@@ -69,7 +69,7 @@ class Experiment:
         )
 
     def cifar(self) -> dtl.Study:
-        """Twenty ImageNet classes, 200 images each, to CIFAR-10 with 60 images a class to learn from; eight models."""
+        """Twenty ImageNet classes, 200 images each, to CIFAR-10 with 60 images a class to learn from."""
         whole = dtl.load("imagenet200-cifar10", self.data, classes=list(TWENTY), limit=200, target_limit=60)
 
         def cut(of: dtl.ImageDataset, n: int) -> dtl.ImageDataset:
@@ -180,7 +180,7 @@ class Experiment:
         of_scores = {f"{t} {s}": lambda t=t, s=s: self.scores(t, s) for t, seeds in TARGETS.items() for s in seeds}
         return of_scores | {
             "bound testbed": lambda: self.bound(self.study("cue", 0).run(MODELS, device=CPU), 60, "map"),
-            "bound cifar10": lambda: self.bound(self.cifar().run(8, device=CPU), 8, "joint"),
+            "bound cifar10": lambda: self.bound(self.cifar().run(16, device=CPU), 16, "joint"),
             "cheap": self.cheap,
             "choose": self.choose,
         }
