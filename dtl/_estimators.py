@@ -33,12 +33,16 @@ def checked(included: Any, outputs: Any, held_out: bool = False) -> tuple[Any, A
     """The masks as bool, and the outputs, after every check of the two; they may be dask arrays."""
     shapes = included.shape, outputs.shape
     if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
-        raise InputError("masks must be (models, classes), outputs (models, targets), got {} and {}".format(*shapes))
+        raise InputError(
+            "masks must be (models, classes), outputs (models, targets), got shapes {} and {}".format(*shapes)
+        )
     if included.dtype != bool and not np.isin(included, (0, 1)).all():
         raise InputError("masks must be boolean or 0/1: True where the model was trained on the class")
     included = included.astype(bool)
     if min(included.shape) < 2 or outputs.shape[1] < 1:
-        raise InputError("at least two models, two classes and a target are needed, got {} and {}".format(*shapes))
+        raise InputError(
+            "at least two models, two classes and a target are needed, got shapes {} and {}".format(*shapes)
+        )
     if not (np.issubdtype(outputs.dtype, np.number) or outputs.dtype == bool) or np.iscomplexobj(outputs):
         raise InputError(f"outputs must be real numbers, got dtype {outputs.dtype}")
     bad = np.asarray(~np.isfinite(outputs).all(axis=1))
@@ -243,11 +247,15 @@ def ridge(z: np.ndarray, design: str) -> Solver:
     r = _Regression(z, design)
     block = block_length(r.n_classes)
     if design == "balanced" and len(z) <= block:
-        said = f"Ridge cannot choose its penalty within one balanced block: train more than {block} models"
-        raise InputError(f'{said}, or use method="difference".')
+        raise InputError(
+            f"Ridge cannot choose its penalty within one balanced block: train more than {block} models, or use "
+            'method="difference".'
+        )
     if r.dof < MIN_DOF:
         needed = (MIN_DOF + r.basis.shape[1]) * (2 if r.paired else 1)
-        raise InputError(f'Ridge needs at least {needed} models to choose its penalty: use method="difference".')
+        raise InputError(
+            f'Ridge needs at least {needed} models to choose its penalty, got {len(z)}: use method="difference".'
+        )
     if r.n_rows < 1.5 * r.n_classes:
         logger.warning("Few models for ridge, %d rows for %d classes: its 95%% intervals cover about 90%%.", *r.x.shape)
     penalties = PENALTIES * r.eigenvalues[-1]

@@ -280,7 +280,10 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
     ridge = influence.method == "ridge"
     signal = spread if ridge else spread - noise  # a shrunk estimate's spread holds no noise
     if not (math.isfinite(noise + drawn) and signal > 0):
-        raise InputError(f"No measurable signal with {influence.n_models} models: train more models first.")
+        raise InputError(
+            f"No measurable signal with {influence.n_models} models: the influences spread no more than their errors; "
+            "train more models first."
+        )
     most = 1 - drawn / (spread + noise if ridge else signal)
     if reliability >= most:
         raise InputError(

@@ -97,7 +97,8 @@ def subpopulations(
     chosen = SIDES[side] * whole.values[:, 0] > _CLEAR * whole.stderr[:, 0]
     if chosen.sum() < 2:
         raise InputError(
-            f"{chosen.sum()} source classes are clearly {side}, of two needed: try more models, other side"
+            f"{chosen.sum()} source classes are clearly {side} for these examples as a whole and grouping needs two: "
+            "train more models, or use the other side"
         )
     rows = np.asarray(normalize(first.values[chosen].T))
     tried = [_groups(rows, g, seed) for g in ([n_groups] if n_groups else range(2, min(6, n - 1) + 1))]

@@ -223,8 +223,10 @@ class Study:
         if self.given is not None:
             if self.given.dtype != bool or self.given.shape[1:] != (self.n_units,) or len(self.given) < 2:
                 units = "groups" if self.groups else "classes" if self.unit == "class" else "examples"
-                wanted, got = f"bool, two or more models x {self.n_units} {units}", (self.given.dtype, self.given.shape)
-                raise InputError("given subsets must be {}, not {} {}".format(wanted, *got))
+                raise InputError(
+                    f"given subsets must be bool, two or more models x {self.n_units} {units}, not {self.given.dtype} "
+                    f"{self.given.shape}"
+                )
             if n_models is not None and not 2 <= n_models <= len(self.given):
                 raise InputError(f"n_models must be 2 to {len(self.given)}, the given subsets, not {n_models}")
             masks = self.given[:n_models]
