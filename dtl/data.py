@@ -262,15 +262,11 @@ class TransferProblem:
         """
         for name, change in views.items():
             if not re.fullmatch(r"\w[\w .+-]*", name) or name == PLAIN:
-                raise InputError(
-                    f"a view needs a name of letters, digits, space and . + -, and not {PLAIN!r}: {name!r}"
-                )
+                raise InputError(f"a view needs a name of letters, digits, space and . + -, not {PLAIN!r}: {name!r}")
             few = self.target_test.images[:4]
             found, again = change(few.clone()), change(few.clone())
             if found.dtype != few.dtype or found.shape != few.shape or not torch.equal(found, again):
-                raise InputError(
-                    f"view {name!r} must give the same uint8 images {tuple(few.shape)} whenever it is asked"
-                )
+                raise InputError(f"view {name!r} must give the same uint8 images {tuple(few.shape)} whenever asked")
         problem = replace(self, views={**self.views, **views})
         object.__setattr__(problem, "origin", self.origin)
         return problem
@@ -398,11 +394,7 @@ def reopen(
     fingerprints: dict[str, str] | None = None,
     views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> TransferProblem:
-    """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given.
-
-    Raises
-    ------
-    InputError, FileNotFoundError : the data are not there, or are not the same
+    """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given, or an error.
 
     >>> reopen(dtl.load("testbed", seed=1).origin).name
     'testbed-1'

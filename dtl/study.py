@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import Diverged, InputError, choice, whole
+from dtl._checks import Diverged, InputError, check_kind, choice, whole
 from dtl.data import TransferProblem
 from dtl.design import groups_of, subset_masks
 from dtl.engine.files import influence_to_zarr
@@ -85,7 +85,9 @@ class Study:
         weights: str | Path | None = None,
     ) -> None:
         self.weights = None if weights is None else local_folder(weights).absolute()
-        self.problem, self.recipe, self.fraction = problem, recipe or Recipe(), fraction
+        self.problem, self.recipe, self.fraction = problem, Recipe() if recipe is None else recipe, fraction
+        check_kind(problem, TransferProblem, "problem")
+        check_kind(self.recipe, Recipe, "recipe")
         self.seed = whole("seed", seed, 0)
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES) or len(set(self.transfer)) < len(self.transfer):

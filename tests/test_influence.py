@@ -418,8 +418,8 @@ MASKS, OUTPUTS = subset_masks(6, 40, "random"), np.random.default_rng(0).normal(
     [
         (dict(masks=MASKS * 2), "masks must be boolean or 0/1"),
         (dict(masks=MASKS * np.nan), "masks must be boolean or 0/1"),
-        (dict(masks=MASKS[:-1]), r"got shapes \(39, 6\) and \(40, 3\)"),
-        (dict(outputs=OUTPUTS[:, 0]), r"got shapes \(40, 6\) and \(40,\)"),
+        (dict(masks=MASKS[:-1]), r"got \(39, 6\) and \(40, 3\)"),
+        (dict(outputs=OUTPUTS[:, 0]), r"got \(40, 6\) and \(40,\)"),
         (dict(masks=MASKS[:1], outputs=OUTPUTS[:1]), "at least two models, two classes and a target are needed"),
         (dict(masks=MASKS[:, :1]), "at least two models, two classes and a target are needed"),
         (dict(outputs=OUTPUTS[:, :0]), "at least two models, two classes and a target are needed"),

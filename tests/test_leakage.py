@@ -200,7 +200,7 @@ def test_groups_are_chains_or_pairs(caplog):
     with caplog.at_level(logging.INFO, logger="dtl"):
         chains = near_duplicates(source)
     assert chains[0] == chains[1] == chains[2] != chains[3]
-    assert "1 of 2 groups are chains: not any two of their pictures are near duplicates" in caplog.text
+    assert "1 of 2 groups are chains: not any two of their pictures are alike" in caplog.text
     pairs = near_duplicates(source, linked="pairs")
     assert pairs[0] != pairs[2] and pairs[1] in (pairs[0], pairs[2]) and len(set(pairs)) == 3
     with pytest.raises(InputError, match="unknown linked 'rings'"):
