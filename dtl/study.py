@@ -169,7 +169,8 @@ class Study:
         masks = self._subsets(n_models)
         if not 0 <= start < len(masks):
             raise InputError(f"start must be 0 to {len(masks) - 1}, not {start}")
-        if self.store.ready and not repair and done_in(self.stores, len(masks))[start:].all():
+        whole_store = self.store.ready and not repair and not marks_of(self.store.open()).lost
+        if whole_store and done_in(self.stores, len(masks))[start:].all():
             return self  # also where the store cannot be written to
         if client is None:
             device = str(resolve_device(device))

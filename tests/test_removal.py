@@ -357,3 +357,17 @@ def test_the_interval_of_a_change_is_newcombes():
     wilson = [(k / n, *binomtest(k, n).proportion_ci(method="wilson")) for k, n in ((56, 70), (48, 80))]
     low, high = newcombe(*(np.array(arm) for arm in wilson))
     assert (low, high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+def test_what_does_not_fit_the_study_is_refused_before_training(study, no_training, problem):
+    estimated = dataclasses.replace(influence_of(MEAN), data={"source": "of other images"}, problem="other")
+    with pytest.raises(ValueError, match=f"the influences are of problem other, whose source differ .* {problem.name}"):
+        removal_curve(study, estimated, COUNTS, progress=False)
+    with pytest.raises(ValueError, match="influence must be a dtl.Influence, not 5"):
+        removal_curve(study, 5, COUNTS, progress=False)  # pyright: ignore
+    with pytest.raises(ValueError, match="study must be a dtl.Study, not 'testbed'"):
+        removal_curve("testbed", estimated, COUNTS, progress=False)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"each of counts .* not '2'"):
+        removal_curve(study, influence_of(MEAN), "2", progress=False)  # pyright: ignore
+    assert no_training == []
+    assert removal_curve(study, influence_of(MEAN), 2, ["negative"], 2, progress=False).sizes["count"] == 2  # pyright: ignore

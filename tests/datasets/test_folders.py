@@ -377,6 +377,27 @@ def test_copies_are_held_out_together(tmp_path, good, read):
         read(good, root)
 
 
+def test_four_images_of_a_class_are_enough_and_that_is_said(tmp_path, read, caplog):
+    y, x = np.mgrid[:24, :24] - 12
+    for split in ("source", "target"):  # black icons, whose shape is in the alpha channel alone
+        for name, shape, axis in (("disc", x**2 + y**2 < 64, 1), ("bar", abs(y) < 4, 0)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                icon("RGBA", np.roll(shape, i, axis)).save(tmp_path / split / name / f"{i}.png")
+    problem = read(tmp_path / "source", tmp_path / "target", size=24)
+    assert len(set(problem.source.digests.tolist())) == 8
+    assert [part.counts.tolist() for part in splits_of(problem)] == [[2, 2], [1, 1], [1, 1]]
+    assert any(
+        "held out, 20% of its training images each, of a class at least 1" in line for line in warnings_in(caplog)
+    )
+    for i in range(1, 4):  # all bars are one picture, of which none can be held out from the others
+        shutil.copy(tmp_path / "target" / "bar" / "0.png", tmp_path / "target" / "bar" / f"{i}.png")
+    with pytest.raises(
+        ValueError, match=r"too few images .*counted once: bar \(1 of 4\); add images or give validation"
+    ):
+        read(tmp_path / "source", tmp_path / "target", size=24)
+
+
 @pytest.mark.parametrize("kind", ["pattern", "whole match", "function", "paths", "names"])
 def test_groups_stay_on_one_side(tmp_path, good, read, kind):
     root = tmp_path / "t"

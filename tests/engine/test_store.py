@@ -127,6 +127,17 @@ def test_a_missing_chunk_is_noticed_and_trained_again_without_being_asked(
     assert trained == [4]
 
 
+@pytest.mark.parametrize("name", ["label", "split"])
+def test_labels_that_are_lost_are_noticed_and_written_again(problem, recipe, study, reference, trained, caplog, name):
+    (study.store.folder / f"{name}/c/0").unlink()
+    again = dtl.Study(problem, recipe, store=study.store.folder)
+    assert f"lacks {name}/c/0: run again" in caplog.text
+    with pytest.raises(ValueError, match=f"{name} in .* is damaged"):
+        again.results.load()
+    identical(again.run(N, progress=False), reference)
+    assert trained == []
+
+
 def test_what_is_marked_done_has_reached_the_disk(problem, recipe, tmp_path, monkeypatch):
     """Every file of a batch, and the names of it in its folders, before the mark."""
     flushed, descriptors, original = [], [], Durable._flush
