@@ -36,10 +36,11 @@ def whole(name: str, value: object, least: int) -> int:
     return int(value)
 
 
-def check_kind(value: object, kind: type, what: str) -> None:
-    """InputError unless `value` is one of a kind, such as a `Recipe`."""
-    if not isinstance(value, kind):
-        raise InputError(f"{what} must be a dtl.{kind.__name__}, not {value!r}"[:300])
+def check_kind(value: object, kind: type[T], what: str) -> T:
+    """`value` if it is one of a kind, such as a `Recipe`; InputError for anything else."""
+    if isinstance(value, kind):
+        return value
+    raise InputError(f"{what} must be a dtl.{kind.__name__}, not {value!r}"[:300])
 
 
 def load_json(file: Path, *keys: str) -> dict[str, Any]:
@@ -116,6 +117,8 @@ def class_names(names: Iterable[object]) -> tuple[str, ...]:
     ('7', 'tom', 'rex')
     """
     try:
+        if isinstance(names, set | frozenset):
+            raise TypeError("without an order")
         found = tuple(normalize("NFC", shown(name)) for name in names)
     except TypeError:
         raise InputError(f"classes must be a sequence of names, not {names!r}") from None

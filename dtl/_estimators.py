@@ -251,9 +251,7 @@ def ridge(z: np.ndarray, design: str) -> Solver:
         )
     if r.dof < MIN_DOF:
         needed = (MIN_DOF + r.basis.shape[1]) * (2 if r.paired else 1)
-        raise InputError(
-            f'Ridge needs at least {needed} models to choose its penalty, got {len(z)}: use method="difference".'
-        )
+        raise InputError(f'Ridge needs at least {needed} models for its penalty, got {len(z)}: use method="difference"')
     if r.n_rows < 1.5 * r.n_classes:
         logger.warning("Few models for ridge, %d rows for %d classes: its 95%% intervals cover about 90%%.", *r.x.shape)
     penalties = PENALTIES * r.eigenvalues[-1]

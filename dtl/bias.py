@@ -224,9 +224,7 @@ def carriers(masks: ArrayLike, outcome: ArrayLike, most: int = 4) -> pd.DataFram
         effect = outcome[saw].mean() - outcome[~saw].mean()
         rows.append({"classes": best, "unexplained": left, "effect": effect, "without": (~saw).sum(), "score": score})
     if not rows:
-        raise InputError(
-            f"of {m} models fewer than two lack any one class: train models on smaller subsets, such as fraction=1/4"
-        )
+        raise InputError(f"of {m} models fewer than two lack any one class: use smaller subsets, such as fraction=1/4")
     return pd.DataFrame(rows)
 
 

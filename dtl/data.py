@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from dtl._batches import Batches, Images, in_memory
-from dtl._checks import InputError, class_names, some
+from dtl._checks import InputError, check_kind, class_names, some, whole
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class TransferProblem:
     origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
-        sizes = {part: dataset.size for part, dataset in self.parts.items()}
+        sizes = {part: check_kind(dataset, ImageDataset, part).size for part, dataset in self.parts.items()}
         if len(set(sizes.values())) > 1:
             raise InputError(f"all images of a problem must have one size, but they have {sizes}")
         for part, dataset in self.parts.items():
@@ -372,6 +372,8 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     except TypeError as error:
         known = ", ".join(key for key in signature.parameters if key != "target")
         raise InputError(f"problem {name!r}: {error}; its options are {known}") from None
+    if given.get("seed") is not None:
+        whole("seed", given["seed"], 0)
     hints = get_type_hints(function)
     for key, value in given.items():
         kinds = get_args(hints[key])

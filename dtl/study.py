@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import Diverged, InputError, check_kind, choice, whole
+from dtl._checks import Diverged, InputError, check_kind, check_number, choice, whole
 from dtl.data import TransferProblem
 from dtl.design import groups_of, subset_masks
 from dtl.engine.files import influence_to_zarr
@@ -167,8 +167,7 @@ class Study:
         Study(testbed-0: 4 models done, balanced subsets, fixed)
         """
         masks = self._subsets(n_models)
-        if not 0 <= start < len(masks):
-            raise InputError(f"start must be 0 to {len(masks) - 1}, not {start}")
+        check_number(start, 0, len(masks) - 1, "start")
         whole_store = self.store.ready and not repair and not marks_of(self.store.open()).lost
         if whole_store and done_in(self.stores, len(masks))[start:].all():
             return self  # also where the store cannot be written to

@@ -472,6 +472,7 @@ def test_names_are_strings_once(names, expected):
     ("change", "message"),
     [({"classes": ("crane", "crane")}, "more than one class is called crane: give each a name of its own"),
      ({"classes": 5}, "classes must be a sequence of names, not 5"),
+     ({"classes": {"x", "y"}}, "classes must be a sequence of names, not {"),
      ({"images": np.ma.masked_equal(np.zeros((4, 3, 2, 2), np.uint8), 0)}, "images must not be masked"),
      ({"images": "picture.png"}, "images must be an array of numbers"),
      ({"labels": ["a", "b", "a", "b"]}, "labels must be an array of numbers")],
@@ -480,6 +481,18 @@ def test_what_is_no_dataset(change, message):
     good = {"images": np.zeros((4, 3, 2, 2), np.uint8), "labels": [0, 1, 0, 1], "classes": ("x", "y")}
     with pytest.raises(dtl.data.InputError, match=message):
         dtl.ImageDataset(**good | change)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", True])
+def test_a_seed_is_a_whole_number(tmp_path, good, read, seed):
+    for call in (lambda: read(tree(tmp_path / "t"), good, seed=seed), lambda: dtl.load("testbed", seed=seed)):
+        with pytest.raises(ValueError, match=f"seed must be a whole number of at least 0, not {seed!r}"):
+            call()
+
+
+def test_what_is_no_part_of_a_problem():
+    with pytest.raises(ValueError, match=r"source must be a dtl.ImageDataset, not \(1, 2\)"):
+        dtl.TransferProblem("p", *[(1, 2)] * 4)  # pyright: ignore
 
 
 # Any tree: a right answer or one clear error, and nothing silent

@@ -250,7 +250,7 @@ def test_merges_that_are_refused(problem, recipe, study, reference, tmp_path):
 
 @pytest.mark.parametrize("start", [-1, 4])
 def test_a_start_outside_the_study_is_refused(problem, recipe, start):
-    with pytest.raises(ValueError, match=f"start must be 0 to 3, not {start}"):
+    with pytest.raises(ValueError, match=rf"start must be one whole number in 0\.\.3, not {start}"):
         dtl.Study(problem, recipe).run(4, start=start)
 
 
