@@ -361,7 +361,7 @@ def test_the_interval_of_a_change_is_newcombes():
 
 def test_what_does_not_fit_the_study_is_refused_before_training(study, no_training, problem):
     estimated = dataclasses.replace(influence_of(MEAN), data={"source": "of other images"}, problem="other")
-    with pytest.raises(ValueError, match=f"the influences are of problem other, whose source.* differ .* {problem.name}"):
+    with pytest.raises(ValueError, match=f"are of problem other, whose source.* differ .* {problem.name}"):
         removal_curve(study, estimated, COUNTS, progress=False)
     with pytest.raises(ValueError, match="influence must be a dtl.Influence, not 5"):
         removal_curve(study, 5, COUNTS, progress=False)  # pyright: ignore
