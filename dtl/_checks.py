@@ -1,11 +1,12 @@
 """What a wrong argument says: one sentence that names the argument, what it may be, and what it was."""
 
-import operator
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from numbers import Integral
+from pathlib import Path
 from typing import Any, TypeVar
 from unicodedata import normalize
 
@@ -30,13 +31,25 @@ def check_number(value: object, low: int, high: int, what: str) -> None:
 
 def whole(name: str, value: object, least: int) -> int:
     """`value` as an int of at least `least`; InputError for anything else."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, not {value!r}")
+    return int(value)
+
+
+def check_kind(value: object, kind: type[T], what: str) -> T:
+    """`value` if it is one of a kind, such as a `Recipe`; InputError for anything else."""
+    if isinstance(value, kind):
+        return value
+    raise InputError(f"{what} must be a dtl.{kind.__name__}, not {value!r}"[:300])
+
+
+def load_json(file: Path, *keys: str) -> dict[str, Any]:
+    """What a JSON file says of these keys, among others; InputError where it is damaged."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise InputError(f"{name} must be an integer, got {value!r}.") from None
-    if number < least:
-        raise InputError(f"{name} must be at least {least}, got {number}.")
-    return number
+        found = json.loads(file.read_text("utf8"))
+        return {key: found[key] for key in keys} | found
+    except (ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{file} is damaged ({error}): get it again") from error
 
 
 def choice(value: object, known: Iterable[object], what: str) -> None:
@@ -104,6 +117,8 @@ def class_names(names: Iterable[object]) -> tuple[str, ...]:
     ('7', 'tom', 'rex')
     """
     try:
+        if isinstance(names, set | frozenset):
+            raise TypeError("without an order")
         found = tuple(normalize("NFC", shown(name)) for name in names)
     except TypeError:
         raise InputError(f"classes must be a sequence of names, not {names!r}") from None

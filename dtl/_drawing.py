@@ -61,7 +61,7 @@ def named_by(influence: Influence, images: Pictures | None) -> Influence:
         return influence
     if len(images.classes) != len(influence.values) or influence.sources not in ((), tuple(images.classes)):
         theirs, its = (", ".join(shown(names)[:3]) for names in (images.classes, influence.names[0]))
-        raise InputError(f"the images are of {theirs} ..., but the influence is of {its} ...: give its images")
+        raise InputError(f"the images are of {theirs} ..., the influence is of {its} ...: give images of its source")
     return replace(influence, sources=tuple(images.classes))
 
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg
-from numpy.typing import ArrayLike
 
 from dtl._checks import InputError, listed
 from dtl.design import block_length, is_balanced
@@ -23,26 +22,25 @@ PENALTIES = np.logspace(-4, 2, 49)  # of ridge, as multiples of the largest eige
 Errors = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]  # outputs, D, signs' D -> variances (t,)
 
 
-def plain(array: ArrayLike, what: str) -> np.ndarray:
+def plain(array: Any, what: str) -> np.ndarray:
     if np.ma.is_masked(array):
         raise InputError(f"{what} have masked entries: leave these models or targets out, a mask would be ignored")
-    return np.asarray(array)
+    try:
+        return np.asarray(array.detach().cpu() if hasattr(array, "detach") else array)
+    except ValueError as error:
+        raise InputError(f"{what} are no array ({error})") from None
 
 
 def checked(included: Any, outputs: Any, held_out: bool = False) -> tuple[Any, Any]:
     """The masks as bool, and the outputs, after every check of the two; they may be dask arrays."""
     shapes = included.shape, outputs.shape
     if included.ndim != 2 or outputs.ndim != 2 or len(included) != len(outputs):
-        raise InputError(
-            "masks must be (models, classes), outputs (models, targets), got shapes {} and {}".format(*shapes)
-        )
+        raise InputError("masks must be (models, classes), outputs (models, targets), got {} and {}".format(*shapes))
     if included.dtype != bool and not np.isin(included, (0, 1)).all():
         raise InputError("masks must be boolean or 0/1: True where the model was trained on the class")
     included = included.astype(bool)
     if min(included.shape) < 2 or outputs.shape[1] < 1:
-        raise InputError(
-            "at least two models, two classes and a target are needed, got shapes {} and {}".format(*shapes)
-        )
+        raise InputError("at least two models, two classes and a target are needed, got {} and {}".format(*shapes))
     if not (np.issubdtype(outputs.dtype, np.number) or outputs.dtype == bool) or np.iscomplexobj(outputs):
         raise InputError(f"outputs must be real numbers, got dtype {outputs.dtype}")
     bad = np.asarray(~np.isfinite(outputs).all(axis=1))
@@ -253,9 +251,7 @@ def ridge(z: np.ndarray, design: str) -> Solver:
         )
     if r.dof < MIN_DOF:
         needed = (MIN_DOF + r.basis.shape[1]) * (2 if r.paired else 1)
-        raise InputError(
-            f'Ridge needs at least {needed} models to choose its penalty, got {len(z)}: use method="difference".'
-        )
+        raise InputError(f'Ridge needs at least {needed} models for its penalty, got {len(z)}: use method="difference"')
     if r.n_rows < 1.5 * r.n_classes:
         logger.warning("Few models for ridge, %d rows for %d classes: its 95%% intervals cover about 90%%.", *r.x.shape)
     penalties = PENALTIES * r.eigenvalues[-1]

@@ -13,12 +13,7 @@ from dtl._checks import InputError
 
 
 def save_tensors(file: Path, tensors: dict[str, torch.Tensor], facts: dict[str, str]) -> None:
-    """Write tensors, and facts about them, to a safetensors file.
-
-    Raises
-    ------
-    OSError : the folder cannot be written to, or the disk is full; nothing is left behind
-    """
+    """Write tensors, and facts about them, to a safetensors file, or OSError, and nothing is left behind."""
     partial = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
     try:
         save_file(tensors, partial, {**facts, "sha256": _digest(tensors)})

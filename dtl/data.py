@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from dtl._batches import Batches, Images, in_memory
-from dtl._checks import InputError, class_names, some
+from dtl._checks import InputError, check_kind, class_names, some, whole
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class TransferProblem:
     origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
-        sizes = {part: dataset.size for part, dataset in self.parts.items()}
+        sizes = {part: check_kind(dataset, ImageDataset, part).size for part, dataset in self.parts.items()}
         if len(set(sizes.values())) > 1:
             raise InputError(f"all images of a problem must have one size, but they have {sizes}")
         for part, dataset in self.parts.items():
@@ -262,15 +262,11 @@ class TransferProblem:
         """
         for name, change in views.items():
             if not re.fullmatch(r"\w[\w .+-]*", name) or name == PLAIN:
-                raise InputError(
-                    f"a view needs a name of letters, digits, space and . + -, and not {PLAIN!r}: {name!r}"
-                )
+                raise InputError(f"a view needs a name of letters, digits, space and . + -, not {PLAIN!r}: {name!r}")
             few = self.target_test.images[:4]
             found, again = change(few.clone()), change(few.clone())
             if found.dtype != few.dtype or found.shape != few.shape or not torch.equal(found, again):
-                raise InputError(
-                    f"view {name!r} must give the same uint8 images {tuple(few.shape)} whenever it is asked"
-                )
+                raise InputError(f"view {name!r} must give the same uint8 images {tuple(few.shape)} whenever asked")
         problem = replace(self, views={**self.views, **views})
         object.__setattr__(problem, "origin", self.origin)
         return problem
@@ -376,6 +372,8 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     except TypeError as error:
         known = ", ".join(key for key in signature.parameters if key != "target")
         raise InputError(f"problem {name!r}: {error}; its options are {known}") from None
+    if given.get("seed") is not None:
+        whole("seed", given["seed"], 0)
     hints = get_type_hints(function)
     for key, value in given.items():
         kinds = get_args(hints[key])
@@ -398,11 +396,7 @@ def reopen(
     fingerprints: dict[str, str] | None = None,
     views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> TransferProblem:
-    """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given.
-
-    Raises
-    ------
-    InputError, FileNotFoundError : the data are not there, or are not the same
+    """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given, or an error.
 
     >>> reopen(dtl.load("testbed", seed=1).origin).name
     'testbed-1'

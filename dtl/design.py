@@ -23,6 +23,7 @@ import numpy as np
 from dtl._checks import InputError, choice, some, whole
 
 DESIGNS = ("balanced", "random", "paired")
+MOST = 2**32  # bytes of masks, which take one a unit
 
 
 def subset_masks(
@@ -46,13 +47,15 @@ def subset_masks(
     seed, start = whole("seed", seed, 0), whole("start", start, 0)
     if start >= n_models:
         raise InputError(f"start must be below n_models = {n_models}, got {start}.")
+    if (size := (n_models - start) * n_units) > MOST:
+        raise InputError(f"subsets of {n_units} units for {n_models} models take {size / 1e9:.0f} GB: ask for fewer")
     choice(design, DESIGNS, "design")
     if not isinstance(fraction, Real) or not 0 < float(fraction) < 1:
         raise InputError(f"fraction must lie strictly between 0 and 1, got {fraction!r}")
     if design == "random":
         size = round(fraction * n_units)
         if not 0 < size < n_units:
-            raise InputError(f"fraction {fraction} of {n_units} units is {size}: a subset must keep and drop some.")
+            raise InputError(f"fraction {fraction} of {n_units} units is {size}: a subset must keep some and drop some")
         return _random_subsets(n_units, size, (seed, 2), range(start, n_models))
     if fraction != 0.5:
         raise InputError(f'The {design} design has fraction 0.5 only, got {fraction}: use design="random".')

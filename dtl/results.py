@@ -226,8 +226,9 @@ def open(where: str | Path, folder: str | Path | None = None) -> Results:
     )
 
 
-def results_of(root: zarr.Group) -> xr.Dataset:
+def results_of(root: zarr.Group | str | Path) -> xr.Dataset:
     """All finished models of a store, read when used; what `Study.results` gives, without the data of the problem."""
+    root = root if isinstance(root, zarr.Group) else open_store(root)
     facts: Any = root.attrs.asdict()
     settings, sources = facts["settings"], facts["source_classes"]
     marks = marks_of(root)

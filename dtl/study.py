@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import Diverged, InputError, choice, whole
+from dtl._checks import Diverged, InputError, check_kind, check_number, choice, whole
 from dtl.data import TransferProblem
 from dtl.design import groups_of, subset_masks
 from dtl.engine.files import influence_to_zarr
@@ -85,7 +85,9 @@ class Study:
         weights: str | Path | None = None,
     ) -> None:
         self.weights = None if weights is None else local_folder(weights).absolute()
-        self.problem, self.recipe, self.fraction = problem, recipe or Recipe(), fraction
+        self.problem, self.recipe, self.fraction = problem, Recipe() if recipe is None else recipe, fraction
+        check_kind(problem, TransferProblem, "problem")
+        check_kind(self.recipe, Recipe, "recipe")
         self.seed = whole("seed", seed, 0)
         self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
         if not self.transfer or set(self.transfer) - set(REGIMES) or len(set(self.transfer)) < len(self.transfer):
@@ -165,9 +167,9 @@ class Study:
         Study(testbed-0: 4 models done, balanced subsets, fixed)
         """
         masks = self._subsets(n_models)
-        if not 0 <= start < len(masks):
-            raise InputError(f"start must be 0 to {len(masks) - 1}, not {start}")
-        if self.store.ready and not repair and done_in(self.stores, len(masks))[start:].all():
+        check_number(start, 0, len(masks) - 1, "start")
+        whole_store = self.store.ready and not repair and not marks_of(self.store.open()).lost
+        if whole_store and done_in(self.stores, len(masks))[start:].all():
             return self  # also where the store cannot be written to
         if client is None:
             device = str(resolve_device(device))

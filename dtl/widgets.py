@@ -80,10 +80,7 @@ def picker(
 
 
 def class_picker(
-    influence: Influence,
-    images: Pictures | TransferProblem | None = None,
-    k: int = 5,
-    n_images: int = 4,
+    influence: Influence, images: Pictures | TransferProblem | None = None, k: int = 5, n_images: int = 4
 ) -> ipywidgets.VBox:
     """Choose a target class: see the k source classes that help it most and the k that hurt it most.
 
@@ -95,6 +92,8 @@ def class_picker(
 
     >>> picker = dtl.widgets.class_picker(influence, images=problem.source)
     """
+    if hasattr(images, "fingerprints"):
+        influence.check(cast("TransferProblem", images))
     source = cast("Pictures | None", getattr(images, "source", images))
     influence = named_by(influence, source)
     targets = influence.names[1]
@@ -199,11 +198,7 @@ def mistake_picker(influence: Influence, flips: xr.Dataset, problem: TransferPro
 
 
 def flag_slider(
-    ranking: pd.DataFrame,
-    images: Pictures,
-    hits: Sequence[bool] | np.ndarray,
-    step: int = 8,
-    k: int = 12,
+    ranking: pd.DataFrame, images: Pictures, hits: Sequence[bool] | np.ndarray, step: int = 8, k: int = 12
 ) -> ipywidgets.VBox:
     """Drag a threshold: see how many source examples are flagged, with precision and recall, and the last ones flagged.
 

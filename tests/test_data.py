@@ -447,13 +447,13 @@ def test_an_unreadable_image_is_named(tmp_path, folders, name):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"size": 0}, "size must be a whole number of pixels, at least 1, not 0"),
-        ({"size": 16.0}, "size must be a whole number of pixels, at least 1, not 16.0"),
+        ({"size": 0}, "size, in pixels, must be a whole number of at least 1, not 0"),
+        ({"size": 16.0}, "size, in pixels, must be a whole number of at least 1, not 16.0"),
         ({"size": "16"}, "not '16'"),
         ({"holdout": "0.2"}, "holdout must be"),
         ({"holdout": 0}, "holdout must be a share between 0 and 0.5, not 0"),
         ({"holdout": 0.5}, "holdout must be"),
-        ({"limit": 0}, "limit must be at least 1 image a class, not 0"),
+        ({"limit": 0}, "limit, in images a class, must be a whole number of at least 1, not 0"),
     ],
 )
 def test_bad_settings(tmp_path, folders, option, message):

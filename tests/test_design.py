@@ -140,3 +140,10 @@ def test_errors_say_what_to_do():
         subset_masks(10, 8, fraction=0.3)
     with pytest.raises(InputError, match='use design="random" for these masks'):
         checked_design(subset_masks(10, 8, "random"), "paired")
+
+
+def test_more_subsets_than_memory_holds_are_refused_with_their_size():
+    for options in ({}, {"design": "random"}, {"design": "paired"}):
+        with pytest.raises(ValueError, match="subsets of 12 units for 1000000000 models take 12 GB: ask for fewer"):
+            subset_masks(12, 10**9, **options)
+    assert subset_masks(12, 10**9, "random", start=10**9 - 2).shape == (2, 12)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -418,8 +419,8 @@ MASKS, OUTPUTS = subset_masks(6, 40, "random"), np.random.default_rng(0).normal(
     [
         (dict(masks=MASKS * 2), "masks must be boolean or 0/1"),
         (dict(masks=MASKS * np.nan), "masks must be boolean or 0/1"),
-        (dict(masks=MASKS[:-1]), r"got shapes \(39, 6\) and \(40, 3\)"),
-        (dict(outputs=OUTPUTS[:, 0]), r"got shapes \(40, 6\) and \(40,\)"),
+        (dict(masks=MASKS[:-1]), r"got \(39, 6\) and \(40, 3\)"),
+        (dict(outputs=OUTPUTS[:, 0]), r"got \(40, 6\) and \(40,\)"),
         (dict(masks=MASKS[:1], outputs=OUTPUTS[:1]), "at least two models, two classes and a target are needed"),
         (dict(masks=MASKS[:, :1]), "at least two models, two classes and a target are needed"),
         (dict(outputs=OUTPUTS[:, :0]), "at least two models, two classes and a target are needed"),
@@ -431,6 +432,7 @@ MASKS, OUTPUTS = subset_masks(6, 40, "random"), np.random.default_rng(0).normal(
         (dict(outputs=np.ma.masked_greater(OUTPUTS, 1)), "outputs have masked entries"),
         (dict(masks=MASKS.repeat(2, axis=0), outputs=OUTPUTS.repeat(2, axis=0)), "each model is there 2 times"),
         (dict(masks=np.tile(MASKS, (3, 1)), outputs=np.tile(OUTPUTS, (3, 1))), "each model is there 3 times"),
+        (dict(outputs=[[1.0], [2.0, 3.0]]), "outputs are no array"),
         (dict(method="lasso"), "unknown method 'lasso': choose one of difference, ols, ridge"),
         (dict(design="latin"), "unknown design 'latin': choose one of balanced, random, paired"),
         (dict(design="paired"), "rows of a paired design must be pairs of complements"),
@@ -534,3 +536,9 @@ def test_a_table_has_a_row_for_each_target_and_source():
     assert table["influence"].tolist() == [0, 2, 4, 1, 3, 5] and table.loc[("y", "c")].tolist() == [5, 0.5, 0.7]
     bare = Influence(values, values, np.zeros(2), "ols", "random", 9).to_frame()
     assert bare["target"].tolist() == list("000111") and bare["source"].tolist() == list("012012")
+
+
+def test_tensors_with_gradients_are_arrays():
+    outputs = torch.tensor(OUTPUTS, requires_grad=True)
+    found, expected = (estimate_influence(MASKS, y).values for y in (outputs, OUTPUTS))
+    np.testing.assert_array_equal(found, expected)

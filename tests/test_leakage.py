@@ -188,6 +188,15 @@ def test_pool_is_any_member_of_a_group():
         dtl.leakage.pool(masks, groups * 2)
 
 
+@pytest.mark.parametrize("n", [31, 1025])
+def test_any_number_of_likely_pairs_can_be_compared(n):
+    """Pairs are compared 1,024 at a time: a last one alone is no scalar."""
+    pixels = np.random.default_rng(0).integers(0, 255, (n, 3, 8, 8), dtype=np.uint8)
+    source = dtl.ImageDataset(pixels, np.zeros(n, int), ("a", "b"))  # pyright: ignore[reportArgumentType]
+    like = similarity(source, source.subset([0]))
+    assert like[0, 0] > 0.999 and (like[1:] < 0.93).all()
+
+
 def test_groups_are_chains_or_pairs(caplog):
     """b is like a and like c, which are not like each other."""
     rng = np.random.default_rng(0)
@@ -200,7 +209,7 @@ def test_groups_are_chains_or_pairs(caplog):
     with caplog.at_level(logging.INFO, logger="dtl"):
         chains = near_duplicates(source)
     assert chains[0] == chains[1] == chains[2] != chains[3]
-    assert "1 of 2 groups are chains: not any two of their pictures are near duplicates" in caplog.text
+    assert "1 of 2 groups are chains: not any two of their pictures are alike" in caplog.text
     pairs = near_duplicates(source, linked="pairs")
     assert pairs[0] != pairs[2] and pairs[1] in (pairs[0], pairs[2]) and len(set(pairs)) == 3
     with pytest.raises(InputError, match="unknown linked 'rings'"):

@@ -222,7 +222,7 @@ def test_other_scripts_are_drawn_where_a_font_is_at_hand():
 def test_images_of_another_source_are_refused_by_name():
     other = replace(pictures(), classes=("apple", "ball", "cup", "sock", "tent", "vase"))
     for images in (other, pictures(n_classes=5)):
-        with pytest.raises(InputError, match="the images are of .*, but the influence is of apple, ball, cup ..."):
+        with pytest.raises(InputError, match="the images are of .*, the influence is of apple, ball, cup ..."):
             plots.influence_bars(influence([3, 2, 1, -1, -2, -3]), images=images)
 
 

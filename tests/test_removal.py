@@ -230,7 +230,7 @@ def test_removing_nothing_gains_nothing():
         ({"counts": [-1, 3]}, r"each of counts .* whole number in 0\.\.22, not -1"),
         ({"counts": [23]}, r"each of counts \(a source model needs two classes\) must .*, not 23"),
         ({"seeds": 1}, "seeds, two or more for a standard error, must be one whole number"),
-        ({"influence": influence_of(MEAN[:5])}, "influence is of 5 classes but the source has 24"),
+        ({"influence": influence_of(MEAN[:5])}, "influence is of 5 classes but the source of .* has 24"),
         ({"given": {"mine": [1, 2]}, "orders": ("mine",)}, "order 'mine' must list at least 3 different class indices"),
         ({"given": {"mine": [1, 1, 2]}, "orders": ("mine",)}, "order 'mine' must list"),
         ({"given": {"mine": [1, 2, 24]}, "orders": ("mine",)}, r"different class indices in 0\.\.23"),
@@ -357,3 +357,17 @@ def test_the_interval_of_a_change_is_newcombes():
     wilson = [(k / n, *binomtest(k, n).proportion_ci(method="wilson")) for k, n in ((56, 70), (48, 80))]
     low, high = newcombe(*(np.array(arm) for arm in wilson))
     assert (low, high) == (pytest.approx(0.0524, abs=5e-5), pytest.approx(0.3339, abs=5e-5))
+
+
+def test_what_does_not_fit_the_study_is_refused_before_training(study, no_training, problem):
+    estimated = dataclasses.replace(influence_of(MEAN), data={"source": "of other images"}, problem="other")
+    with pytest.raises(ValueError, match=f"are of problem other, whose source.* differ .* {problem.name}"):
+        removal_curve(study, estimated, COUNTS, progress=False)
+    with pytest.raises(ValueError, match="influence must be a dtl.Influence, not 5"):
+        removal_curve(study, 5, COUNTS, progress=False)  # pyright: ignore
+    with pytest.raises(ValueError, match="study must be a dtl.Study, not 'testbed'"):
+        removal_curve("testbed", estimated, COUNTS, progress=False)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"each of counts .* not '2'"):
+        removal_curve(study, influence_of(MEAN), "2", progress=False)  # pyright: ignore
+    assert no_training == []
+    assert removal_curve(study, influence_of(MEAN), 2, ["negative"], 2, progress=False).sizes["count"] == 2  # pyright: ignore

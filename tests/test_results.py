@@ -44,6 +44,13 @@ def test_what_is_saved_is_opened(tmp_path: Path, parts: dict[str, xr.Dataset]) -
         found["c"]
 
 
+@pytest.mark.parametrize("text", [b'{"files": {', b"\xff\xfe\0", b"[1]", b"{}"])
+def test_a_manifest_that_is_damaged_is_named(tmp_path: Path, parts: dict[str, xr.Dataset], text: bytes) -> None:
+    (dtl.results.save(tmp_path / "mine", parts, {"runs": {}, "settings": {}}) / "manifest.json").write_bytes(text)
+    with pytest.raises(InputError, match=r"mine/manifest.json is damaged \(.*\): get it again"):
+        dtl.results.open("mine", tmp_path)
+
+
 def test_certificate(tmp_path: Path, parts: dict[str, xr.Dataset]) -> None:
     write(tmp_path, parts)
     found = results.open("mine", tmp_path)

@@ -510,7 +510,7 @@ def test_folders_that_hold_something_else(problem, recipe, tmp_path):
     late = dtl.Study(problem, recipe, store=tmp_path / "later")
     (tmp_path / "later").mkdir()
     (tmp_path / "later" / "thesis.tex").write_text("done")
-    with pytest.raises(ValueError, match="later holds 'thesis.tex' but no study: give another or an empty folder"):
+    with pytest.raises(ValueError, match="later holds 'thesis.tex' but no study: give an empty folder"):
         late.run(4, progress=False)
     assert (tmp_path / "later" / "thesis.tex").read_text() == "done"
 
@@ -661,12 +661,17 @@ MASK = np.ones((3, 24), dtype=bool)
         ({"design": "random", "fraction": 0}, 4, "fraction must lie strictly between 0 and 1, got 0"),
         ({"design": "random", "fraction": 1}, 4, "fraction must lie strictly between 0 and 1, got 1"),
         ({"fraction": 0.3}, 4, "balanced design has fraction 0.5 only"),
-        ({}, 1, "n_models must be at least 2, got 1"),
-        ({}, 0, "n_models must be at least 2, got 0"),
+        ({}, 1, "n_models must be a whole number of at least 2, not 1"),
+        ({}, 0, "n_models must be a whole number of at least 2, not 0"),
         ({}, None, "run needs the number of models"),
-        ({"seed": -1}, 4, "seed must be at least 0"),
-        ({"seed": 1.5}, 4, "seed must be an integer, got 1.5"),
-        ({"seed": "1"}, 4, "seed must be an integer, got '1'"),
+        ({"seed": -1}, 4, "seed must be a whole number of at least 0"),
+        ({"seed": 1.5}, 4, "seed must be a whole number of at least 0, not 1.5"),
+        ({"seed": "1"}, 4, "seed must be a whole number .* not '1'"),
+        ({"seed": True}, 4, "seed must be a whole number .* not True"),
+        ({"recipe": {"epochs": 1}}, 4, r"recipe must be a dtl.Recipe, not \{'epochs': 1\}"),
+        ({"recipe": {}}, 4, r"recipe must be a dtl.Recipe, not \{\}"),
+        ({"problem": "testbed"}, 4, "problem must be a dtl.TransferProblem, not 'testbed'"),
+        ({}, 10**9, "subsets of 24 units for 1000000000 models take 24 GB: ask for fewer"),
         ({"transfer": ()}, 4, "unknown transfer"),
         ({"transfer": "linear"}, 4, "unknown transfer .*linear.*: use one or more of fixed, fixed\\+bn, full"),
         ({"transfer": ("fixed", "fixed")}, 4, "unknown transfer .*: use one or more of .*, each once"),

@@ -118,7 +118,7 @@ MASKS, OUTPUTS = study()
         (_with(MASKS, (slice(None), [1, 100]), False), OUTPUTS, {}, "classes never in a subset: 1, 100"),
         (_with(MASKS, (slice(None), 64), True), OUTPUTS, {}, "classes always in a subset: 64"),
         (MASKS, _with(OUTPUTS, ([5, 30], [1, 12]), [np.nan, np.inf]), {}, "NaN or infinite for models 5, 30:"),
-        (MASKS[:-1], OUTPUTS, {}, r"got shapes \(59, 101\) and \(60, 13\)"),
+        (MASKS[:-1], OUTPUTS, {}, r"got \(59, 101\) and \(60, 13\)"),
         (MASKS, OUTPUTS, {"design": "paired"}, "rows of a paired design must be pairs of complements"),
         (MASKS, OUTPUTS, {"design": "latin"}, "unknown design 'latin'"),
         (

@@ -137,7 +137,7 @@ def test_a_problem_with_views_travels(problem, tmp_path):
         ({"big": overlays.Square(side=17)}, "does not fit into images of 16 x 16"),
         ({"crop": lambda x: x[..., :8]}, "must give the same uint8 images"),
         ({"float": lambda x: x / 2}, "must give the same uint8 images"),
-        ({"random": lambda x: torch.randint_like(x, 255)}, "whenever it is asked"),
+        ({"random": lambda x: torch.randint_like(x, 255)}, "whenever asked"),
     ],
 )
 def test_bad_views(problem, views, message):

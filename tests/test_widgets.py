@@ -275,6 +275,9 @@ def test_class_picker_refuses_single_images_and_another_source():
         widgets.class_picker(of_images(np.zeros((6, 40))), problem().source)
     with pytest.raises(InputError, match="the images are of star, ring"):
         widgets.class_picker(influence(), problem().target_train)
+    elsewhere = replace(influence(), data={"source": "of other images"}, problem="other")
+    with pytest.raises(InputError, match="the influences are of problem other, whose source.* differ from those of"):
+        widgets.class_picker(elsewhere, problem())
 
 
 def test_class_picker_draws_what_has_no_error_yet():

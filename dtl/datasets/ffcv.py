@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -29,10 +30,12 @@ import torch
 from PIL import Image
 
 from dtl._batches import Batches, Images, Steps
-from dtl._checks import InputError
+from dtl._checks import InputError, load_json, shown, some
 from dtl.data import ImageDataset
 from dtl.datasets.folders import list_tree, open_rgb, to_rgb
 from dtl.engine.progress import hidden
+
+logger = logging.getLogger(__name__)
 
 JPEG = 0  # how FFCV marks an image that is kept as JPEG; others are kept as pixels
 PAGE = 1 << 23  # bytes; an image must fit into one page of the file
@@ -111,7 +114,7 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     image = fields.RGBImageField("raw" if quality is None else "jpg", max_side, jpeg_quality=quality or 90)
-    samples = _Samples(read, n, max_side, path.parent, SimpleQueue())
+    samples = _Samples(read, n, max_side, path.parent, SimpleQueue(), torch.zeros(n, dtype=torch.bool).share_memory_())
     try:
         with redirect_stderr(io.StringIO() if hidden(show_progress) else sys.stderr):  # where FFCV draws its bar
             writer.DatasetWriter(
@@ -119,6 +122,9 @@ def write(
             ).from_indexed_dataset(samples)
         if not samples.failed.empty():
             raise InputError(samples.failed.get())
+        if plain := samples.plain.nonzero()[:, 0].tolist():
+            names = some([shown(read(i)[0]) if isinstance(data, str | Path) else i for i in plain])
+            logger.warning("%s: %d images show nothing but one colour: %s", shown(path), len(plain), names)
         path.with_suffix(".json").write_text(json.dumps({"classes": classes}, ensure_ascii=False), encoding="utf8")
         unfinished.replace(path)
     finally:
@@ -136,9 +142,7 @@ def _samples(data: Any) -> tuple[Callable[[int], tuple[Any, int]], int, tuple[st
         return [*zip(files.paths, files.labels, strict=True)].__getitem__, len(files.paths), files.classes
     classes = getattr(data, "classes", None) or getattr(data, "categories", None)
     if classes is None:
-        raise TypeError(
-            f"cannot write {type(data).__name__}: give an ImageDataset, a folder, or a dataset with classes"
-        )
+        raise TypeError(f"cannot write {type(data).__name__}: give an ImageDataset, a folder or a dataset with classes")
     return data.__getitem__, len(data), tuple(str(name) for name in classes)
 
 
@@ -151,6 +155,7 @@ class _Samples:
     max_side: int | None
     folder: Path
     failed: Any
+    plain: torch.Tensor  # which images show nothing
 
     def __len__(self) -> int:
         return self.n
@@ -167,16 +172,18 @@ class _Samples:
         if shutil.disk_usage(self.folder).free < RESERVE:
             raise OSError(f"the disk of {self.folder} is full: free space, or give quality or max_side")
         image, label = self.read(int(i))
-        image = open_rgb(image) if isinstance(image, Path) else image
-        pixels = np.asarray(to_rgb(image) if isinstance(image, Image.Image) else image)
+        if isinstance(image, Path | Image.Image):
+            name, image = image, open_rgb(image) if isinstance(image, Path) else to_rgb(image)
+            if image.info.get("bits", 16) < 16:  # what is white in all of them is not known here
+                raise InputError(f"image {i}, {name}, uses {image.info['bits']} of 16 bits: save such images with 8")
+        pixels = np.asarray(image)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise InputError(
-                f"image {i} is {pixels.dtype} {pixels.shape}, not a picture: write data without transforms"
-            )
+            raise InputError(f"image {i} is {pixels.dtype} {pixels.shape}, no picture: write data without transforms")
         height, width, _ = pixels.shape
         shrink = min(1, (self.max_side or np.inf) / max(height, width))
         if pixels.nbytes * shrink**2 > PAGE:
             raise InputError(f"image {i} has {height} x {width} pixels, too many for a .beton: give max_side")
+        self.plain[i] = bool((pixels == pixels[0, 0]).all())
         return pixels, int(label)
 
 
@@ -221,7 +228,7 @@ class Beton(ImageDataset):
         names = self.path.with_suffix(".json")
         if classes is None and not names.is_file():
             raise FileNotFoundError(f"{names} with the class names is missing: bring it, or give classes=[...]")
-        classes = tuple(json.loads(names.read_text(encoding="utf8"))["classes"] if classes is None else classes)
+        classes = tuple(load_json(names, "classes")["classes"] if classes is None else classes)
         total = len(self._file.label)
         self.indices = np.arange(total) if indices is None else np.asarray(indices, dtype=np.int64)
         if self.indices.size and not (0 <= self.indices.min() and self.indices.max() < total):

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dtl._checks import InputError, class_names, shown, some
+from dtl._checks import InputError, class_names, shown, some, whole
 from dtl._files import load_tensors, save_tensors
 from dtl.data import ImageDataset, TransferProblem, load
 from dtl.engine.progress import progress
@@ -116,21 +116,21 @@ def make(
             logger.warning("groups in two splits of %s: %s", shown(target_dir), some(sorted(map(str, torn))))
     missing = [split for split in SPLIT_FOLDERS if split not in target]
     if missing:
-        share = f"{holdout:.0%} of its training images each"
-        logger.info("no folder for %s in %s: held out, %s", " and ".join(missing), shown(target_dir), share)
         target |= hold_out(target["train"], missing, holdout, seed, named.get("train"))
+        least = min(int(target[split].counts.min()) for split in missing)
+        share = f"{holdout:.0%} of its training images each, of a class at least {least}"
+        told = logger.info if least > 1 else logger.warning
+        told("no folder for %s in %s: held out, %s", " and ".join(missing), shown(target_dir), share)
     (name,) = class_names([f"{source_dir.name}-{target_dir.name}"])
     return TransferProblem(name, source, target["train"], target["validation"], target["test"])
 
 
 def check_reading(size: int, holdout: float, limit: int | None) -> None:
     """InputError for settings of reading images that make no sense."""
-    if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
-        raise InputError(f"size must be a whole number of pixels, at least 1, not {size!r}")
+    whole("size, in pixels,", size, 1)
     if not isinstance(holdout, Real) or not 0 < float(holdout) < 0.5:
         raise InputError(f"holdout must be a share between 0 and 0.5, not {holdout!r}")
-    if limit is not None and (not isinstance(limit, Integral) or limit < 1):
-        raise InputError(f"limit must be at least 1 image a class, not {limit!r}")
+    whole("limit, in images a class,", 1 if limit is None else limit, 1)
 
 
 def hidden(name: str) -> bool:
@@ -145,12 +145,7 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
-    """The folders of the splits, none in a tree of classes.
-
-    Raises
-    ------
-    InputError, FileNotFoundError : folders of which it is not clear what they are, or splits that do not fit together
-    """
+    """The folders of the splits, none in a tree of classes; an error where it is not clear what folders are."""
     inside = folders_in(folder) if folder.is_dir() else []
     found = {split: [path for path in inside if path.name.lower() in SPLIT_FOLDERS[split]] for split in SPLIT_FOLDERS}
     named = [path for paths in found.values() for path in paths]
@@ -213,7 +208,8 @@ def hold_out(
     """
     tied = _tied(dataset.digests.tolist(), *([] if groups is None else [groups]))
     rng, labels, part = np.random.default_rng(seed), dataset.labels.numpy(), np.zeros(len(dataset), dtype=np.int64)
-    small = [c for k, c in enumerate(dataset.classes) if len(np.unique(tied[labels == k])) <= len(splits)]
+    own = [len(np.unique(tied[labels == k])) for k in range(dataset.n_classes)]
+    small = [f"{dataset.classes[k]} ({n} of {dataset.counts[k]})" for k, n in enumerate(own) if n <= len(splits)]
     if small:
         raise InputError(
             f"classes with too few images to hold out {' and '.join(splits)}, copies and groups counted once: "
@@ -266,9 +262,7 @@ def walk(
 ) -> Iterator[tuple[str, list[str]]]:
     """Each folder in a tree, and the files in it; hidden ones are counted in `passed`.
 
-    Raises
-    ------
-    InputError : a folder cannot be read, or is reached twice because of a link
+    InputError for a folder that cannot be read, or is reached twice because of a link.
     """
 
     def stop(error: OSError) -> None:
@@ -319,9 +313,7 @@ def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
         )
     places = {(k, path.parent) for path, k in zip(paths, labels, strict=True)}
     if not {place for _, place in places} & set(tops) and min(Counter(k for k, _ in places).values()) > 1:
-        logger.warning(
-            "%s: the images of every class lie in several folders: is it the parent of your tree?", shown(folder)
-        )
+        logger.warning("%s: every class has images in several folders: is it the parent of your tree?", shown(folder))
     files = Listing(paths, np.array(labels, dtype=np.int64), classes)
     return files if limit is None else files.take(at_most(limit, files.labels, seed))
 
@@ -373,7 +365,7 @@ def _key(paths: Sequence[Path], size: int) -> str:
 
 def _kept(file: Path, shape: tuple[int, ...]) -> tuple[torch.Tensor, list[str]] | None:
     """Decoded images and what is to be said of them from the cache, None if they are not there or damaged."""
-    if not file.exists():
+    if not file.is_file():
         return None
     try:
         tensors, facts = load_tensors(file)

@@ -114,9 +114,7 @@ def _cifar10(roots: list[Path], size: int, download: bool, cache: Path, show_pro
             except (OSError, RuntimeError) as error:
                 if not download:
                     where = folder / batches.folder
-                    raise FileNotFoundError(
-                        f"CIFAR-10 in {where} is incomplete ({error}); pass download=True"
-                    ) from error
+                    raise FileNotFoundError(f"CIFAR-10 in {where} lacks files ({error}); pass download=True") from error
     if download:
         datasets.CIFAR10(roots[0], download=True)
         return _cifar10(roots, size, False, cache, show_progress)

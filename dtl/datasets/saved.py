@@ -44,16 +44,11 @@ def make(path: str | Path) -> TransferProblem:
     tensors, facts = load_tensors(Path(path))
     made: dict[str, Any] = {}
     files: dict[str, Any] = json.loads(facts.get("paths", "{}"))
+    still = json.loads(facts.get("still", "[]"))
     for part, classes in json.loads(facts["classes"]).items():
-        numbers: Any = tensors.get(f"{part}.normalisation")
-        made[part] = ImageDataset(
-            tensors[f"{part}.images"],
-            tensors[f"{part}.labels"],
-            classes,
-            files.get(part),
-            None if numbers is None else tuple(numbers),
-            part in json.loads(facts.get("still", "[]")),
-        )
+        images, labels = tensors[f"{part}.images"], tensors[f"{part}.labels"]
+        numbers: Any = tuple(tensors.get(f"{part}.normalisation", ())) or None
+        made[part] = ImageDataset(images, labels, classes, files.get(part), numbers, part in still)
     truth: dict[str, Any] | None = json.loads(facts.get("truth", "null"))
     if truth is not None:
         for key, value in truth.items():

@@ -222,9 +222,7 @@ def make(
     if source is None:
         tree = next((folder / SOURCE for folder in roots if (folder / SOURCE).is_dir()), roots[0] / SOURCE)
         if not tree.is_dir():
-            raise FileNotFoundError(
-                f"ImageNet is missing: {tree} is no folder; put one folder of images per class there"
-            )
+            raise FileNotFoundError(f"ImageNet is missing: {tree} is no folder; put a folder of images per class there")
         files = list_tree(split_folders(tree).get("train", tree), limit, seed)
         source = read_files(files, tree, size, cache, show_progress)
     parts = {

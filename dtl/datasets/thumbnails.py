@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, features
 
 from dtl import results
-from dtl._checks import InputError, choice, some
+from dtl._checks import InputError, choice, load_json, some
 from dtl.design import groups_of
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def open(where: str | Path = "imagenet200-cifar10") -> dict[str, Thumbnails]:
     folder = shipped if str(where) == Path(where).name and shipped.is_dir() else Path(where)
     if not (folder / "pictures.json").is_file():
         raise FileNotFoundError(f"no thumbnails in {folder}: give a folder that dtl.datasets.thumbnails.pack wrote")
-    facts = json.loads((folder / "pictures.json").read_text("utf8"))
+    facts = load_json(folder / "pictures.json")
     file, height, width, columns = folder / facts["picture"], facts["height"], facts["width"], facts["columns"]
     n, kind = sum(len(part["labels"]) for part in facts["parts"].values()), file.suffix[1:]
     reasons = {
@@ -157,9 +157,7 @@ def open(where: str | Path = "imagenet200-cifar10") -> dict[str, Thumbnails]:
     else:
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != facts["sha256"]:
-            raise InputError(
-                f"{file} is not what was packed: SHA-256 {found[:12]}, not {facts['sha256'][:12]}; get it again"
-            )
+            raise InputError(f"{file} is not as packed: SHA-256 {found[:12]}, not {facts['sha256'][:12]}; get it again")
         with Image.open(file) as sheet:
             rows = np.asarray(sheet.convert("RGB")).reshape(-1, height, columns, width, 3)
         tiles = rows.swapaxes(1, 2).reshape(-1, height, width, 3)[:n]

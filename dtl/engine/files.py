@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from dtl._checks import InputError
+from dtl._checks import InputError, load_json
 from dtl._estimators import checked, difference, from_first, precision, reliability_of, resolve_errors
 from dtl.design import checked_design
 from dtl.engine.store import local_folder
@@ -128,7 +128,7 @@ def unpacked(masks: Any, n_units: int) -> Any:
 
 def shipped(folder: Path) -> tuple[dict[str, xr.Dataset], dict[str, Any]]:
     """The parts of shipped results and their manifest, after a check of their hash."""
-    facts = json.loads((folder / "manifest.json").read_text("utf8"))
+    facts = load_json(folder / "manifest.json", "files", "settings")
     for file, digest in facts["files"].items():
         path = folder / file
         found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "nothing"

@@ -92,9 +92,7 @@ class Store:
             kept = sorted(self.folder.iterdir()) if self.folder and self.folder.is_dir() else []
             kept = [path.name for path in kept if path.name[0] != "." and path.suffix != ".partial"]  # of a kill
             if kept and "zarr.json" not in kept:  # another process may just have begun
-                raise InputError(
-                    f"{self.folder} holds {kept[0]!r} but no study: give another or an empty folder"
-                ) from None
+                raise InputError(f"{self.folder} holds {kept[0]!r} but no study: give an empty folder") from None
             return False
         return self.folder is None or not _differences(root.attrs["settings"], self.settings) or not _unused(root)
 
@@ -294,17 +292,15 @@ def marks_of(root: zarr.Group, patient: bool = True) -> Marks:
 
     Elsewhere than in a folder, where a look for each file is slow, their digests miss it when it is read.
     """
-    # not as tasks, which inside a Dask worker would let the next batch begin
-    done, *rest = (
-        read(root, name).compute(scheduler="synchronous").values for name in MARKS if name in ("done", *_known(root))
-    )
+    done, *rest = (_whole(root, name) for name in MARKS if name in ("done", *_known(root)))
     digests = dict(zip(_columns(root), rest[0].T, strict=True)) if rest else {}
     saved = digests["seed"][: len(done)] > 0 if rest else np.zeros_like(done)
     saved = done | np.pad(saved, (0, len(done) - len(saved)))  # or killed before they were marked
     lost, folder = [], root.store.root if isinstance(root.store, LocalStore) else None
     for name in _known(root):
         array = array_of(root, name)
-        if "model" not in _dims(array):
+        if "model" not in _dims(array):  # which a run writes
+            lost += [chunk for chunk, _ in _chunks(array) if folder and not os.path.exists(f"{folder}/{chunk}")]
             continue
         axis, wanted = _dims(array).index("model"), saved if name == "done" else done.copy()
         if not np.flatnonzero(done).max(initial=-1) < array.shape[axis] <= len(done):
@@ -319,6 +315,14 @@ def marks_of(root: zarr.Group, patient: bool = True) -> Marks:
     if lost:
         logger.warning("%s lacks %s: run again, which trains the models of these files", root.store, ", ".join(lost))
     return Marks(done, lost, digests)
+
+
+def _whole(root: zarr.Group, name: str) -> np.ndarray:
+    """All values of an array, at once; if they cannot be read, InputError names the chunk."""
+    try:
+        return np.asarray(array_of(root, name)[...])
+    except ValueError:  # not as tasks, which inside a Dask worker would let the next batch begin
+        return read(root, name).compute(scheduler="synchronous").values
 
 
 def array_of(root: zarr.Group, name: str) -> zarr.Array:

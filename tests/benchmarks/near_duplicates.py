@@ -11,6 +11,7 @@ import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -96,7 +97,12 @@ def table(pictures: dtl.ImageDataset, n: int, among: int, threshold: float) -> p
     return pd.DataFrame(rows).T
 
 
-def main(data: list[Path] | None = None, n: int = 200, among: int = 2000, threshold: float = 0.93) -> None:
+def main(
+    data: Annotated[list[Path] | None, typer.Argument()] = None,
+    n: int = 200,
+    among: int = 2000,
+    threshold: float = 0.93,
+) -> None:
     sets = {"testbed": dtl.load("testbed").target_test}
     for folder in data or []:
         files = list_tree(folder, limit=max(1, -(-among // len(list(folder.iterdir())))))

@@ -21,6 +21,7 @@ import dtl
 from dtl._batches import InMemory
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets import ffcv as beton
+from dtl.datasets import folders
 from dtl.datasets.ffcv import Beton, BetonBatches, grown
 from dtl.training import Recipe, draw_order
 
@@ -88,6 +89,9 @@ def test_settings_and_files_are_checked_first(tmp_path: Path) -> None:
         Beton(tmp_path / "x.beton")
     (tmp_path / "x.beton").touch()
     with pytest.raises(FileNotFoundError, match=r"x.json with the class names is missing"):
+        Beton(tmp_path / "x.beton")
+    (tmp_path / "x.json").write_text('{"classes": ["a", ')
+    with pytest.raises(ValueError, match=r"x.json is damaged \(.*: get it again"):
         Beton(tmp_path / "x.beton")
     with pytest.raises(ValueError, match="crop is a share"):
         Beton(tmp_path / "x.beton", crop=1.5)
@@ -186,8 +190,33 @@ def test_a_folder_and_a_torchvision_dataset_give_the_same_file(photos: Path, tmp
     assert torch.equal(folder.read(straight), torch_vision.read(straight)) and torch_vision.classes == folder.classes
     with pytest.raises(ValueError, match="have 8 sizes: give the resolution"):
         Beton(folder.path)
-    with pytest.raises(TypeError, match="cannot write list: give an ImageDataset, a folder, or a dataset with classes"):
+    with pytest.raises(TypeError, match="cannot write list: give an ImageDataset, a folder or a dataset with classes"):
         write([1, 2], tmp_path / "x.beton")
+
+
+@needs_ffcv
+def test_transparent_images_are_those_of_the_folder(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shape = np.zeros((24, 24), dtype=bool)
+    shape[6:18, 6:18] = True
+    alpha = Image.fromarray(np.where(shape, 255, 0).astype(np.uint8))
+    black, white = (Image.merge("RGBA", [*[Image.new("L", (24, 24), v)] * 3, alpha]) for v in (0, 255))
+    for name in ("a", "b"):
+        (tmp_path / "tree" / name).mkdir(parents=True)
+    for name, image in {"rgba": black, "la": black.convert("LA"), "palette": black.quantize(8)}.items():
+        image.save(tmp_path / "tree" / "a" / f"{name}.png")
+    for mode, value in {"P": 60, "L": 60, "RGB": (60, 60, 60)}.items():  # one colour of these stands for nothing
+        image = Image.fromarray(np.where(shape, 0, 60).astype(np.uint8)).convert(mode)
+        image.save(tmp_path / "tree" / "b" / f"{mode}.png", transparency=value)
+    expected = folders.read_files(folders.list_tree(tmp_path / "tree"), tmp_path, 24, tmp_path / "cache", False)
+    read = Beton(write(tmp_path / "tree", tmp_path / "x.beton"), resolution=24, crop=1.0)
+    assert torch.equal(read.images, expected.images) and read.images[:, :, 0].min() == 255
+    assert "one colour" not in caplog.text
+    white.save(tmp_path / "tree" / "b" / "white.png")
+    write(tmp_path / "tree", tmp_path / "x.beton")
+    assert "1 images show nothing but one colour: " in caplog.text and "b/white.png" in caplog.text
+    Image.fromarray(np.where(shape, 900, 0).astype(np.uint16)).save(tmp_path / "tree" / "b" / "dark.png")
+    with pytest.raises(ValueError, match=r"b/dark.png, uses 10 of 16 bits: save such images with 8"):
+        write(tmp_path / "tree", tmp_path / "y.beton")
 
 
 @needs_ffcv
@@ -331,7 +360,7 @@ def test_a_failed_image_ends_the_writing_and_leaves_nothing(
     with pytest.raises(ValueError, match="the disk of .* is full: free space"):
         write(photos, tmp_path / "x.beton")
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="image . is float32 .*not a picture: write data without transforms"):
+    with pytest.raises(ValueError, match="image . is float32 .*no picture: write data without transforms"):
         write(ImageFolder(photos, ToTensor()), tmp_path / "x.beton")
     Image.new("RGB", (2000, 1800)).save(broken)
     with pytest.raises(ValueError, match="1800 x 2000 pixels, too many for a .beton: give max_side"):

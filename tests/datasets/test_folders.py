@@ -346,7 +346,7 @@ def test_copies_between_parts_are_counted(tmp_path, read, caplog):
     assert "s-t: 1 of 13 images of target_test are also in source" in warnings_in(caplog)
     caplog.clear()
     same = read(tmp_path / "s", tmp_path / "s")
-    assert sum(same.copies.values()) == 16 and len(warnings_in(caplog)) == 3
+    assert sum(same.copies.values()) == 16 and len(warnings_in(caplog)) == 4  # the fourth: small splits
     caplog.clear()
     part = problem.target_train
     dtl.TransferProblem("by hand", problem.source, part, part, part)
@@ -375,6 +375,27 @@ def test_copies_are_held_out_together(tmp_path, good, read):
         (root / "bee" / name).unlink()
     with pytest.raises(ValueError, match="too few images to hold out .*, copies and groups counted once: bee"):
         read(good, root)
+
+
+def test_four_images_of_a_class_are_enough_and_that_is_said(tmp_path, read, caplog):
+    y, x = np.mgrid[:24, :24] - 12
+    for split in ("source", "target"):  # black icons, whose shape is in the alpha channel alone
+        for name, shape, axis in (("disc", x**2 + y**2 < 64, 1), ("bar", abs(y) < 4, 0)):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                icon("RGBA", np.roll(shape, i, axis)).save(tmp_path / split / name / f"{i}.png")
+    problem = read(tmp_path / "source", tmp_path / "target", size=24)
+    assert len(set(problem.source.digests.tolist())) == 8
+    assert [part.counts.tolist() for part in splits_of(problem)] == [[2, 2], [1, 1], [1, 1]]
+    assert any(
+        "held out, 20% of its training images each, of a class at least 1" in line for line in warnings_in(caplog)
+    )
+    for i in range(1, 4):  # all bars are one picture, of which none can be held out from the others
+        shutil.copy(tmp_path / "target" / "bar" / "0.png", tmp_path / "target" / "bar" / f"{i}.png")
+    with pytest.raises(
+        ValueError, match=r"too few images .*counted once: bar \(1 of 4\); add images or give validation"
+    ):
+        read(tmp_path / "source", tmp_path / "target", size=24)
 
 
 @pytest.mark.parametrize("kind", ["pattern", "whole match", "function", "paths", "names"])
@@ -406,7 +427,7 @@ def test_groups_that_do_not_work(tmp_path, good, read, caplog):
         (r"x(\d)", r"groups names no group for ant/0.png.*\(12 in all\)"),
         ("(", "groups must be a regular expression, a mapping or a function"),
         (5, "groups must be a regular expression, a mapping or a function"),
-        (lambda path: 1, "too few images to hold out .*groups counted once: ant, bee"),
+        (lambda path: 1, "too few images to hold out .*groups counted once: ant \\(1 of 6\\), bee"),
         (lambda path: path.name if path.parent.name == "ant" else "b", "groups counted once: bee"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -451,6 +472,7 @@ def test_names_are_strings_once(names, expected):
     ("change", "message"),
     [({"classes": ("crane", "crane")}, "more than one class is called crane: give each a name of its own"),
      ({"classes": 5}, "classes must be a sequence of names, not 5"),
+     ({"classes": {"x", "y"}}, "classes must be a sequence of names, not {"),
      ({"images": np.ma.masked_equal(np.zeros((4, 3, 2, 2), np.uint8), 0)}, "images must not be masked"),
      ({"images": "picture.png"}, "images must be an array of numbers"),
      ({"labels": ["a", "b", "a", "b"]}, "labels must be an array of numbers")],
@@ -459,6 +481,18 @@ def test_what_is_no_dataset(change, message):
     good = {"images": np.zeros((4, 3, 2, 2), np.uint8), "labels": [0, 1, 0, 1], "classes": ("x", "y")}
     with pytest.raises(dtl.data.InputError, match=message):
         dtl.ImageDataset(**good | change)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "a", True])
+def test_a_seed_is_a_whole_number(tmp_path, good, read, seed):
+    for call in (lambda: read(tree(tmp_path / "t"), good, seed=seed), lambda: dtl.load("testbed", seed=seed)):
+        with pytest.raises(ValueError, match=f"seed must be a whole number of at least 0, not {seed!r}"):
+            call()
+
+
+def test_what_is_no_part_of_a_problem():
+    with pytest.raises(ValueError, match=r"source must be a dtl.ImageDataset, not \(1, 2\)"):
+        dtl.TransferProblem("p", *[(1, 2)] * 4)  # pyright: ignore
 
 
 # Any tree: a right answer or one clear error, and nothing silent

@@ -93,7 +93,7 @@ def test_the_layout_of_the_tiny_imagenet_archive_and_of_torchvision(
     ):
         load(None, cache=root / "cache")
     (root / "cifar-10-batches-py").mkdir()  # as a killed download leaves it
-    with pytest.raises(FileNotFoundError, match="CIFAR-10 in .*batches-py is incomplete .*; pass download=True"):
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 in .*batches-py lacks files .*; pass download=True"):
         load(None, cache=root / "cache")
     (root / "cifar-10-batches-py").rmdir()
     asked = []
@@ -123,7 +123,7 @@ def test_the_layout_of_the_tiny_imagenet_archive_and_of_torchvision(
         ({"classes": [1, 2]}, "classes must be a list of names, not"),
         ({"classes": ["goldfish"]}, "two or more different classes"),
         ({"classes": ["goldfish", "n01443537"]}, "two or more different classes"),
-        ({"target_limit": 0}, "limit must be at least 1"),
+        ({"target_limit": 0}, "limit, in images a class, must be a whole number of at least 1"),
         ({"holdout": 0.7}, "holdout must be a share"),
     ],
 )

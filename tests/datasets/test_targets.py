@@ -304,7 +304,7 @@ def test_settings_are_checked_first(tmp_path: Path) -> None:
     for options, problem in (
         ({"size": 0}, "size must"),
         ({"holdout": 0.5}, "holdout must"),
-        ({"limit": 0}, "limit must"),
+        ({"limit": 0}, "limit, in images a class, must"),
     ):
         with pytest.raises(ValueError, match=problem):
             load("pets", tmp_path, **options)

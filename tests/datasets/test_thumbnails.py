@@ -121,7 +121,7 @@ def test_other_values_of_the_switch_leave_them_in(folder: Path, monkeypatch) -> 
 def test_a_damaged_picture_is_refused(folder: Path) -> None:
     file = next(folder.glob("pictures.[!j]*"))
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    with pytest.raises(InputError, match="is not what was packed: SHA-256 .* get it again"):
+    with pytest.raises(InputError, match="is not as packed: SHA-256 .* get it again"):
         thumbnails.open(folder)
 
 

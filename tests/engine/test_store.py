@@ -127,6 +127,17 @@ def test_a_missing_chunk_is_noticed_and_trained_again_without_being_asked(
     assert trained == [4]
 
 
+@pytest.mark.parametrize("name", ["label", "split"])
+def test_labels_that_are_lost_are_noticed_and_written_again(problem, recipe, study, reference, trained, caplog, name):
+    (study.store.folder / f"{name}/c/0").unlink()
+    again = dtl.Study(problem, recipe, store=study.store.folder)
+    assert f"lacks {name}/c/0: run again" in caplog.text
+    with pytest.raises(ValueError, match=f"{name} in .* is damaged"):
+        again.results.load()
+    identical(again.run(N, progress=False), reference)
+    assert trained == []
+
+
 def test_what_is_marked_done_has_reached_the_disk(problem, recipe, tmp_path, monkeypatch):
     """Every file of a batch, and the names of it in its folders, before the mark."""
     flushed, descriptors, original = [], [], Durable._flush
@@ -239,7 +250,7 @@ def test_merges_that_are_refused(problem, recipe, study, reference, tmp_path):
 
 @pytest.mark.parametrize("start", [-1, 4])
 def test_a_start_outside_the_study_is_refused(problem, recipe, start):
-    with pytest.raises(ValueError, match=f"start must be 0 to 3, not {start}"):
+    with pytest.raises(ValueError, match=rf"start must be one whole number in 0\.\.3, not {start}"):
         dtl.Study(problem, recipe).run(4, start=start)
 
 

@@ -146,7 +146,8 @@ def test_processes_of_this_machine_share_the_work(by_hand, problem, recipe, refe
 
 
 @pytest.mark.parametrize(
-    ("workers", "message"), [(0, "workers must be at least 1"), ("2", "workers must be an integer")]
+    ("workers", "message"),
+    [(0, "workers must be a whole number of at least 1"), ("2", "workers must be a whole number")],
 )
 def test_numbers_of_processes_that_are_none(problem, recipe, training, workers, message):
     training.forbid()
