@@ -1,5 +1,7 @@
 """Designs: exact counts for every K, rows that depend on (seed, j) alone, one clear error per bad argument."""
 
+from typing import Any
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -143,7 +145,8 @@ def test_errors_say_what_to_do():
 
 
 def test_more_subsets_than_memory_holds_are_refused_with_their_size():
-    for options in ({}, {"design": "random"}, {"design": "paired"}):
+    kinds: list[dict[str, Any]] = [{}, {"design": "random"}, {"design": "paired"}]
+    for options in kinds:
         with pytest.raises(ValueError, match="subsets of 12 units for 1000000000 models take 12 GB: ask for fewer"):
             subset_masks(12, 10**9, **options)
     assert subset_masks(12, 10**9, "random", start=10**9 - 2).shape == (2, 12)

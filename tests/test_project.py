@@ -225,7 +225,7 @@ def test_old_rooms_and_their_names_work_for_one_version() -> None:
             found = importlib.import_module(f"dtl.{old}")
         for name in names:
             assert getattr(found, name) is getattr(importlib.import_module(new), name)
-        assert importlib.import_module(new).__spec__.name == new
+        assert importlib.import_module(new).__name__ == new
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'dtl\.nothing'"):
         importlib.import_module("dtl.nothing")
     with pytest.raises(ModuleNotFoundError, match="No module named 'substitutes'"):
