@@ -5,7 +5,6 @@ Names are imported when they are first used, so what only reads results needs no
 
 import importlib.util
 import pkgutil
-import sys
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,6 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]: the stub has them
 
 _MOVED: dict[str, Any] = {  # rooms of version 0.1, for one version: where they are now, or each of their names
     "beton": "datasets.ffcv",
-    "export": {"read_results": "results.results_of", "write": "engine.files.write"},
     "check": {"answer": "book.check"},
     "imagenet200": "datasets.imagenet200",
     "mistakes": {"wrong": "projection.wrong", "suspects": "projection.suspects", "flip_rate": "removal.flip_rate"}
@@ -39,12 +37,3 @@ def __getattr__(name: str) -> Any:
     warnings.warn(f"dtl.{name} is now dtl.{', dtl.'.join(paths)}", DeprecationWarning, stacklevel=2)
     found = [pkgutil.resolve_name(f"dtl.{path}") for path in paths]
     return found[0] if isinstance(new, str) else SimpleNamespace(**dict(zip(new, found, strict=True)))
-
-
-def _moved(name: str, *_: Any) -> Any:  # for `from dtl.export import write`
-    loader: Any = SimpleNamespace(exec_module=lambda module: None)
-    loader.create_module = lambda spec: SimpleNamespace(**vars(__getattr__(spec.name[4:])))
-    return importlib.util.spec_from_loader(name, loader) if name[:4] == "dtl." and name[4:] in _MOVED else None
-
-
-sys.meta_path.append(SimpleNamespace(find_spec=_moved))  # pyright: ignore[reportArgumentType]

@@ -114,7 +114,10 @@ def worst_group(outputs: xr.DataArray, groups: ArrayLike) -> xr.DataArray:
 def _by_group(outputs: xr.DataArray, groups: np.ndarray) -> xr.DataArray:
     n, values = outputs.sizes["target"], np.unique(groups)
     if groups.shape != (n,) or len(values) < 2:
-        raise InputError(f"an attribute needs {n} values, two or more different, not {groups.shape} and {len(values)}")
+        raise InputError(
+            f"an attribute needs one value for each of {n} images, and two or more different ones, not {groups.shape} "
+            f"with {len(values)}"
+        )
     return outputs.groupby(xr.DataArray(groups, dims="target", name="group")).mean("target")
 
 
@@ -221,7 +224,9 @@ def carriers(masks: ArrayLike, outcome: ArrayLike, most: int = 4) -> pd.DataFram
         effect = outcome[saw].mean() - outcome[~saw].mean()
         rows.append({"classes": best, "unexplained": left, "effect": effect, "without": (~saw).sum(), "score": score})
     if not rows:
-        raise InputError(f"of {m} models fewer than two lack any one class: use smaller subsets, such as fraction=1/4")
+        raise InputError(
+            f"of {m} models fewer than two lack any one class: train models on smaller subsets, such as fraction=1/4"
+        )
     return pd.DataFrame(rows)
 
 

@@ -98,7 +98,7 @@ class Bound:
         x, _ = checked(features, labels, "target")
         y, made, given = np.asarray(labels), (len(self.joint), len(self.weight)), (np.max(labels) + 1, x.shape[1])
         if given[0] > made[0] or given[1] != made[1]:
-            raise InputError("made for {} target classes and {} features, not {} and {}".format(*made, *given))
+            raise InputError("the bound is for {} target classes and {} features, not {} and {}".format(*made, *given))
         there = Side(self.to_logits(x), y)
         return _terms(self.source, there, self.joint, self.temperature, self.offsets, self.weight, self.bias)
 
@@ -163,7 +163,9 @@ def _temper(
     scale, weight, size = source.logits.std() or 1.0, (prior / np.bincount(source.labels))[source.labels], len(prior)
     a, v, labels, weight = map(torch.from_numpy, (source.logits / scale, unseen / scale, source.labels, weight))
     one = torch.eye(size, dtype=torch.float64)
-    parts = lambda x: (x[:-size].view(size, size) if free else x[0] * one, x[-size:])  # noqa: E731
+
+    def parts(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return (x[:-size].view(size, size) if free else x[0] * one), x[-size:]
 
     def loss(x: np.ndarray, gap: torch.Tensor, mass: torch.Tensor, support: torch.Tensor) -> tuple[float, np.ndarray]:
         mix, offsets = parts(at := torch.tensor(x, requires_grad=True))
@@ -228,12 +230,14 @@ def task_transfer_bound(
         raise InputError(f"head must be finite, (d, K) and (K,), not {weight.shape} and {bias.shape}")
     takes, counts = f"the head takes {len(weight)} features", np.bincount(y)
     if z.shape[1] != len(weight) or of_source.max() >= len(bias):
-        raise InputError(f"{takes}, of {len(bias)} classes, not {z.shape[1]}, of labels up to {of_source.max()}")
+        said = f"the source has {z.shape[1]} features and labels up to {of_source.max()}"
+        raise InputError(f"{takes} and knows {len(bias)} classes, but {said}")
     if x.shape[1] != len(weight) and learn == "none":
         raise InputError(f"{takes}, not {x.shape[1]}: use learn='map' for another encoder")
     if counts.min() < (1 if learn == "none" else 2):
         k = int(np.argmin(counts))
-        raise InputError(f"target class {k} has {counts[k] or 'no'} image: give every class one, and for a map two")
+        said = f"target class {k} has {counts[k] or 'no'} image: number classes without gaps"
+        raise InputError(f"{said}, and give two images of every class for a map, which is judged on other images")
     logits = z @ weight + bias
     if assignment is None:
         assignment = _assign(logits, of_source, x @ weight + bias if x.shape[1] == len(weight) else None, y)
@@ -279,7 +283,8 @@ def _joint(assignment: np.ndarray, classes: np.ndarray, n_source: int, of_source
     absent = np.setdiff1d(np.arange(n_source), of_source)
     fits = shares.shape == (len(classes), n_source) and not shares[:, absent].any()
     if not fits or (shares < 0).any() or not shares.sum(1).all():
-        raise InputError("assignment must be (K_T,), or shares (K_T, K_S) not negative, of source classes with images")
+        shape = f"({len(classes)},) source classes, or ({len(classes)}, {n_source}) shares that are not negative"
+        raise InputError(f"assignment must be {shape}, and use no source class without images")
     return classes[:, None] * shares / shares.sum(1, keepdims=True)
 
 

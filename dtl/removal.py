@@ -116,7 +116,7 @@ def _check(study: Study, influence: Influence, counts: Any, orders: list[str], g
         fine = {int(c) for c in given[name] if isinstance(c, Integral) and 0 <= int(c) < n_source}
         if len(fine) < len(given[name]) or len(fine) < max(counts):
             raise InputError(
-                f"order {name!r} must list at least {max(counts)} different class indices below {n_source}"
+                f"order {name!r} must list at least {max(counts)} different class indices in 0..{n_source - 1}"
             )
 
 

@@ -235,8 +235,7 @@ def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[st
 def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, float]:
     """How often each kind of planted source example ranks before a clean one: an AUROC for each kind.
 
-    Kinds are "1 plain" to "5 moved" (copies of one validation example, and whether they are moved), "mislabelled" and
-    "ambiguous".
+    Kinds are "1 plain" to "5 moved" (copies of one validation example, and whether moved), "mislabelled", "ambiguous".
 
     Parameters
     ----------

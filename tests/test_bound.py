@@ -226,9 +226,9 @@ BAD = {
     "head": (dict(head=([[1.0, np.inf]], [0.0, 0.0])), "finite"),
     "head's shape": (dict(head=([[1.0, 2.0]], [0.0])), r"\(d, K\)"),
     "learn": (dict(learn="all"), "learn"),
-    "an unknown class": (dict(assignment=[0, 2]), "with images"),
+    "an unknown class": (dict(assignment=[0, 2]), "no source class without images"),
     "a negative share": (dict(assignment=[[1.0, -1.0], [0.0, 1.0]]), "not negative"),
-    "one image to learn from": (dict(learn="map"), "for a map two"),
+    "one image to learn from": (dict(learn="map"), "two images of every class for a map"),
 }
 
 

@@ -510,7 +510,7 @@ def test_folders_that_hold_something_else(problem, recipe, tmp_path):
     late = dtl.Study(problem, recipe, store=tmp_path / "later")
     (tmp_path / "later").mkdir()
     (tmp_path / "later" / "thesis.tex").write_text("done")
-    with pytest.raises(ValueError, match="later holds 'thesis.tex' but no study: give an empty folder"):
+    with pytest.raises(ValueError, match="later holds 'thesis.tex' but no study: give another folder"):
         late.run(4, progress=False)
     assert (tmp_path / "later" / "thesis.tex").read_text() == "done"
 

@@ -92,7 +92,7 @@ class Store:
             kept = sorted(self.folder.iterdir()) if self.folder and self.folder.is_dir() else []
             kept = [path.name for path in kept if path.name[0] != "." and path.suffix != ".partial"]  # of a kill
             if kept and "zarr.json" not in kept:  # another process may just have begun
-                raise InputError(f"{self.folder} holds {kept[0]!r} but no study: give an empty folder") from None
+                raise InputError(f"{self.folder} holds {kept[0]!r} but no study: give another folder") from None
             return False
         return self.folder is None or not _differences(root.attrs["settings"], self.settings) or not _unused(root)
 

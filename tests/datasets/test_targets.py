@@ -302,7 +302,7 @@ def test_what_else_can_be_missing(root: Path, tmp_path: Path) -> None:
 
 def test_settings_are_checked_first(tmp_path: Path) -> None:
     for options, problem in (
-        ({"size": 0}, "size must"),
+        ({"size": 0}, "size, in pixels, must be"),
         ({"holdout": 0.5}, "holdout must"),
         ({"limit": 0}, "limit, in images a class, must"),
     ):
