@@ -272,20 +272,22 @@ def audit(
         views: changes to look at, with commas
         seeds: models of the whole source, and from scratch, that are compared
         weights: folder of the study's source weights; without them its models are trained again
-        out: write the report to this file.md, too
+        out: write this to file.md, too, or as a section of the whole report to file.html
         device: as in run
     """
-    check_file(out, ".md")
+    check_file(out, ".md", ".html")
     for name in views.split(","):
         choice(name, NAMED, "view")
     ours = study_in(study, None, weights, **data)
     problem = ours.problem.with_views({name: NAMED[name]() for name in views.split(",")})
     settings = (ours.recipe, ours.design or "balanced", ours.transfer, study, ours.seed, ours.fraction, ours.unit)
     viewed = Study(problem, *settings, weights).run(ours.results.sizes["model"], device)
-    report = str(find_bias(viewed, seeds, device=device))
-    print(report)
-    if out:
-        Path(out).write_text(report, "utf8")
+    found = find_bias(viewed, seeds, device=device)
+    print(found)
+    if out and out.endswith(".html"):
+        write_report(viewed, out, audit=found)
+    elif out:
+        Path(out).write_text(str(found), "utf8")
 
 
 def scores(

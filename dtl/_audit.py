@@ -42,26 +42,36 @@ class Audit:
         """The cells in which transfer moves the model more than training from scratch does, the strongest first."""
         return _established(self.cells, self.level)
 
-    def __str__(self) -> str:
-        parts = [
-            f"## Bias that came with the source: {self.problem}, {self.regime} transfer\n",
-            f"{len(self.cells)} cells were looked at, {self.seeds} models each, false discovery rate {self.level}.",
-        ]
+    @property
+    def looked(self) -> str:
+        return f"{len(self.cells)} cells were looked at, {self.seeds} models each, false discovery rate {self.level}."
+
+    @property
+    def verdict(self) -> str:
+        """What to do about the strongest finding."""
         if self.repairs is None:
-            return "\n".join([*parts, "In none does the transferred model move more than one trained from scratch.\n"])
+            return "In none does the transferred model move more than one trained from scratch."
         good = self.repairs[self.repairs.enough].repair.tolist()
-        parts += [
-            "These changes move your model more than one trained from scratch:\n",
-            _table(self.found),
-            "\nThese source classes bring it (influence on the share of predictions that change):\n",
-            _table(self.sources) if len(self.sources) else "none is established: train more models, on smaller subsets",
-            "\nWhat repairs leave of the strongest one, the cheapest first:\n",
-            _table(self.repairs),
-            f"The cheapest that takes away at least half of it: {good[0]}."
-            if good
-            else "None takes away half of it: do not deploy where this change can happen.",
-        ]
-        return "\n".join(parts) + "\n"
+        unknown = "" if len(self.sources) else "Whence it comes is not known: train more models, on smaller subsets. "
+        if not good:
+            return f"{unknown}None takes away half of it: do not deploy where this change can happen."
+        return f"{unknown}The cheapest that takes away at least half of it: {good[0]}."
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What was found, by caption, without tables that are empty."""
+        captions = (
+            "Changes that move your model more than one trained from scratch",
+            "Source classes that bring it (influence on the share of predictions that change)",
+            "What repairs leave of the strongest, the cheapest first",
+        )
+        found = zip(captions, (self.found, self.sources, self.repairs), strict=True)
+        return {caption: table for caption, table in found if table is not None and len(table)}
+
+    def __str__(self) -> str:
+        head = f"## Bias that came with the source: {self.problem}, {self.regime} transfer\n"
+        tables = [f"\n{caption}:\n\n{_table(table)}" for caption, table in self.tables.items()]
+        return "\n".join([head, self.looked, *tables, f"\n{self.verdict}\n"])
 
 
 def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: float = 0.05, **options: Any) -> Audit:

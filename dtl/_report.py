@@ -21,6 +21,7 @@ from dtl.study import Study
 
 if TYPE_CHECKING:
     from dtl._advise import Advice
+    from dtl._audit import Audit
 
 FDR, WANTED = 0.05, 0.8  # false discoveries among what is called established; reliability to plan for
 
@@ -30,6 +31,7 @@ def report(
     out: str | Path,
     advice: Advice | None = None,
     scores: pd.DataFrame | None = None,
+    audit: Audit | None = None,
     top: int = 10,
     **options: Any,
 ) -> Path:
@@ -37,7 +39,7 @@ def report(
 
     Besides ``NAME.html`` there are ``NAME-facts.csv`` (what the sentences say), ``NAME-whole.csv`` and
     ``NAME-classes.csv`` (influences on the whole target and on its classes, with errors, intervals and a verdict), and
-    with scores ``NAME-scores.csv``.
+    with scores or an audit ``NAME-scores.csv``, ``NAME-cells.csv``, ``NAME-sources.csv`` and ``NAME-repairs.csv``.
 
     Parameters
     ----------
@@ -45,6 +47,7 @@ def report(
     out : NAME.html
     advice : of `dtl.advise`, to stand first; without it the page says how to get one
     scores : table of `dtl.scores.benchmark`, or the file of `python -m dtl scores` as pandas reads it, for a section
+    audit : of `dtl.audit`, for a section on what changes of the images do
     top : classes in the tables of the page, of those that help and of those that hurt; the files have all
     options : of `Results.influence`, such as ``output="correct"``
 
@@ -62,10 +65,13 @@ def report(
     found = Results(results.results) if isinstance(results, Study) else results
     found = found if isinstance(found, Results) else open_results(found)
     whole, classes = found.influence(by="all", **options), found.influence(by="class", **options)
-    said = [*_decision(advice), *_established(whole, classes), *_sureness(found, whole, classes, options)]
+    bias = [("Bias", text) for text in (audit.looked, audit.verdict)] if audit else []
+    said = [*_decision(advice), *bias, *_established(whole, classes), *_sureness(found, whole, classes, options)]
     facts = pd.DataFrame([*said, *_origin(found, whole)], columns=["topic", "fact"])
     tables = {"whole": _judged(whole), "classes": _judged(classes), "facts": facts}
     tables |= {} if scores is None else {"scores": scores}
+    tables |= {} if audit is None else {"cells": audit.cells, "sources": audit.sources}
+    tables |= {} if audit is None or audit.repairs is None else {"repairs": audit.repairs}
     template = Environment(loader=PackageLoader("dtl", "."), autoescape=True).get_template("report.html.j2")
     page = template.render(
         title=f"{whole.problem or 'A study'}: which source classes help, which hurt",
@@ -73,6 +79,7 @@ def report(
         figures=_figures(whole, classes, study, top),
         strongest={name: _strongest(tables[name], top) for name in ("whole", "classes")},
         scores=None if scores is None else _compared(scores),
+        audit={caption: _shown(of) for caption, of in audit.tables.items()} if audit else {},
         tables={name: _beside(out, name).name for name in tables},
     )
     for name, table in tables.items():
@@ -143,6 +150,11 @@ def _compared(scores: pd.DataFrame) -> dict[str, Any]:
     numbers = scores[["r", "low", "high", "behind", "behind_low", "behind_high"]].map("{:+.2f}".format)
     rows = pd.concat([scores["predictor"], numbers.replace("+nan", ""), scores["kind"]], axis=1)
     return scores.iloc[0].to_dict() | {"rows": rows.to_numpy().tolist()}
+
+
+def _shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    rounded = table.map(lambda value: f"{value:.3f}" if isinstance(value, float) else value)
+    return list(table.columns), rounded.to_numpy().tolist()
 
 
 def _judged(influence: Influence) -> pd.DataFrame:

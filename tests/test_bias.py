@@ -378,6 +378,9 @@ def test_the_command_line_audits_a_store(recipe, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "12 cells were looked at, 2 models each" in said and (tmp_path / "report.md").read_text() in said
     np.testing.assert_array_equal(dtl.Study(here, recipe, store=store).outputs(), before)
+    assert main([*command, f"--out={tmp_path / 'report.html'}"]) == 0, capsys.readouterr().err
+    assert "12 cells were looked at, 2 models each" in (tmp_path / "report.html").read_text()
+    assert len((tmp_path / "report-cells.csv").read_text().splitlines()) == 13
     assert main([*command[:2], "--views=moon"]) == 2 and "unknown view 'moon'" in capsys.readouterr().err
 
 

@@ -10,6 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 import dtl
+from dtl._audit import Audit
 from dtl._checks import InputError
 
 NUMBERS = ["influence", "stderr", "low", "high"]
@@ -111,6 +112,31 @@ def test_scores_are_a_section_when_asked_for(results: dtl.results.Results, page:
     assert "40 models, judged by test accuracy after full transfer" in soup.text
     assert all((tmp_path / link["href"]).is_file() for link in soup.find_all("a"))
     assert "Agreement with" not in page.read_text("utf8")
+
+
+def test_an_audit_is_a_section(results: dtl.results.Results, page: Path, tmp_path: Path) -> None:
+    cells = pd.DataFrame({"view": ["tint", "blur"], "measure": "drop", "class": "", "difference": [0.2, 0.01]})
+    cells = cells.assign(stderr=0.0213, q=[0.0001, 0.4])
+    sources = pd.DataFrame({"view": ["tint"], "source": ["bee <b>"], "influence": [0.3125], "q": [0.01]})
+    repairs = pd.DataFrame({"repair": ["tint in 10%"], "steps": [12], "leaves": [0.0417], "enough": [True]})
+    found = Audit("kept", "fixed", 8, 0.05, cells, sources, repairs)
+    soup = parsed(dtl.report(results, tmp_path / "found.html", audit=found))
+    tables = [soup.find("caption", string=caption).parent for caption in found.tables]
+    rows = [[cell.text for cell in table.tbody.find_all("td")] for table in tables]
+    assert rows[0] == ["tint", "drop", "", "0.200", "0.021", "0.000"] and rows[1] == [
+        "tint",
+        "bee <b>",
+        "0.312",
+        "0.010",
+    ]
+    assert rows[2] == ["tint in 10%", "12", "0.042", "True"]
+    for name, table in (("cells", cells), ("sources", sources), ("repairs", repairs)):
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"found-{name}.csv", keep_default_na=False), table)
+    said = "2 cells were looked at, 8 models each", "at least half of it: tint in 10%."
+    assert all(text in soup.text and text in str(found) for text in said) and "cells were" not in page.read_text("utf8")
+    none = Audit("kept", "fixed", 8, 0.05, cells.assign(q=1.0), sources.iloc[:0], None)
+    text = parsed(dtl.report(results, tmp_path / "none.html", audit=none)).text
+    assert "In none does the transferred model" in text and "| --- |" not in str(none)
 
 
 @pytest.mark.parametrize(("out", "says"), [("found.pdf", "html"), ("nowhere/found.html", "nowhere")])
