@@ -193,7 +193,7 @@ def test_a_wrong_setting_is_one_line(text, message, tmp_path, monkeypatch):
         (["--source", "a"], "missing a required argument: 'target_dir'"),
         (["--store", ""], "'' is no folder"),
         (["--store", "s3://bucket/study"], "s3://bucket/study is a URL, not a folder"),
-        (["--store", "."], "holds 'study.yaml' but no study: give an empty folder"),
+        (["--store", "."], "holds 'study.yaml' but no study: give another folder"),
     ],
 )
 def test_a_wrong_flag_is_one_line(flags, message, tmp_path, monkeypatch):
