@@ -113,7 +113,7 @@ def released_objective(
 
 
 def _loss_by_class(logits: torch.Tensor, y: np.ndarray) -> torch.Tensor:
-    return torch.stack([F.cross_entropy(logits[y == j], torch.from_numpy(y[y == j])) for j in np.unique(y)])
+    return torch.stack([F.cross_entropy(logits[y == j], torch.from_numpy(y[y == j])) for j in range(y.max() + 1)])
 
 
 def released_terms(z, of_source, head, x, y, A, A_inverse, b, B, D) -> Released:
