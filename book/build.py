@@ -51,7 +51,10 @@ async def side_by_side(todo: dict[str, pages.Path]) -> dict[str, str]:
             await done[trainer].wait()
         async with free:
             start = time.perf_counter()
-            problems[name] = await pages.execute(page)
+            try:
+                problems[name] = await pages.execute(page)
+            except Exception as error:  # whatever it is, the other pages go on
+                problems[name] = f"{type(error).__name__}: {error}"
         done[name].set()
         how = "failed after" if problems[name] else "done in"
         print(f"   {name} {how} {time.perf_counter() - start:.0f} s", flush=True)

@@ -106,7 +106,7 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
     with open(KEPT.parent / "kernels.log", "a") as log:  # each kernel warns about its transport on the console
         problem, modules, spent = await watched(client, stderr=log), [], 0.0
     if not problem:
-        *modules, used = notebook.cells[-1].outputs[0]["text"].split()
+        *modules, used = "".join(str(part["text"]) for part in notebook.cells[-1].outputs).split()
         spent = float(used)
         said = "".join(value for cell in notebook.cells for value in values(cell))
         problem = f"claims that are not so in this run: {said.count(NOT_SO)}" if NOT_SO in said else ""

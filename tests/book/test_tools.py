@@ -261,6 +261,33 @@ def test_a_page_that_fails_keeps_no_other_from_running(
     assert list(build.execute(["02-second", "03-third"])) == ["02-second"], "What is finished is not run again."
 
 
+def test_a_page_that_cannot_even_be_run_keeps_no_other_from_running(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = pages.execute
+
+    async def full(page: Path) -> str:
+        if page.stem == "02-second":
+            raise OSError("No space left on device")
+        return await execute(page)
+
+    (book / "chapters/03-third.md").write_text(HEADER + "```{code-cell}\nimport dtl\n```\n")
+    monkeypatch.setattr(build, "STUDIES", book / "_build/studies")
+    monkeypatch.setattr(pages, "execute", full)
+    problems = build.execute(["02-second", "03-third"])
+    assert problems == {"02-second": "OSError: No space left on device", "03-third": ""}
+
+
+def test_facts_of_a_run_may_come_in_several_messages(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *rest = pages.FACTS.splitlines()
+    flush = "sys.stdout.flush(); import time; time.sleep(0.5)"
+    monkeypatch.setattr(pages, "FACTS", "\n".join([first, rest[0], flush, *rest[1:]]))
+    page = book / "chapters/02-second.md"
+    page.write_text(page.read_text().replace("n = 3", "n = 9"))
+    assert pages.run(page) == "" and pages.finished(page)
+    assert len(nbformat.read(pages.kept(page), as_version=4).cells[-1].outputs) == 2
+
+
 def test_a_kernel_that_hangs_is_ended(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "IDLE", 8)
     page = book / "chapters/02-second.md"
