@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
-from dtl._checks import InputError, check_number
+from dtl._checks import check_between, check_kind, check_number
 from dtl._retrain import Arm, retrain
 from dtl.data import TransferProblem
 from dtl.study import Study
@@ -64,10 +64,9 @@ def advise(study: Study, seeds: int = 20, *, fdr: float = 0.05, level: float = 0
     Drop nothing: ...
     """
     check_number(seeds, 3, 10**6, "seeds, three or more to choose by the others,")
-    for name, value in (("fdr", fdr), ("level", level)):
-        if not 0 < value < 1:
-            raise InputError(f"{name} must lie strictly between 0 and 1, got {value}")
-    overall = study.influence(by="all")
+    check_between(fdr, "fdr")
+    check_between(level, "level")
+    overall = check_kind(study, Study, "study").influence(by="all")
     found = false_discovery_control(overall.p_values("less")[:, 0]) < fdr
     worst = [int(c) for c in np.argsort(overall.values[:, 0], kind="stable") if found[c]][: study.n_units - 2]
     candidates = tuple(overall.sources[c] for c in worst)

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import wraps
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar
-from unicodedata import normalize
+from unicodedata import category, normalize
 
 import numpy as np
 
@@ -41,6 +41,21 @@ def check_kind(value: object, kind: type[T], what: str) -> T:
     if isinstance(value, kind):
         return value
     raise InputError(f"{what} must be a dtl.{kind.__name__}, not {value!r}"[:300])
+
+
+def check_between(value: object, what: str, low: float = 0, high: float = 1) -> None:
+    """InputError unless `value` is one number strictly between two others."""
+    if not isinstance(value, Real) or not low < float(value) < high:
+        raise InputError(f"{what} must lie strictly between {low} and {high}, not {value!r}")
+
+
+def several(value: object, what: str) -> tuple[Any, ...]:
+    """One name or a sequence of names, as a tuple; InputError for anything else."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise InputError(f"{what} must be a name or a sequence of names, not {value!r}")
+    return tuple(value)
 
 
 def load_json(file: Path, *keys: str) -> dict[str, Any]:
@@ -122,7 +137,8 @@ def class_names(names: Iterable[object]) -> tuple[str, ...]:
         found = tuple(normalize("NFC", shown(name)) for name in names)
     except TypeError:
         raise InputError(f"classes must be a sequence of names, not {names!r}") from None
-    twice = [name for name, n in Counter(found).items() if n > 1]
+    seen = [" ".join("".join(c for c in name if category(c) != "Cf").split()) for name in found]  # Cf: of no width
+    twice = [name for name, n in Counter(seen).items() if n > 1]
     if twice:
         raise InputError(f"more than one class is called {some(twice)}: give each a name of its own")
     return found

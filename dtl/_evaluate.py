@@ -9,7 +9,7 @@ import scipy.stats
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError, choice, listed
+from dtl._checks import InputError, check_between, choice, listed
 from dtl._estimators import checked, plain, sums_of_squares
 from dtl.design import DESIGNS, checked_design, subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
@@ -108,8 +108,7 @@ def evaluate(
     """
     if by is not None:
         choice(by, ("class",), "by")
-    if not 0 < level < 1:
-        raise InputError(f"level must lie strictly between 0 and 1, got {level}")
+    check_between(level, "level")
     study = results if isinstance(results, Results) else Results(results)
     _check_subsets(study.data)
     chosen = study.comparable(output, transfer, split)

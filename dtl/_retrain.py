@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from dtl._checks import InputError, check_number
+from dtl._checks import InputError, check_kind, check_number
 from dtl.data import TransferProblem
 from dtl.engine.store import SPLITS, local_folder
 from dtl.study import Study
@@ -80,7 +80,8 @@ def retrain(
     ('arm', 'seed')
     """
     check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
-    if not arms:
+    check_kind(study, Study, "study")
+    if not isinstance(arms, Mapping) or not arms:
         raise InputError("give at least one arm: a name with a subset, a problem, or an Arm")
     regimes = study.transfer[:1] if transfer is None else transfer
     groups: dict[tuple[TransferProblem, Recipe], dict[str, np.ndarray]] = {}

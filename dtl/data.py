@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from dtl._batches import Batches, Images, in_memory
-from dtl._checks import InputError, check_kind, class_names, some, whole
+from dtl._checks import InputError, check_kind, class_names, shown, some, whole
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +126,17 @@ class ImageDataset:
             digest.update(numbers.contiguous().numpy().data)
         return digest.hexdigest()
 
+    @property
+    def contradicted(self) -> np.ndarray:
+        """Whether the same pixels are here under another label, too, (n,) bool.
+
+        >>> dtl.load("testbed").target_train.contradicted.any()
+        np.False_
+        """
+        _, picture = np.unique(self.digests, return_inverse=True)
+        pairs = np.unique(picture * self.n_classes + self.labels.numpy())
+        return np.bincount(pairs // self.n_classes)[picture] > 1
+
     @cached_property
     def digests(self) -> np.ndarray:
         """A digest of the pixels of each image, (n,) int64: equal where images are."""
@@ -219,6 +230,12 @@ class TransferProblem:
             empty = [c for c, n in zip(dataset.classes, dataset.counts, strict=True) if n == 0]
             if empty:
                 raise InputError(f"{part} has classes without images: {some(empty)}; add images or drop them")
+        for part in self._held:
+            dataset = self.parts[part]
+            torn = np.flatnonzero(dataset.contradicted).tolist()
+            if torn:
+                where = some([shown(dataset.paths[i]) for i in torn] if dataset.paths else torn)
+                logger.warning("%s: %d images of %s are in it under two labels: %s", self.name, len(torn), part, where)
         for (one, other), n in self.copies.items():
             whole = len(self.parts[other])
             logger.warning("%s: %d of %d images of %s are also in %s", self.name, n, whole, other, one)
@@ -260,8 +277,10 @@ class TransferProblem:
         >>> problem.with_views({"square": dtl.datasets.overlays.Square()}).views
         {'square': Square(colour=(255, 255, 0), weight=1.0, side=4, at=(0, 0))}
         """
+        if not isinstance(views, Mapping) or not all(map(callable, views.values())):
+            raise InputError(f"views must be a mapping of names to functions of images, not {views!r}")
         for name, change in views.items():
-            if not re.fullmatch(r"\w[\w .+-]*", name) or name == PLAIN:
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+-]*", name) or name == PLAIN:
                 raise InputError(f"a view needs a name of letters, digits, space and . + -, not {PLAIN!r}: {name!r}")
             few = self.target_test.images[:4]
             found, again = change(few.clone()), change(few.clone())
@@ -287,6 +306,11 @@ class TransferProblem:
         return {part: dataset.fingerprint for part, dataset in self.parts.items()}
 
     @property
+    def _held(self) -> list[str]:
+        """The parts that are in memory; those of FFCV files are not."""
+        return [part for part, dataset in self.parts.items() if "images" in vars(dataset)]
+
+    @property
     def copies(self) -> dict[tuple[str, str], int]:
         """How many images of a part are, pixel for pixel, in one before it, for each two that share any.
 
@@ -295,10 +319,9 @@ class TransferProblem:
         >>> dtl.load("testbed").copies
         {}
         """
-        held = [part for part, dataset in self.parts.items() if "images" in vars(dataset)]
         found = {
             pair: int(np.isin(self.parts[pair[1]].digests, self.parts[pair[0]].digests).sum())
-            for pair in combinations(held, 2)
+            for pair in combinations(self._held, 2)
         }
         return {pair: n for pair, n in found.items() if n}
 

@@ -15,12 +15,11 @@ Row j depends on ``(n_units, design, fraction, seed, j)`` only, so a study can b
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
 
-from dtl._checks import InputError, choice, some, whole
+from dtl._checks import InputError, check_between, choice, several, some, whole
 
 DESIGNS = ("balanced", "random", "paired")
 MOST = 2**32  # bytes of masks, which take one a unit
@@ -50,8 +49,7 @@ def subset_masks(
     if (size := (n_models - start) * n_units) > MOST:
         raise InputError(f"subsets of {n_units} units for {n_models} models take {size / 1e9:.0f} GB: ask for fewer")
     choice(design, DESIGNS, "design")
-    if not isinstance(fraction, Real) or not 0 < float(fraction) < 1:
-        raise InputError(f"fraction must lie strictly between 0 and 1, got {fraction!r}")
+    check_between(fraction, "fraction")
     if design == "random":
         size = round(fraction * n_units)
         if not 0 < size < n_units:
@@ -130,6 +128,7 @@ def groups_of(classes: Sequence[str], groups: Sequence[str] | Mapping[str, str])
         if unknown:
             raise InputError(f"groups are given for {some(unknown)}, which are no source classes")
         groups = [groups.get(name, name) for name in classes]
+    groups = several(groups, "unit")
     if len(groups) != len(classes) or len(set(groups)) < 2:
         raise InputError(f"give a group for each of the {len(classes)} classes, two groups or more, not {list(groups)}")
     return tuple(map(str, groups))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError, choice
+from dtl._checks import InputError, check_between, check_kind, choice
 from dtl._estimators import SOLVERS, checked, from_first, plain, precision, refuse_twins, reliability_of
 from dtl._images import PARTS, contrasts, group_means, image_variances
 from dtl.design import block_length, checked_design
@@ -107,8 +107,7 @@ class Influence:
         >>> bool((low < influence.values).all())
         True
         """
-        if not 0 < level < 1:
-            raise InputError(f"level must lie strictly between 0 and 1, got {level}")
+        check_between(level, "level")
         from scipy.stats import t as student
 
         half = student.isf((1 - level) / 2, self.dof) * self.stderr
@@ -271,9 +270,8 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
     >>> models_needed(estimate_influence(masks, masks @ np.arange(20.0)[:, None] / 10 + noise), 0.9)
     114
     """
-    if not 0 < reliability < 1:
-        raise InputError(f"reliability must lie strictly between 0 and 1, got {reliability}")
-    n_classes = len(influence.values)
+    check_between(reliability, "reliability")
+    n_classes = len(check_kind(influence, Influence, "influence").values)
     drawn = float(np.broadcast_to(np.square(influence.image_stderr), influence.stderr.shape).mean(axis=0).sum())
     noise = float((influence.stderr**2).mean(axis=0).sum()) - drawn
     spread = float(influence.values.var(axis=0).sum())

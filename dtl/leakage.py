@@ -19,7 +19,7 @@ from scipy.spatial.distance import squareform
 from scipy.stats import false_discovery_control
 from torch.nn import functional as F
 
-from dtl._checks import InputError, choice
+from dtl._checks import InputError, check_between, check_kind, choice
 from dtl.data import ImageDataset
 from dtl.influence import Influence
 
@@ -53,7 +53,7 @@ def leaked(
     >>> dtl.leaked(found, problem.source.subset(range(6)))[["source", "target"]].values[0].tolist()
     [4, 3]
     """
-    _check_threshold(near)
+    check_between(near, "near")
     z = influence.z
     if z.shape[1] < 2:
         raise InputError("leaks need the influence on single target examples: estimate it with study.influence()")
@@ -125,7 +125,7 @@ def similarity(source: ImageDataset, target: ImageDataset, aligned: bool = True)
     >>> like.shape
     (480, 40)
     """
-    if source.size != target.size:
+    if check_kind(source, ImageDataset, "source").size != check_kind(target, ImageDataset, "target").size:
         raise InputError(f"images must have one size, not {source.size} and {target.size}")
     a, b = (_reduced(dataset.images, 32) for dataset in (source, target))
     like = (_unit(a) @ _unit(b).T).numpy()
@@ -196,7 +196,7 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str =
     >>> groups.shape
     (480,)
     """
-    _check_threshold(threshold)
+    check_between(threshold, "threshold")
     choice(linked, ("chains", "pairs"), "linked")
     n, (_, first, same) = len(source), np.unique(source.digests, return_index=True, return_inverse=True)
     # equal images without contrast correlate with none
@@ -242,8 +242,3 @@ def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
     if not np.array_equal(numbers, np.arange(len(numbers))):
         raise InputError(f"groups must be numbered 0, 1, ... without gaps, not {numbers.tolist()}")
     return np.logical_or.reduceat(included[:, np.argsort(groups, kind="stable")], starts, axis=1)
-
-
-def _check_threshold(threshold: float) -> None:
-    if not 0 < threshold < 1:
-        raise InputError(f"near duplicates correlate above a threshold between 0 and 1, not {threshold}")

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from dtl._checks import InputError, check_kind, check_number
+from dtl._checks import InputError, check_kind, check_number, several
 from dtl._retrain import Arm, retrain
 from dtl.influence import Influence
 from dtl.study import Study
@@ -63,7 +63,7 @@ def removal_curve(
     """
     own = orders if isinstance(orders, Mapping) else {}
     given = dict(given or {}) | {name: classes for name, classes in own.items() if classes is not None}
-    orders = [orders] if isinstance(orders, str) else list(orders)
+    orders = list(several(orders, "orders"))
     check_kind(study, Study, "study")
     counts, n_source = np.atleast_1d(np.array(counts, dtype=object)).tolist(), study.n_units
     _check(study, influence, counts, orders, given)
@@ -193,7 +193,7 @@ def flip_rate(
     >>> flips["count"].sum("label").values.tolist()
     [[2, 2]]
     """
-    if study.unit != "class":
+    if check_kind(study, Study, "study").unit != "class":
         raise InputError("flip_rate leaves out source classes, or groups of them: give a study of unit 'class'")
     examples, classes = (np.atleast_1d(np.asarray(index)).tolist() for index in (example, without))
     names = sorted(set(study.groups)) if study.groups else study.problem.source.classes

@@ -17,7 +17,8 @@ import xarray as xr
 import zarr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import Diverged, InputError, check_kind, check_number, choice, whole
+from dtl._checks import Diverged, InputError, check_kind, check_number, choice, several, whole
+from dtl._estimators import plain
 from dtl.data import TransferProblem
 from dtl.design import groups_of, subset_masks
 from dtl.engine.files import influence_to_zarr
@@ -89,7 +90,7 @@ class Study:
         check_kind(problem, TransferProblem, "problem")
         check_kind(self.recipe, Recipe, "recipe")
         self.seed = whole("seed", seed, 0)
-        self.transfer = (transfer,) if isinstance(transfer, str) else tuple(transfer)
+        self.transfer = several(transfer, "transfer")
         if not self.transfer or set(self.transfer) - set(REGIMES) or len(set(self.transfer)) < len(self.transfer):
             raise InputError(f"unknown transfer {self.transfer}: use one or more of {', '.join(REGIMES)}, each once")
         if self.recipe.model not in PARALLEL and self.recipe.models_at_once > 1:
@@ -101,7 +102,7 @@ class Study:
         self.n_units = len(set(self.groups or range(n_units)))
         check_size(self.recipe, *problem.source.size)
         self.design = design if isinstance(design, str) else None
-        self.given = None if isinstance(design, str) else np.array(design, order="C")  # a copy, which nobody changes
+        self.given = None if isinstance(design, str) else np.array(plain(design, "given subsets"), order="C")  # a copy
         self._subsets(2 if self.given is None else None)  # raises now what it would raise later
         fragile = [part for part in ("source", "target_train") if problem.parts[part].still]
         if self.recipe.augment and fragile:

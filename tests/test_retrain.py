@@ -1,6 +1,7 @@
 """One way to train again: whose models, which seeds, and what they are judged on."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +116,7 @@ def test_studies_of_examples_leave_out_examples(problem, recipe):
     ("arms", "options", "message"),
     [
         ({}, {}, "give at least one arm"),
+        ([SOME], {}, "give at least one arm: a name with a subset"),
         ({"a": SOME[:5]}, {}, r"arm 'a' needs a subset, bool \(24,\) or \(2, 24\), not bool \(5,\)"),
         ({"a": SOME.astype(int)}, {}, "arm 'a' needs a subset"),
         ({"a": np.zeros(24, bool)}, {}, "fewer than two"),
@@ -136,3 +138,28 @@ def test_all_arms_are_judged_on_the_same_images(study, monkeypatch):
     other = dataclasses.replace(study.problem, target_test=target.subset(np.arange(len(target))[::-1].copy()))
     with pytest.raises(dtl._checks.InputError, match="arm 'b' has test images of other labels"):
         dtl.retrain(study, {"a": study.problem, "b": other}, seeds=2)
+
+
+ODD: Any = "odd"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: dtl.retrain(p, {"a": SOME}), "study must be a dtl.Study, not testbed"),
+        (lambda p: dtl.advise(ODD), "study must be a dtl.Study, not 'odd'"),
+        (lambda p: dtl.flip_rate(ODD, 0, 1), "study must be a dtl.Study, not 'odd'"),
+        (lambda p: dtl.models_needed(ODD), "influence must be a dtl.Influence, not 'odd'"),
+        (lambda p: dtl.leakage.similarity(ODD, p.source), "source must be a dtl.ImageDataset, not 'odd'"),
+        (
+            lambda p: dtl.leakage.near_duplicates(p.source, ODD),
+            "threshold must lie strictly between 0 and 1, not 'odd'",
+        ),
+        (lambda p: p.with_views(ODD), "views must be a mapping of names to functions of images, not 'odd'"),
+        (lambda p: p.with_views({"a": 5}), "views must be a mapping"),
+        (lambda p: p.with_views({5: np.copy}), "a view needs a name"),
+    ],
+)
+def test_another_kind_of_thing_is_refused_by_name(problem, call, message):
+    with pytest.raises(dtl._checks.InputError, match=message):
+        call(problem)

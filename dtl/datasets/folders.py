@@ -9,7 +9,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from PIL import Image, ImageOps
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from dtl._checks import InputError, class_names, shown, some, whole
+from dtl._checks import InputError, check_between, class_names, shown, some, whole
 from dtl._files import load_tensors, save_tensors
 from dtl.data import ImageDataset, TransferProblem, load
 from dtl.engine.progress import progress
@@ -128,8 +127,7 @@ def make(
 def check_reading(size: int, holdout: float, limit: int | None) -> None:
     """InputError for settings of reading images that make no sense."""
     whole("size, in pixels,", size, 1)
-    if not isinstance(holdout, Real) or not 0 < float(holdout) < 0.5:
-        raise InputError(f"holdout must be a share between 0 and 0.5, not {holdout!r}")
+    check_between(holdout, "holdout", 0, 0.5)
     whole("limit, in images a class,", 1 if limit is None else limit, 1)
 
 
@@ -305,6 +303,10 @@ def list_tree(folder: Path, limit: int | None = None, seed: int = 0) -> Listing:
     said = ", ".join(f"{n} {what}" for what, n in passed.most_common()) or "nothing"
     level = logging.WARNING if pictures or any(readable(name) and not hidden(name) for name in aside) else logging.INFO
     logger.log(level, "%s: %d classes, %d images; passed over: %s", shown(folder), len(tops), len(paths), said)
+    folded = Counter(map(str.casefold, classes))
+    alike = [name for name in classes if folded[name.casefold()] > 1]
+    if alike:
+        logger.warning("%s: classes that differ by capitals alone: %s", shown(folder), some(alike))
     counts = np.bincount(np.array(labels, dtype=np.int64), minlength=len(tops))
     if not counts.all():
         raise InputError(

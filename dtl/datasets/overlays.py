@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch.nn import functional as F
 
-from dtl._checks import InputError, check_number
+from dtl._checks import InputError, check_kind, check_number
 from dtl.data import ImageDataset
 
 Change = Callable[[torch.Tensor], torch.Tensor]  # uint8 (n, 3, h, w) -> uint8 of the same shape
@@ -223,6 +223,10 @@ def changed(dataset: ImageDataset, changes: Sequence[Change], which: ArrayLike) 
     """
     images, which = dataset.images.clone(), torch.as_tensor(np.asarray(which))
     for number, change in enumerate(changes):
+        if not callable(change):
+            raise InputError(
+                f"an overlay is a function of images, such as dtl.datasets.overlays.Square(), not {change!r}"
+            )
         chosen = which == number
         found = change(images[chosen])
         if found.dtype != torch.uint8 or found.shape != images[chosen].shape:
@@ -257,6 +261,7 @@ def plant(
     """
     if not 0 <= rate <= 1:
         raise InputError(f"rate is the share of images to change, between 0 and 1, not {rate}")
+    check_kind(dataset, ImageDataset, "dataset")
     numbers = [dataset.classes.index(c) if c in dataset.classes else c for c in classes]
     if not numbers or len(set(numbers)) < len(numbers):
         raise InputError(f"give one or more different classes to plant into, not {list(classes)}")

@@ -268,8 +268,8 @@ def local_folder(location: str | Path) -> Path:
     >>> local_folder("~/studies").is_absolute()
     True
     """
-    if not str(location).strip():
-        raise InputError(f"{str(location)!r} is no folder: give one")
+    if not isinstance(location, str | Path) or not str(location).strip():
+        raise InputError(f"{location!r} is no folder: give one")
     if re.match(r"[a-zA-Z][\w.+-]+:/", str(location)):
         raise InputError(
             f"{location} is a URL, not a folder: in Python, give a Zarr store such as zarr.storage.FsspecStore.from_url"

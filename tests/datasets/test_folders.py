@@ -199,6 +199,28 @@ def test_links_into_a_content_store(tmp_path, good, read):
         read(root, good)
 
 
+@pytest.mark.parametrize("twin", ["b ee", "b\u200bee", "bee "])
+def test_names_that_look_alike_are_refused(tmp_path, good, read, twin):
+    tree(tmp_path / "alike", classes=("b  ee" if twin == "b ee" else "bee", twin))
+    with pytest.raises(ValueError, match="more than one class is called b ?ee: give each a name of its own"):
+        read(tmp_path / "alike", good)
+
+
+def test_names_that_differ_by_capitals_alone_are_said(tmp_path, good, read, caplog):
+    problem = read(tree(tmp_path / "letters", classes=("a", "A", "b")), good)
+    assert problem.source.classes == ("A", "a", "b")
+    assert "classes that differ by capitals alone: A, a" in caplog.text
+
+
+def test_one_picture_under_two_labels_is_said(tmp_path, good, read, caplog):
+    root = tree(tmp_path / "torn")
+    shutil.copy(next((root / "ant").iterdir()), root / "bee" / "again.png")
+    problem = read(root, good)
+    torn = [problem.source.paths[i] for i in np.flatnonzero(problem.source.contradicted)]
+    assert len(torn) == 2 and torn[1].endswith("again.png")
+    assert "2 images of source are in it under two labels" in caplog.text and "again.png" in caplog.text
+
+
 def test_names_that_are_no_utf8(tmp_path, good, read):
     odd = os.fsdecode(b"caf\xe9")
     problem = read(tree(tmp_path / odd, classes=(odd, "bee")), good)
