@@ -13,10 +13,11 @@ import signal
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import Empty
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -143,6 +144,9 @@ class _Processes(ProcessPoolExecutor):
         super().__init__(n, initializer=_begin, initargs=(devices,))
 
     def stop(self) -> None:
+        with suppress(Empty):
+            while True:
+                self._work_ids.get_nowait()  # of jobs that shutdown forgets, and that loky's thread would look up
         self.shutdown(kill_workers=True)
 
 
