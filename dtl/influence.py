@@ -118,20 +118,19 @@ class Influence:
         """Which error is the larger, that of few models or that of few target images, and what would lower it.
 
         >>> print(influence.advice)
-        Of the variance of these errors, ...% come from the models, ...% from the images drawn: more ...
+        Of the variance of these errors, ...% come from the models, ...% from the images drawn: twice ...
         """
         total, images = np.square(self.stderr), np.broadcast_to(np.square(self.image_stderr), self.stderr.shape)
         known = np.isfinite(total)
         if not total[known].any():
             return "Nothing can be said of the errors: train more models."
         share = float(images[known].sum() / total[known].sum())
-        twice = f"twice the models would lower them by {1 - math.sqrt((1 + share) / 2):.0%}."
+        twice = f"twice the models would lower them by {1 - math.sqrt((1 + share) / 2):.0%}"
         if not images.any():
-            return f"These errors hold for these target images: {twice}"
-        more = "target images" if share > 0.5 else "models"
+            return f"These errors hold for these target images: {twice}."
         return (
             f"Of the variance of these errors, {1 - share:.0%} come from the models, {share:.0%} from the images "
-            f"drawn: more {more} would help most; {twice}"
+            f"drawn: {twice}, twice the images by {1 - math.sqrt(1 - share / 2):.0%}."
         )
 
     def to_frame(self) -> "pd.DataFrame":
