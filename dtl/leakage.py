@@ -188,7 +188,8 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str =
 
     Parameters
     ----------
-    threshold : of near duplicates; above it are, of 20 million pairs of unrelated 32-pixel photographs none (25 at .9)
+    threshold : of near duplicates; above it are, of 20 million pairs of unrelated 32-pixel photographs none (25 at .9);
+        among far more pairs two empty landscapes can reach .96, so look at what is found
     linked : "chains": examples are in one group if a chain of near duplicates links them, so that the ends of a chain
         may differ (the log says in how many groups); "pairs": any two of a group are near duplicates (complete linkage)
 
