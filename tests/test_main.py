@@ -57,7 +57,7 @@ def call(*arguments, code=0):
 
 def process(*arguments, cwd, first=""):
     """The command in a process of its own; `first` is Python that it runs before."""
-    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # also where the tests run in the background
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background it is ignored
     code = f"import runpy, sys\n{heard}\n{first}\nsys.argv[0] = 'dtl'\nrunpy.run_module('dtl', run_name='__main__')"
     command = [sys.executable, *(["-c", code] if first else ["-m", "dtl"]), *map(str, arguments)]
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
