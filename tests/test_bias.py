@@ -421,6 +421,9 @@ def test_celeba_and_fairface_in_their_own_format(tmp_path):
         faces.read_attributes(fairface)
 
 
+ODD: Any = 5
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -430,8 +433,8 @@ def test_celeba_and_fairface_in_their_own_format(tmp_path):
         (lambda d: dtl.plant(d, overlays.Square(), ["star"], 1.5), "between 0 and 1, not 1.5"),
         (lambda d: dtl.plant(d, overlays.Square(side=20), ["star"], 1.0), "does not fit"),
         (lambda d: dtl.plant(d, lambda x: x[..., :4], ["star"], 1.0), "of the size it gets"),
-        (lambda d: dtl.plant(d, 5, ["star"], 1.0), r"an overlay is a function of images, .*, not 5"),
-        (lambda d: dtl.plant([d], overlays.Square(), ["star"], 1.0), "dataset must be a dtl.ImageDataset"),
+        (lambda d: dtl.plant(d, ODD, ["star"], 1.0), r"an overlay is a function of images, .*, not 5"),
+        (lambda d: dtl.plant(ODD, overlays.Square(), ["star"], 1.0), "dataset must be a dtl.ImageDataset"),
         (lambda d: bias.lean(d, [overlays.Tint()], np.zeros(24, int), 0.9), "two or more changes"),
         (lambda d: bias.lean(d, [overlays.Tint(), overlays.Blur()], np.zeros(24, int), 0.9), "groups must give"),
         (lambda d: bias.even(d.labels, np.ones(480, bool)), "one value in all images"),
