@@ -66,7 +66,7 @@ def advise(study: Study, seeds: int = 20, *, fdr: float = 0.05, level: float = 0
     check_number(seeds, 3, 10**6, "seeds, three or more to choose by the others,")
     check_between(fdr, "fdr")
     check_between(level, "level")
-    overall = check_kind(study, Study, "study").influence(by="all")
+    overall = check_kind(study, "dtl.Study", "study").influence(by="all")
     found = false_discovery_control(overall.p_values("less")[:, 0]) < fdr
     worst = [int(c) for c in np.argsort(overall.values[:, 0], kind="stable") if found[c]][: study.n_units - 2]
     candidates = tuple(overall.sources[c] for c in worst)

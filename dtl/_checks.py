@@ -36,17 +36,25 @@ def whole(name: str, value: object, least: int) -> int:
     return int(value)
 
 
-def check_kind(value: object, kind: type[T], what: str) -> T:
-    """`value` if it is one of a kind, such as a `Recipe`; InputError for anything else."""
-    if isinstance(value, kind):
+def check_kind(value: T, kind: str, what: str) -> T:
+    """`value` if it is one of a kind, such as "dtl.Recipe", which need not be loaded; InputError for anything else."""
+    if kind.rpartition(".")[2] in (base.__name__ for base in type(value).__mro__):
         return value
-    raise InputError(f"{what} must be a dtl.{kind.__name__}, not {value!r}"[:300])
+    raise InputError(f"{what} must be {'an' if kind[0] == 'x' else 'a'} {kind}, not {value!r}"[:300])
 
 
 def check_between(value: object, what: str, low: float = 0, high: float = 1) -> None:
     """InputError unless `value` is one number strictly between two others."""
     if not isinstance(value, Real) or not low < float(value) < high:
         raise InputError(f"{what} must lie strictly between {low} and {high}, not {value!r}")
+
+
+def floats(value: Any, what: str) -> np.ndarray:
+    """Numbers as a float64 array; InputError for anything else."""
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} must be an array of numbers ({error})") from None
 
 
 def several(value: object, what: str) -> tuple[Any, ...]:

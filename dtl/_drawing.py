@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dtl._checks import InputError
+from dtl._checks import InputError, check_kind
 
 if TYPE_CHECKING:
     from dtl.data import ImageDataset
@@ -57,6 +57,7 @@ def shown(names: Sequence[object], longest: int = 24) -> list[str]:
 
 def named_by(influence: Influence, images: Pictures | None) -> Influence:
     """The influence of the classes of the images; names where it has none, InputError where it has others."""
+    check_kind(influence, "dtl.Influence", "influence")
     if images is None:
         return influence
     if len(images.classes) != len(influence.values) or influence.sources not in ((), tuple(images.classes)):

@@ -9,7 +9,7 @@ import scipy.stats
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError, check_between, choice, listed
+from dtl._checks import InputError, check_between, check_kind, choice, listed
 from dtl._estimators import checked, plain, sums_of_squares
 from dtl.design import DESIGNS, checked_design, subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
@@ -109,7 +109,7 @@ def evaluate(
     if by is not None:
         choice(by, ("class",), "by")
     check_between(level, "level")
-    study = results if isinstance(results, Results) else Results(results)
+    study = results if isinstance(results, Results) else Results(check_kind(results, "xarray.Dataset", "results"))
     _check_subsets(study.data)
     chosen = study.comparable(output, transfer, split)
     masks, y = study.data["mask"].sel(model=chosen["model"]).values, chosen.values.astype(np.float64)

@@ -58,8 +58,8 @@ def report(
     >>> dtl.report(study, "report.html").name
     'report.html'
     """
-    out = Path(out)
     check_file(out, ".html")
+    out = Path(out)
     check_number(top, 1, 1000, "top, the classes on each side,")
     study = results if isinstance(results, Study) else None
     found = Results(results.results) if isinstance(results, Study) else results

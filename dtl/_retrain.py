@@ -80,7 +80,7 @@ def retrain(
     ('arm', 'seed')
     """
     check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
-    check_kind(study, Study, "study")
+    check_kind(study, "dtl.Study", "study")
     if not isinstance(arms, Mapping) or not arms:
         raise InputError("give at least one arm: a name with a subset, a problem, or an Arm")
     regimes = study.transfer[:1] if transfer is None else transfer

@@ -18,12 +18,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dtl._checks import InputError
+from dtl._checks import InputError, floats
 
 
 def checked(x: ArrayLike, labels: ArrayLike, what: str = "features") -> tuple[np.ndarray, np.ndarray]:
     """`x` as float64 (n, d) and labels (n,) renumbered 0..K-1; InputError for what no score can be computed from."""
-    x, labels = np.asarray(x, dtype=np.float64), np.asarray(labels)
+    x, labels = floats(x, what), np.asarray(labels)
     if x.ndim != 2 or labels.shape != x.shape[:1]:
         raise InputError(f"{what} must be (n, d) with one label for each row, not {x.shape} and {labels.shape}")
     if not np.isfinite(x).all():

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dtl._checks import InputError, choice
+from dtl._checks import InputError, check_kind, choice
 from dtl.data import ImageDataset, TransferProblem
 from dtl.models import Nets, unstack
 from dtl.training import Recipe, check_size, train_sources
@@ -36,6 +36,7 @@ def full_source_nets(
     >>> nets.n_models
     2
     """
+    check_kind(problem, "dtl.TransferProblem", "problem")
     if not len(seeds):
         raise InputError("seeds is empty: give one seed for each model")
     recipe = recipe or Recipe()
@@ -84,6 +85,7 @@ def source_loss(problem: TransferProblem, nets: Nets | None = None, recipe: Reci
 
     >>> to_look_at = dtl.baselines.source_loss(problem).argsort()[::-1][:20]
     """
+    check_kind(problem, "dtl.TransferProblem", "problem")
     nets = nets or full_source_nets(problem, recipe)
     logits = embed(nets, problem.source, problem.source, recipe).logits
     labels = problem.source.labels.expand(len(logits), -1)
@@ -102,6 +104,7 @@ def class_sums(by_example: np.ndarray, source: ImageDataset) -> np.ndarray:
 
 
 def _part(problem: TransferProblem, split: str) -> ImageDataset:
+    check_kind(problem, "dtl.TransferProblem", "problem")
     choice(split, ("train", "validation", "test"), "split")
     return problem.parts[f"target_{split}"]
 
@@ -129,6 +132,7 @@ def trak(
     >>> scores = dtl.baselines.trak(problem, dimension=8)
     >>> by_class = dtl.baselines.class_sums(scores, problem.source)
     """
+    check_kind(problem, "dtl.TransferProblem", "problem")
     try:
         from trak import TRAKer
     except ModuleNotFoundError as error:

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from scipy.special import softmax
 from scipy.stats import t as student
 
-from dtl._checks import InputError, check_number, choice
+from dtl._checks import InputError, check_kind, check_number, choice, floats
 from dtl._retrain import Arm, retrain
 from dtl.data import TransferProblem
 from dtl.datasets.overlays import Change, changed, even, lean, plant
@@ -57,6 +57,7 @@ def shift(
     >>> dtl.bias.shift(viewed.run(4, progress=False).results, "blur", "toward", "sky").dims
     ('transfer', 'model')
     """
+    check_kind(results, "xarray.Dataset", "results")
     choice(measure, MEASURES, "measure")
     splits = results["split"].values
     choice(f"{split}/{view}", [name for name in dict.fromkeys(splits.tolist()) if "/" in name], "split and view")
@@ -112,6 +113,7 @@ def worst_group(outputs: xr.DataArray, groups: ArrayLike) -> xr.DataArray:
 
 
 def _by_group(outputs: xr.DataArray, groups: np.ndarray) -> xr.DataArray:
+    check_kind(outputs, "xarray.DataArray", "outputs")
     n, values = outputs.sizes["target"], np.unique(groups)
     if groups.shape != (n,) or len(values) < 2:
         raise InputError(
@@ -129,6 +131,7 @@ def compare(values: xr.DataArray, other: xr.DataArray | float = 0.0) -> xr.Datas
     >>> dtl.bias.compare(few, few - 0.1).difference.round(3).item()
     0.1
     """
+    check_kind(values, "xarray.DataArray", "values")
     difference = values - other
     n = difference.sizes["seed"]
     if n < 2:
@@ -204,7 +207,7 @@ def carriers(masks: ArrayLike, outcome: ArrayLike, most: int = 4) -> pd.DataFram
     >>> dtl.bias.carriers(masks, outcome).set_index("score").sort_index().classes.iloc[0]
     (2, 5)
     """
-    masks, outcome = np.asarray(masks, dtype=bool), np.asarray(outcome, dtype=float)
+    masks, outcome = floats(masks, "masks").astype(bool), floats(outcome, "outcome")
     if masks.ndim != 2 or outcome.shape != masks.shape[:1] or not np.isfinite(outcome).all() or not np.ptp(outcome):
         raise InputError(f"give a finite outcome that varies, one for each of {len(masks)} models, not {outcome.shape}")
     (m, n_classes), far, rows = masks.shape, outcome - outcome.mean(), []
@@ -252,6 +255,7 @@ def repairs(
     >>> list(arms)[:2]
     ['as it is', 'longer fine-tuning']
     """
+    check_kind(study, "dtl.Study", "study")
     recipe, target, n_classes = study.recipe, study.problem.target_train, study.problem.source.n_classes
     order = np.random.default_rng(seed).permutation(len(target))
     by_class = [order[target.labels.numpy()[order] == k] for k in range(target.n_classes)]
@@ -285,6 +289,8 @@ def cost(study: Study, arm: Arm) -> dict[str, float]:
     >>> dtl.bias.cost(study, dtl.Arm(masks=np.arange(24) > 1))
     {'source trainings': 1, 'images to change': 0, 'target images': 40, 'steps': 1.0}
     """
+    check_kind(study, "dtl.Study", "study")
+    check_kind(arm, "dtl.Arm", "arm")
     problem, recipe = arm.problem or study.problem, arm.recipe or study.recipe
     again = arm.masks is not None or arm.steps is not None or problem.source is not study.problem.source
     ours = {image.numpy().tobytes() for image in study.problem.target_train.images}

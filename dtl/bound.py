@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import cross_entropy
 
-from dtl._checks import InputError, choice
+from dtl._checks import InputError, choice, floats, several
 from dtl._released import Released, released_objective, released_terms
 from dtl._scores import checked
 
@@ -225,7 +225,7 @@ def task_transfer_bound(
     z, _ = checked(source, source_labels, "source")
     x, _ = checked(target, labels, "target")
     of_source, y = np.asarray(source_labels), np.asarray(labels)
-    weight, bias = (np.asarray(part, dtype=np.float64) for part in head)
+    weight, bias = (floats(part, "head") for part in several(head, "head"))
     if weight.ndim != 2 or bias.shape != weight.shape[1:] or not np.isfinite(weight).all():
         raise InputError(f"head must be finite, (d, K) and (K,), not {weight.shape} and {bias.shape}")
     takes, counts = f"the head takes {len(weight)} features", np.bincount(y)

@@ -212,7 +212,7 @@ class TransferProblem:
     origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
-        sizes = {part: check_kind(dataset, ImageDataset, part).size for part, dataset in self.parts.items()}
+        sizes = {part: check_kind(dataset, "dtl.ImageDataset", part).size for part, dataset in self.parts.items()}
         if len(set(sizes.values())) > 1:
             raise InputError(f"all images of a problem must have one size, but they have {sizes}")
         for part, dataset in self.parts.items():

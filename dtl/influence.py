@@ -270,7 +270,7 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
     114
     """
     check_between(reliability, "reliability")
-    n_classes = len(check_kind(influence, Influence, "influence").values)
+    n_classes = len(check_kind(influence, "dtl.Influence", "influence").values)
     drawn = float(np.broadcast_to(np.square(influence.image_stderr), influence.stderr.shape).mean(axis=0).sum())
     noise = float((influence.stderr**2).mean(axis=0).sum()) - drawn
     spread = float(influence.values.var(axis=0).sum())

@@ -53,6 +53,8 @@ def leaked(
     >>> dtl.leaked(found, problem.source.subset(range(6)))[["source", "target"]].values[0].tolist()
     [4, 3]
     """
+    check_kind(influence, "dtl.Influence", "influence")
+    check_kind(source, "dtl.ImageDataset", "source")
     check_between(near, "near")
     z = influence.z
     if z.shape[1] < 2:
@@ -88,6 +90,8 @@ def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
     >>> dtl.misleading(found, problem.source.subset(range(3)))[["source", "z"]].values[0].tolist()
     [1.0, -5.0]
     """
+    check_kind(influence, "dtl.Influence", "influence")
+    check_kind(source, "dtl.ImageDataset", "source")
     z = influence.z
     table = _strongest(influence, source, "column", z.argmin(axis=1), "less")
     table.insert(1, "label", np.array(source.classes)[source.labels.numpy()])
@@ -125,7 +129,7 @@ def similarity(source: ImageDataset, target: ImageDataset, aligned: bool = True)
     >>> like.shape
     (480, 40)
     """
-    if check_kind(source, ImageDataset, "source").size != check_kind(target, ImageDataset, "target").size:
+    if check_kind(source, "dtl.ImageDataset", "source").size != check_kind(target, "dtl.ImageDataset", "target").size:
         raise InputError(f"images must have one size, not {source.size} and {target.size}")
     a, b = (_reduced(dataset.images, 32) for dataset in (source, target))
     like = (_unit(a) @ _unit(b).T).numpy()
@@ -197,6 +201,7 @@ def near_duplicates(source: ImageDataset, threshold: float = 0.93, linked: str =
     >>> groups.shape
     (480,)
     """
+    check_kind(source, "dtl.ImageDataset", "source")
     check_between(threshold, "threshold")
     choice(linked, ("chains", "pairs"), "linked")
     n, (_, first, same) = len(source), np.unique(source.digests, return_index=True, return_inverse=True)

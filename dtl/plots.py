@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from scipy import stats
 
 from dtl import _drawing as draw
-from dtl._checks import InputError, check_number, choice
+from dtl._checks import InputError, check_kind, check_number, choice
 from dtl._drawing import CATEGORIES, FAINT, HELPS, HURTS, INK, MUTED, NEUTRAL, WIDTH, shown, verbatim
 from dtl._pictures import image_grid, images, pairs, strips
 
@@ -100,6 +100,7 @@ def strongest(influence: Influence, target: int | str | None = None, k: int = 5)
     >>> dtl.plots.strongest(influence, "sky", k=3).columns.tolist()
     ['source', 'name', 'value', 'stderr', 'low', 'high', 'verdict']
     """
+    check_kind(influence, "dtl.Influence", "influence")
     check_number(k, 1, 10**6, "k, the classes per side,")
     columns = slice(None) if target is None else [_column(influence, target)]
     low, high = influence.interval()
@@ -175,6 +176,7 @@ def influence_heatmap(influence: Influence, ax: Axes | None = None) -> Axes:
 
     >>> ax = dtl.plots.influence_heatmap(influence)
     """
+    check_kind(influence, "dtl.Influence", "influence")
     rows = np.argsort(-influence.values.mean(axis=1), kind="stable")
     low, high = influence.interval()
     unclear = ((low <= 0) & (high >= 0))[rows]
@@ -225,6 +227,7 @@ def removal_curves(curve: xr.Dataset, split: str = "test", chosen: int | None = 
     >>> curve = xr.Dataset({"test": (("order", "count", "seed"), accuracy)}, coords)
     >>> ax = dtl.plots.removal_curves(curve, chosen=2)
     """
+    check_kind(curve, "xarray.Dataset", "curve")
     choice(split, map(str, curve.data_vars), "split")
     choice(0 if chosen is None else chosen, curve["count"].values.tolist(), "count")
     if curve.sizes["seed"] < 2:
@@ -279,6 +282,7 @@ def reliability_curve(table: pd.DataFrame, threshold: float = 0.8, ax: Axes | No
     >>> table = pd.DataFrame({"models": [64, 128], "reliability": [0.7, 0.82], "design": "balanced"})
     >>> ax = dtl.plots.reliability_curve(table)
     """
+    check_kind(table, "pandas.DataFrame", "table")
     missing = {"models", "reliability"} - set(table.columns)
     if missing:
         raise InputError(f"the table has no column {', '.join(sorted(missing))}: it needs models and reliability.")
@@ -329,6 +333,7 @@ def flip_bars(flips: xr.Dataset, example: int, without: str | None = None, ax: A
     >>> flips = xr.Dataset({"share": share, "low": share / 2, "high": (share + 1) / 2}, coords, {"seeds": 20})
     >>> ax = dtl.plots.flip_bars(flips, 17)
     """
+    check_kind(flips, "xarray.Dataset", "flips")
     full, *left_out = flips.arm.values.tolist()
     without = left_out[0] if without is None else without
     choice(example, flips.example.values.tolist(), "example")

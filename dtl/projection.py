@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
-from dtl._checks import InputError, check_number, choice
+from dtl._checks import InputError, check_kind, check_number, choice, floats
 from dtl.design import block_length
 from dtl.influence import Influence, estimate_influence, group_means
 
@@ -36,6 +36,7 @@ def project(influence: Influence, source_class: int, k: int = 8, most: str = "he
     >>> dtl.project(study.influence(), problem.source.classes.index("rook"), k=3).shape
     (3,)
     """
+    check_kind(influence, "dtl.Influence", "influence")
     n_classes, n = influence.values.shape
     check_number(source_class, 0, n_classes - 1, "source_class, one of the classes of the influence,")
     check_number(k, 1, n, "k, of the target examples of the influence,")
@@ -82,7 +83,7 @@ def subpopulations(
     >>> dtl.subpopulations(masks, outputs, n_groups=2).group.tolist()
     [1, 1, 1, 1, 1, 0, 0, 0, 0, 0]
     """
-    included, outputs = np.asarray(masks, dtype=bool), np.asarray(outputs, dtype=np.float64)
+    included, outputs = floats(masks, "masks").astype(bool), floats(outputs, "outputs")
     choice(side, SIDES, "side")
     n = outputs.shape[1]
     if n < 3 or (n_groups is not None and not 2 <= n_groups < n):
@@ -140,6 +141,7 @@ def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0)
     >>> dtl.suspects(found, example=0, k=2).tolist(), dtl.suspects(found, example=0, k=2, least=3).tolist()
     ([2, 1], [2])
     """
+    check_kind(influence, "dtl.Influence", "influence")
     n_classes, n = influence.values.shape
     check_number(example, 0, n - 1, "example, one of those of the influence,")
     check_number(k, 1, n_classes, "k, of the source classes,")

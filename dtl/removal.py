@@ -64,7 +64,7 @@ def removal_curve(
     own = orders if isinstance(orders, Mapping) else {}
     given = dict(given or {}) | {name: classes for name, classes in own.items() if classes is not None}
     orders = list(several(orders, "orders"))
-    check_kind(study, Study, "study")
+    check_kind(study, "dtl.Study", "study")
     counts, n_source = np.atleast_1d(np.array(counts, dtype=object)).tolist(), study.n_units
     _check(study, influence, counts, orders, given)
     counts = sorted({0, *counts})
@@ -98,7 +98,7 @@ def removal_curve(
 
 def _check(study: Study, influence: Influence, counts: Any, orders: list[str], given: Mapping) -> None:
     """InputError for what would order nothing, or leave a source of fewer than two classes."""
-    check_kind(influence, Influence, "influence")
+    check_kind(influence, "dtl.Influence", "influence")
     influence.check(study.problem)
     n_source, most = study.n_units, study.n_units - 2
     if set(orders) - {*ORDERS, *given} or not orders or len(set(orders)) < len(orders) or set(given) & set(ORDERS):
@@ -147,6 +147,7 @@ def select(curve: xr.Dataset, order: str = "negative") -> Selection:
     >>> dtl.removal.select(curve).n_seeds
     2
     """
+    check_kind(curve, "xarray.Dataset", "curve")
     if order not in curve.order.values:
         raise InputError(f"the curve has no order {order!r}: it has {', '.join(curve.order.values)}")
     arm = curve.sel(order=order)
@@ -193,7 +194,7 @@ def flip_rate(
     >>> flips["count"].sum("label").values.tolist()
     [[2, 2]]
     """
-    if check_kind(study, Study, "study").unit != "class":
+    if check_kind(study, "dtl.Study", "study").unit != "class":
         raise InputError("flip_rate leaves out source classes, or groups of them: give a study of unit 'class'")
     examples, classes = (np.atleast_1d(np.asarray(index)).tolist() for index in (example, without))
     names = sorted(set(study.groups)) if study.groups else study.problem.source.classes

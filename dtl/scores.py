@@ -20,7 +20,7 @@ import torch
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError, choice
+from dtl._checks import InputError, check_kind, choice
 from dtl._scores import gbc, h_score, knn, lda, leep, logme, n_leep, nce, ot_nce, otdd, parc, probe, transrate
 from dtl.data import ImageDataset, TransferProblem
 from dtl.design import block_length
@@ -188,6 +188,7 @@ def benchmark(
     >>> found.predictor.values.tolist()
     ['influence', 'NCE', 'LogME', 'probe on validation', 'images']
     """
+    check_kind(study, "dtl.Study", "study")
     truth = truth or ("full" if "full" in study.transfer else study.transfer[0])
     choice(truth, study.transfer, "truth")
     if study.unit != "class":
@@ -271,6 +272,7 @@ def choose(
     >>> dtl.scores.choose(problem, models, ["LogME"], seeds=2).chosen.sel(predictor="LogME").item() in models
     True
     """
+    check_kind(problem, "dtl.TransferProblem", "problem")
     if len(candidates) < 4 or seeds < 2:
         raise InputError(f"give four candidates or more, and two seeds or more, not {len(candidates)} and {seeds}")
     values, accuracy = [], np.empty((len(candidates), seeds))

@@ -87,8 +87,8 @@ class Study:
     ) -> None:
         self.weights = None if weights is None else local_folder(weights).absolute()
         self.problem, self.recipe, self.fraction = problem, Recipe() if recipe is None else recipe, fraction
-        check_kind(problem, TransferProblem, "problem")
-        check_kind(self.recipe, Recipe, "recipe")
+        check_kind(problem, "dtl.TransferProblem", "problem")
+        check_kind(self.recipe, "dtl.Recipe", "recipe")
         self.seed = whole("seed", seed, 0)
         self.transfer = several(transfer, "transfer")
         if not self.transfer or set(self.transfer) - set(REGIMES) or len(set(self.transfer)) < len(self.transfer):

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy.stats import false_discovery_control
 
 from dtl import _html, plots
-from dtl._checks import InputError, check_number, choice
+from dtl._checks import InputError, check_kind, check_number, choice
 from dtl._drawing import named_by, shown
 from dtl.projection import project
 
@@ -125,6 +125,8 @@ def projection_picker(influence: Influence, problem: TransferProblem, k: int = 8
 
     >>> picker = dtl.widgets.projection_picker(study.influence(), problem, k=4)
     """
+    check_kind(influence, "dtl.Influence", "influence")
+    check_kind(problem, "dtl.TransferProblem", "problem")
     influence.check(problem, by="image")
     check_number(k, 1, 10, "k, the examples per side,")
     sources, target = problem.source.classes, problem.parts[f"target_{influence.split or 'validation'}"]
@@ -167,6 +169,9 @@ def mistake_picker(influence: Influence, flips: xr.Dataset, problem: TransferPro
     >>> flips = dtl.flip_rate(study, wrong, per_picture.values[:, wrong[0]].argmin(), seeds=2, progress=False)
     >>> picker = dtl.widgets.mistake_picker(per_picture, flips, problem)
     """
+    check_kind(influence, "dtl.Influence", "influence")
+    check_kind(flips, "xarray.Dataset", "flips")
+    check_kind(problem, "dtl.TransferProblem", "problem")
     influence.check(problem, by="image")
     choice(flips.attrs["split"], [influence.split or flips.attrs["split"]], "split of the influence")
     dataset, sources = problem.parts[f"target_{flips.attrs['split']}"], problem.source.classes

@@ -8,6 +8,7 @@ also shift the statistics that training and transfer normalise by, in every imag
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import ClassVar
 
@@ -259,9 +260,9 @@ def plant(
     >>> int(which.sum()), planted.fingerprint == problem.source.fingerprint
     (20, False)
     """
-    if not 0 <= rate <= 1:
+    check_kind(dataset, "dtl.ImageDataset", "dataset")
+    if not isinstance(rate, Real) or not 0 <= float(rate) <= 1:
         raise InputError(f"rate is the share of images to change, between 0 and 1, not {rate}")
-    check_kind(dataset, ImageDataset, "dataset")
     numbers = [dataset.classes.index(c) if c in dataset.classes else c for c in classes]
     if not numbers or len(set(numbers)) < len(numbers):
         raise InputError(f"give one or more different classes to plant into, not {list(classes)}")

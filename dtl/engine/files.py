@@ -23,6 +23,8 @@ def check_file(out: str | Path | None, *endings: str) -> None:
     """InputError if `write` could not write there, asked before the results are computed."""
     if out is None:
         return
+    if not isinstance(out, str | Path):
+        raise InputError(f"{out!r} is no file: give one")
     if not str(out).endswith(endings):
         raise InputError(f"cannot write {Path(out).name}: end it with {' or '.join(endings)}")
     if not Path(out).parent.is_dir():
@@ -80,6 +82,8 @@ def influence_to_zarr(
     >>> dict(influence_to_zarr(masks, study.outputs(), "influence.zarr", n_units=24).sizes)
     {'source': 24, 'target': 40}
     """
+    if not (hasattr(masks, "shape") and hasattr(outputs, "shape")):
+        raise InputError("masks and outputs must be NumPy, Zarr or dask arrays")
     z, y = (a if isinstance(a, da.Array) else da.from_array(a, name=False) for a in (masks, outputs))
     if n_units is not None:
         width, size = math.ceil(n_units / 8), math.ceil(tile[0] / 8)
