@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch.nn import functional as F
 
-from dtl._checks import InputError, check_kind
+from dtl._checks import InputError
 from dtl.data import ImageDataset, TransferProblem, Truth
 from dtl.influence import Influence
 
@@ -205,7 +205,6 @@ def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[st
     >>> sorted(dtl.testbed.score(study.influence(), problem))
     ['helpful', 'leaked', 'mislabelled', 'misleading']
     """
-    check_kind(problem, "dtl.TransferProblem", "problem")
     from sklearn.metrics import roc_auc_score  # takes as long to import as some models to train
 
     truth = problem.truth
@@ -247,7 +246,6 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
     >>> round(dtl.testbed.score_examples(like, examples)["5 plain"], 2)
     1.0
     """
-    check_kind(problem, "dtl.TransferProblem", "problem")
     from sklearn.metrics import roc_auc_score
 
     suspicion, truth = np.asarray(suspicion), problem.truth

@@ -14,7 +14,7 @@ ROOMS = ("baselines", "bias", "bound", "data", "influence", "leakage", "plots", 
 ROOMS = (*ROOMS, "testbed", "widgets")
 SPARED = {  # small parts that other functions, and pages, are made of
     "class_sums", "cross_fitted", "agreement", "influence_alt", "masks", "newcombe", "picker", "pool", "pretrained",
-    "reopen", "wrong", "flag_slider", "cost",
+    "reopen", "wrong", "flag_slider", "cost", "score", "score_examples",
 }  # fmt: skip
 
 
