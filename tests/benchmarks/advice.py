@@ -32,7 +32,7 @@ def without(problem: TransferProblem, left_out: np.ndarray) -> TransferProblem:
     seen = np.flatnonzero(~left_out[labels])
     names = [name for name, out in zip(problem.source.classes, left_out, strict=True) if not out]
     source = ImageDataset(problem.source.images[seen], torch.from_numpy(number[labels[seen]]), tuple(names))
-    return replace(problem, source=source, truth=None, name=f"{problem.name} without", origin=None)
+    return replace(problem, source=source, truth=None, name=f"{problem.name} without")
 
 
 def gained(study: dtl.Study, masks: dict[str, np.ndarray], seeds: int) -> dict[str, tuple[float, float]]:
