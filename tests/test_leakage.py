@@ -135,6 +135,7 @@ def test_the_testbed_of_examples_plants_what_it_says():
         dtl.load("testbed-examples", leaks=7)
 
 
+@pytest.mark.slow
 def test_planted_leaks_and_lies_are_found():
     problem = dtl.load("testbed-examples", seed=0)
     study = dtl.Study(problem, design="paired", unit="example").run(400, progress=False)

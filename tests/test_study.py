@@ -228,6 +228,7 @@ def test_killed_at_any_write_and_run_again(problem, recipe, reference, tmp_path,
     same(dtl.Study(problem, recipe, **options), expected)
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_random_moments_and_run_again(problem, recipe, reference, tmp_path, processes):
     """Stores whose runs are killed until all models are done: each kill costs one batch at most."""
     rng, kills, stores = np.random.default_rng(0), 0, 0

@@ -4,6 +4,8 @@ import pytest
 
 import dtl
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def study():
