@@ -1,4 +1,4 @@
-"""A study in a Zarr store of somebody else's: inside a transaction of Icechunk, as one would keep it in object storage."""
+"""A study in a Zarr store of somebody else: inside a transaction of Icechunk, as it would be in object storage."""
 
 import icechunk
 import numpy as np
