@@ -124,7 +124,7 @@ def test_the_layout_of_the_tiny_imagenet_archive_and_of_torchvision(
         ({"classes": ["goldfish"]}, "two or more different classes"),
         ({"classes": ["goldfish", "n01443537"]}, "two or more different classes"),
         ({"target_limit": 0}, "limit, in images a class, must be a whole number of at least 1"),
-        ({"holdout": 0.7}, "holdout must be a share"),
+        ({"holdout": 0.7}, "holdout must lie"),
     ],
 )
 def test_bad_settings(root: Path, options: dict[str, object], message: str) -> None:
