@@ -15,6 +15,10 @@ from dtl.influence import Influence
 K, IMAGES = 12, {"validation": 200, "test": 400}
 
 
+class Study(SimpleNamespace):
+    """What `advise` needs of a study."""
+
+
 class World:
     """Accuracy with classes removed: each is worth something, seeds and images differ, and so do images' gains."""
 
@@ -43,7 +47,7 @@ class World:
         sources = tuple(f"class {c}" for c in range(K))
         found = Influence(values, np.full((K, 1), 0.01), np.ones(1), "difference", "balanced", 92, sources=sources)
         problem = SimpleNamespace(per_class_accuracy=False)
-        return SimpleNamespace(influence=lambda by: found, n_units=K, problem=problem, seed=0)
+        return Study(influence=lambda by: found, n_units=K, problem=problem, seed=0)
 
 
 def advice_in(world, monkeypatch, **options):
