@@ -56,7 +56,7 @@ def names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict[st
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests marked `gpu` are skipped where there is none, those marked `slow` where CI is not set and nobody asks."""
-    if not os.environ.get("CI") and not config.option.markexpr:
+    if not os.environ.get("CI") and "slow" not in config.option.markexpr:
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow: runs where CI is set, or with -m slow"))
