@@ -7,10 +7,8 @@ import io
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from typing import Any
 
 import numpy as np
@@ -74,6 +72,20 @@ def train_batch(*args):
     return original(*args)
 
 workers.train_batch = train_batch
+"""
+
+STOPPED_WHILE_SAVING = """
+import os, signal, threading, time
+from dtl.engine.store import Durable
+flush, first = Durable._flush, threading.Lock()
+
+def slow(self, file):
+    if {"margin", "c"} <= {*file.parts} and first.acquire(blocking=False):  # outputs of the first batch
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(2)
+    flush(self, file)
+
+Durable._flush = slow
 """
 
 
@@ -285,12 +297,9 @@ def test_your_own_folders(tmp_path, monkeypatch):
 
 
 def test_an_interrupted_run_says_how_to_go_on_and_resumes_to_the_same_arrays(problem, recipe, tmp_path):
-    """Ctrl+C while batches are in flight that would never end."""
-    path = saved(tmp_path)
-    run, folder = process("run", path, cwd=tmp_path, first=ONE_BATCH), tmp_path / "kept/toy"
-    while run.poll() is None and not any(folder.glob("done/c/*")):
-        time.sleep(0.02)
-    run.send_signal(signal.SIGINT)
+    """Ctrl+C in the middle of a write, while batches are in flight that would never end."""
+    path, folder = saved(tmp_path), tmp_path / "kept/toy"
+    run = process("run", path, cwd=tmp_path, first=ONE_BATCH + STOPPED_WHILE_SAVING)
     _, err = run.communicate()
     assert run.returncode == 130 and "Traceback" not in err
     assert err.splitlines()[-1].endswith("Saved models are safe: python -m dtl resume kept/toy")

@@ -13,10 +13,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 from zlib import crc32
 
 import dask.array
@@ -57,6 +59,20 @@ class Durable(LocalStore):
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def uninterrupted(write: Callable[P, R]) -> Callable[P, R]:
+    """Runs it in a thread of its own, for whose end Ctrl+C in the caller's waits: what has begun is written whole."""
+
+    @wraps(write)
+    def whole(*args: P.args, **options: P.kwargs) -> R:
+        with ThreadPoolExecutor(1) as writer:
+            return writer.submit(write, *args, **options).result()
+
+    return whole
 
 
 class Store:
@@ -117,6 +133,7 @@ class Store:
         root = self.open("r+")
         return root if [one["id"] for one in _facts(root)["runs"][-1:]] == [run] else None
 
+    @uninterrupted
     def prepare(
         self, data: Mapping[str, xr.Variable], batch: int, facts: Mapping[str, object], run: Mapping[str, Any]
     ) -> zarr.Group:
@@ -153,6 +170,7 @@ class Store:
             root.attrs.put(_with_seal(known | {"runs": [*known["runs"], run]}))
         return root
 
+    @uninterrupted
     def save(self, root: zarr.Group, rows: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
         """Write outputs (transfer, len(rows), target) of models `rows` of a batch, then mark them done."""
         if not len(rows):
@@ -168,6 +186,7 @@ class Store:
                 array_of(root, "digest").oindex[rows] = found
             array_of(root, "done").oindex[rows] = True
 
+    @uninterrupted
     def record(self, root: zarr.Group, device: str) -> None:
         """Add a device to the record of the latest run."""
         *before, latest = _facts(root)["runs"]
@@ -177,6 +196,7 @@ class Store:
             with self.writing("the record of the run"):
                 root.attrs.put(_with_seal(_facts(root) | {"runs": [*before, latest]}))
 
+    @uninterrupted
     def repair(self) -> None:
         """Empty every chunk that is damaged, so that its models are not done and a run trains them again."""
         if not self.ready:
