@@ -41,6 +41,11 @@ def write_images(folder: Path) -> None:
         )
 
 
+@pytest.fixture
+def names_in_examples() -> dict[str, Any]:
+    return {**example_names()}
+
+
 @pytest.fixture(autouse=True)
 def names_of_examples(request: pytest.FixtureRequest, doctest_namespace: dict[str, Any]) -> None:
     """Examples run in an empty folder, those of folders beside two trees of images; `study` has eight models on

@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
-from dtl._checks import InputError, check_kind, check_number
+from dtl._checks import InputError, check_between, check_kind, check_number, choice
 from dtl._retrain import retrain
 from dtl.bias import bias_transfer, compare, cost, repairs, shift
 from dtl.influence import estimate_influence
@@ -97,7 +97,9 @@ def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: f
     if not check_kind(study, "dtl.Study", "study").problem.views:
         raise InputError("an audit needs views, the changes to look at: give a study of problem.with_views({...})")
     check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
+    check_between(level, "level")
     regime = study.transfer[0] if transfer is None else transfer
+    choice(regime, study.transfer, "transfer")
     own = study.results.sel(transfer=regime)
     both = retrain(study, {"model": study.problem}, seeds, transfer=(regime, "scratch"), **options).isel(arm=0)
     rows = []

@@ -1,13 +1,15 @@
 """What a wrong argument says: one sentence that names the argument, what it may be, and what it was."""
 
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 from unicodedata import category, normalize
 
 import numpy as np
@@ -36,11 +38,27 @@ def whole(name: str, value: object, least: int) -> int:
     return int(value)
 
 
-def check_kind(value: T, kind: str, what: str) -> T:
+def check_kind(value: T, kind: str, what: str, optional: bool = False) -> T:
     """`value` if it is one of a kind, such as "dtl.Recipe", which need not be loaded; InputError for anything else."""
+    if optional and value is None:
+        return value
     if kind.rpartition(".")[2] in (base.__name__ for base in type(value).__mro__):
         return value
     raise InputError(f"{what} must be {'an' if kind[0] == 'x' else 'a'} {kind}, not {value!r}"[:300])
+
+
+def real(name: str, value: object) -> float:
+    """`value` as a float; InputError for anything but one finite number."""
+    if not isinstance(value, Real) or not isfinite(value):
+        raise InputError(f"{name} must be one finite number, not {value!r}")
+    return float(value)
+
+
+def check_images(value: T, what: str) -> T:
+    """`value` if it is a data set, of this package or one that behaves like it; InputError for anything else."""
+    if all(hasattr(value, name) for name in ("classes", "labels")):
+        return value
+    raise InputError(f"{what} must be a data set, such as a dtl.ImageDataset, not {value!r}"[:300])
 
 
 def check_between(value: object, what: str, low: float = 0, high: float = 1) -> None:
@@ -49,12 +67,47 @@ def check_between(value: object, what: str, low: float = 0, high: float = 1) -> 
         raise InputError(f"{what} must lie strictly between {low} and {high}, not {value!r}")
 
 
-def floats(value: Any, what: str) -> np.ndarray:
-    """Numbers as a float64 array; InputError for anything else."""
+def floats(value: Any, what: str, ndim: int | None = None) -> np.ndarray:
+    """Numbers as a float64 array, of `ndim` dimensions if that is given; InputError for anything else."""
     try:
-        return np.asarray(value, dtype=np.float64)
+        found = np.asarray(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} must be an array of numbers ({error})") from None
+    if found.ndim != (found.ndim if ndim is None else ndim):
+        raise InputError(f"{what} must be an array of {ndim} dimensions, not of shape {found.shape}")
+    return found
+
+
+def check_mapping(value: T, what: str) -> T:
+    """`value` if it maps names to something; InputError for anything else."""
+    if isinstance(value, Mapping):
+        return value
+    raise InputError(f"{what} must be a mapping of names, not {value!r}"[:300])
+
+
+def hinted(value: Any, hint: Any, what: str) -> Any:
+    """`value` if it is of the kind that an annotation names, paths made absolute; InputError for anything else."""
+    kinds = get_args(hint) or (hint,)
+    if value is None and type(None) in kinds:
+        return value
+    if Path in kinds:
+        return os.path.abspath(path_of(value, what))
+    if int in kinds:
+        whole(what, value, 0)
+    elif float in kinds:
+        real(what, value)
+    elif Sequence in [get_origin(kind) for kind in kinds]:
+        several(value, what)
+    elif isinstance(kinds[0], type) and hint is not str:
+        check_kind(value, f"{kinds[0].__module__}.{kinds[0].__name__}", what)
+    return value
+
+
+def path_of(value: object, what: str) -> Path:
+    """A path, its `~` opened; InputError for anything else."""
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise InputError(f"{what} must name a folder or file, not {value!r}")
+    return Path(os.fsdecode(value)).expanduser()
 
 
 def several(value: object, what: str) -> tuple[Any, ...]:

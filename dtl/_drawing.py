@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dtl._checks import InputError, check_kind
+from dtl._checks import InputError, check_images, check_kind
 
 if TYPE_CHECKING:
     from dtl.data import ImageDataset
@@ -60,7 +60,10 @@ def named_by(influence: Influence, images: Pictures | None) -> Influence:
     check_kind(influence, "dtl.Influence", "influence")
     if images is None:
         return influence
-    if len(images.classes) != len(influence.values) or influence.sources not in ((), tuple(images.classes)):
+    if len(check_images(images, "images").classes) != len(influence.values) or influence.sources not in (
+        (),
+        tuple(images.classes),
+    ):
         theirs, its = (", ".join(shown(names)[:3]) for names in (images.classes, influence.names[0]))
         raise InputError(f"the images are of {theirs} ..., the influence is of {its} ...: give images of its source")
     return replace(influence, sources=tuple(images.classes))
@@ -83,6 +86,7 @@ def names_given(function: Draws) -> Draws:
 
 
 def new_axes(ax: Axes | None, height: float = 3.2, width: float = WIDTH) -> Axes:
+    check_kind(ax, "matplotlib.axes.Axes", "ax", optional=True)
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 

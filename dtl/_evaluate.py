@@ -9,7 +9,7 @@ import scipy.stats
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError, check_between, check_kind, choice, listed
+from dtl._checks import InputError, check_between, check_kind, choice, floats, listed
 from dtl._estimators import checked, plain, sums_of_squares
 from dtl.design import DESIGNS, checked_design, subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
@@ -46,7 +46,7 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
     (True, True)
     """
     included, y = checked(plain(masks, "masks"), plain(outputs, "outputs"), held_out=True)
-    n_classes, n_targets = influence.values.shape
+    n_classes, n_targets = check_kind(influence, "dtl.Influence", "influence").values.shape
     if included.shape[1] != n_classes or y.shape[1] != n_targets:
         raise InputError(
             f"Influences are of {n_classes} classes on {n_targets} targets, but the held-out models have "
@@ -115,7 +115,7 @@ def evaluate(
     masks, y = study.data["mask"].sel(model=chosen["model"]).values, chosen.values.astype(np.float64)
     if by == "class":
         y = group_means(y, chosen["label"].values)
-    tau = np.asarray(getattr(values, "values", values), dtype=np.float64)
+    tau = floats(getattr(values, "values", values), "values")
     if tau.shape != (masks.shape[1], y.shape[1]) or not np.isfinite(tau).all():
         raise InputError(f"values must be finite, (sources, targets) {(masks.shape[1], y.shape[1])}, not {tau.shape}")
     pair = np.arange(len(masks)) // 2

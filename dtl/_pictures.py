@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from dtl._checks import InputError, choice
+from dtl._checks import InputError, check_images, choice
 from dtl._drawing import WIDTH, inches, new_axes, shown, verbatim
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def image_grid(
 
     >>> ax = dtl.plots.image_grid(problem.source, per_class=6, classes=problem.source.classes[:2])
     """
+    check_images(dataset, "dataset")
     for name in classes or ():
         choice(name, dataset.classes, "class")
     order = [dataset.classes.index(name) for name in (dataset.classes if classes is None else classes)]
@@ -53,7 +54,7 @@ def images(
 
     >>> ax = dtl.plots.images(problem.target_test, [3, 14, 15])
     """
-    index = np.arange(len(dataset.labels))[list(index)].tolist()  # numbers or a mask
+    index = np.arange(len(check_images(dataset, "dataset").labels))[list(index)].tolist()  # numbers or a mask
     titles = [dataset.classes[int(dataset.labels[i])] for i in index] if titles is None else titles
     return _gallery(titles, [pictures(dataset, [i]) for i in index], columns, ax)
 
@@ -77,6 +78,8 @@ def pairs(
 
     >>> ax = dtl.plots.pairs(problem.source, problem.target_test, [(0, 3), (5, 14)])
     """
+    check_images(left, "left")
+    check_images(right, "right")
     if titles is None:
         titles = [f"{left.classes[int(left.labels[i])]} / {right.classes[int(right.labels[j])]}" for i, j in index]
     few = [np.concatenate([pictures(left, [i]), pictures(right, [j])]) for i, j in index]

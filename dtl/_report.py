@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 from scipy.stats import false_discovery_control
 
 from dtl import plots
-from dtl._checks import InputError, check_number
+from dtl._checks import InputError, check_kind, check_number
 from dtl._html import image
 from dtl.engine.files import check_file
 from dtl.influence import Influence, models_needed
@@ -61,6 +61,9 @@ def report(
     check_file(out, ".html")
     out = Path(out)
     check_number(top, 1, 1000, "top, the classes on each side,")
+    check_kind(advice, "dtl.Advice", "advice", optional=True)
+    check_kind(scores, "pandas.DataFrame", "scores", optional=True)
+    check_kind(audit, "dtl.Audit", "audit", optional=True)
     study = results if isinstance(results, Study) else None
     found = Results(results.results) if isinstance(results, Study) else results
     found = found if isinstance(found, Results) else open_results(found)

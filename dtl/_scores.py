@@ -156,9 +156,8 @@ def parc(features: ArrayLike, labels: ArrayLike) -> float:
     """
     x, y = checked(features, labels)
     by_features = pdist(StandardScaler().fit_transform(x), "correlation")
-    # one-hot labels correlate by 1 within and by -1/(K-1) between classes: two values, so their ranks are those of !=
-    found: Any = scipy.stats.spearmanr(by_features, pdist(y[:, None], "hamming"))
-    return 100 * float(found.statistic)
+    # one-hot labels correlate by 1 within and by -1/(K-1) between classes: two values, so their ranks go like !=
+    return 100 * float(np.corrcoef(scipy.stats.rankdata(by_features), pdist(y[:, None], "hamming"))[0, 1])
 
 
 def _both(source: ArrayLike, source_labels: ArrayLike, target: ArrayLike, labels: ArrayLike) -> list[np.ndarray]:

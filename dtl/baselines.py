@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dtl._checks import InputError, check_kind, choice
+from dtl._checks import InputError, check_images, check_kind, check_number, choice, floats, several
 from dtl.data import ImageDataset, TransferProblem
 from dtl.models import Nets, unstack
 from dtl.training import Recipe, check_size, train_sources
@@ -37,7 +37,8 @@ def full_source_nets(
     2
     """
     check_kind(problem, "dtl.TransferProblem", "problem")
-    if not len(seeds):
+    check_kind(recipe, "dtl.Recipe", "recipe", optional=True)
+    if not several(seeds, "seeds"):
         raise InputError("seeds is empty: give one seed for each model")
     recipe = recipe or Recipe()
     check_size(recipe, *problem.source.size)
@@ -55,7 +56,7 @@ def feature_similarity(
     >>> dtl.baselines.feature_similarity(problem).shape == (problem.source.n_classes, len(problem.target_validation))
     True
     """
-    evaluated, nets = _part(problem, split), nets or full_source_nets(problem, recipe)
+    evaluated, nets = _part(problem, split), _nets(problem, nets, recipe)
     source, target = (embed(nets, part, problem.source, recipe).features for part in (problem.source, evaluated))
     centre, deviation = source.mean(1, keepdim=True), source.std(1, keepdim=True)
     deviation = torch.where(deviation > 1e-6 * deviation.amax(2, keepdim=True), deviation, torch.inf)  # dead: out
@@ -74,7 +75,7 @@ def label_mapping(
     >>> bool(np.allclose(dtl.baselines.label_mapping(problem).sum(0), 1, atol=1e-5))
     True
     """
-    evaluated, nets = _part(problem, split), nets or full_source_nets(problem, recipe)
+    evaluated, nets = _part(problem, split), _nets(problem, nets, recipe)
     return embed(nets, evaluated, problem.source, recipe).probabilities.mean(0).T.numpy()
 
 
@@ -85,8 +86,7 @@ def source_loss(problem: TransferProblem, nets: Nets | None = None, recipe: Reci
 
     >>> to_look_at = dtl.baselines.source_loss(problem).argsort()[::-1][:20]
     """
-    check_kind(problem, "dtl.TransferProblem", "problem")
-    nets = nets or full_source_nets(problem, recipe)
+    nets = _nets(problem, nets, recipe)
     logits = embed(nets, problem.source, problem.source, recipe).logits
     labels = problem.source.labels.expand(len(logits), -1)
     return F.cross_entropy(logits.mT, labels, reduction="none").mean(0).numpy()
@@ -98,9 +98,17 @@ def class_sums(by_example: np.ndarray, source: ImageDataset) -> np.ndarray:
     >>> bool((dtl.baselines.class_sums(np.ones((len(problem.source), 1)), problem.source)[:, 0] > 1).all())
     True
     """
-    if len(by_example) != len(source):
-        raise InputError(f"{len(by_example)} rows of scores for {len(source)} source examples: give one row for each")
-    return np.stack([by_example[source.labels.numpy() == c].sum(0) for c in range(source.n_classes)])
+    rows, n = np.atleast_1d(floats(by_example, "by_example")), len(check_images(source, "source").labels)
+    if len(rows) != n:
+        raise InputError(f"{len(rows)} rows of scores for {n} source examples: give one row for each")
+    return np.stack([rows[source.labels.numpy() == c].sum(0) for c in range(source.n_classes)])
+
+
+def _nets(problem: TransferProblem, nets: Nets | None, recipe: Recipe | None) -> Nets:
+    """The nets, or one that is trained."""
+    check_kind(problem, "dtl.TransferProblem", "problem")
+    check_kind(recipe, "dtl.Recipe", "recipe", optional=True)
+    return check_kind(nets, "dtl.models.Nets", "nets", optional=True) or full_source_nets(problem, recipe)
 
 
 def _part(problem: TransferProblem, split: str) -> ImageDataset:
@@ -137,10 +145,10 @@ def trak(
         from trak import TRAKer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("TRAK needs its library: install it with pip install 'dtl[trak]'") from error
-    if not 1 <= dimension <= len(problem.source):
-        raise InputError(f"dimension must lie in 1..{len(problem.source)}, the source examples, not {dimension}")
+    check_number(dimension, 1, len(problem.source), "dimension, at most the source examples,")
+    check_number(seed, 0, 2**32, "seed")
     like, train, evaluated, recipe = problem.source, problem.target_train, _part(problem, split), recipe or Recipe()
-    nets = nets or full_source_nets(problem, recipe)
+    nets = _nets(problem, nets, recipe)
     device, x = nets.weight.device, embed(nets, train, like, recipe).features
     probes = (p.to(device) for p in solve_probes(x, train.labels, train.n_classes, recipe.probe_l2))
     models = unstack(nets)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from math import comb
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike
 from scipy.special import softmax
 from scipy.stats import t as student
 
-from dtl._checks import InputError, check_kind, check_number, choice, floats
+from dtl._checks import InputError, check_between, check_kind, check_number, choice, floats, several
 from dtl._retrain import Arm, retrain
 from dtl.data import TransferProblem
 from dtl.datasets.overlays import Change, changed, even, lean, plant
@@ -132,6 +133,8 @@ def compare(values: xr.DataArray, other: xr.DataArray | float = 0.0) -> xr.Datas
     0.1
     """
     check_kind(values, "xarray.DataArray", "values")
+    if not isinstance(other, Real):
+        check_kind(other, "xarray.DataArray", "other, a number or")
     difference = values - other
     n = difference.sizes["seed"]
     if n < 2:
@@ -168,6 +171,8 @@ def bias_transfer(
     >>> float(found.bias_change_mean.sel(arm="full"))
     0.0
     """
+    if not callable(measure):
+        raise InputError(f"measure must be a function of results, such as a call of dtl.bias.shift, not {measure!r}")
     again = retrain(study, arms, seeds, **options)
     judged = again.correct.isel(target=again["split"].values == "test").transpose(..., "target").compute()
     each = study.problem.accuracy(judged.values.reshape(-1, judged.sizes["target"]), judged["label"].values)
@@ -256,6 +261,8 @@ def repairs(
     ['as it is', 'longer fine-tuning']
     """
     check_kind(study, "dtl.Study", "study")
+    check_number(seed, 0, 2**32, "seed")
+    check_between(share, "share")
     recipe, target, n_classes = study.recipe, study.problem.target_train, study.problem.source.n_classes
     order = np.random.default_rng(seed).permutation(len(target))
     by_class = [order[target.labels.numpy()[order] == k] for k in range(target.n_classes)]
@@ -276,6 +283,8 @@ def repairs(
     }
     arms |= {name: Arm(problem=replace(study.problem, target_train=images)) for name, images in targets.items()}
     for name, classes in (("without the carriers", without), ("without others (control)", control)):
+        for number in several(classes, f"classes of the arm {name!r}"):
+            check_number(number, 0, n_classes - 1, f"each class of the arm {name!r}")
         if len(classes):
             arms[name] = Arm(masks=~np.isin(np.arange(n_classes), list(classes)))
     return arms

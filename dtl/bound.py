@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 from torch.nn.functional import cross_entropy
 
-from dtl._checks import InputError, choice, floats, several
+from dtl._checks import InputError, choice, floats, several, whole
 from dtl._released import Released, released_objective, released_terms
 from dtl._scores import checked
 
@@ -108,6 +108,7 @@ def cost(source: np.ndarray, target: np.ndarray, support: np.ndarray) -> np.ndar
 
     -log sum_j B_ij softmax(a)_j has the gradient p - r, with p and r distributions and r on the `support` (J,) of B_i.
     """
+    source, target = floats(source, "source"), floats(target, "target")
     rise = target - source[:, None]
     return rise.max(2) - rise[..., support].min(2)
 
@@ -222,6 +223,7 @@ def task_transfer_bound(
     ([1, 0], True)
     """
     choice(learn, LEARN, "learn")
+    whole("steps", steps, 1)
     z, _ = checked(source, source_labels, "source")
     x, _ = checked(target, labels, "target")
     of_source, y = np.asarray(source_labels), np.asarray(labels)

@@ -4,7 +4,6 @@ import hashlib
 import inspect
 import json
 import logging
-import os
 import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +12,24 @@ from functools import cached_property
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from dtl._batches import Batches, Images, in_memory
-from dtl._checks import InputError, check_kind, class_names, shown, some, whole
+from dtl._checks import (
+    InputError,
+    check_kind,
+    check_mapping,
+    class_names,
+    floats,
+    hinted,
+    several,
+    shown,
+    some,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +65,7 @@ class ImageDataset:
         object.__setattr__(self, "images", _tensor(self.images, "images"))
         object.__setattr__(self, "labels", _tensor(self.labels, "labels"))
         object.__setattr__(self, "classes", class_names(self.classes))
-        object.__setattr__(self, "paths", None if self.paths is None else tuple(self.paths))
+        object.__setattr__(self, "paths", None if self.paths is None else several(self.paths, "paths"))
         shape = tuple(self.images.shape)
         if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or 0 in shape[2:]:
             raise InputError(f"images must be uint8 of shape (n, 3, height, width), not {self.images.dtype} {shape}")
@@ -72,6 +81,8 @@ class ImageDataset:
                 f"label {int(self.labels[where])} of image {where} is out of range: there are "
                 f"{len(self.classes)} classes, so labels are 0..{len(self.classes) - 1}"
             )
+        if self.normalisation is not None and np.shape(self.normalisation) != (2, 3):
+            raise InputError(f"normalisation must be mean and deviation of three channels, not {self.normalisation!r}")
         if self.paths is not None and len(self.paths) != len(self.labels):
             raise InputError(f"paths must be one for each of the {len(self.labels)} images, not {len(self.paths)}")
 
@@ -212,6 +223,9 @@ class TransferProblem:
     origin: dict[str, Any] | None = field(default=None, init=False)  # so `dataclasses.replace` forgets it
 
     def __post_init__(self) -> None:
+        check_kind(self.name, "str", "name")
+        check_kind(self.truth, "dtl.data.Truth", "truth", optional=True)
+        check_mapping(self.views, "views")
         sizes = {part: check_kind(dataset, "dtl.ImageDataset", part).size for part, dataset in self.parts.items()}
         if len(set(sizes.values())) > 1:
             raise InputError(f"all images of a problem must have one size, but they have {sizes}")
@@ -336,9 +350,12 @@ class TransferProblem:
         >>> dtl.load("testbed").accuracy([[True, True, False]], [0, 0, 1])
         array([0.66666667])
         """
-        _, groups, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+        correct, labels = floats(correct, "correct", 2), floats(labels, "labels", 1)
+        if correct.shape[1:] != labels.shape:
+            raise InputError(f"give one label for each of {correct.shape[1]} examples, not {len(labels)}")
+        _, groups, counts = np.unique(labels, return_inverse=True, return_counts=True)
         weights = 1 / counts[groups] if self.per_class_accuracy else None
-        return np.average(np.asarray(correct), axis=1, weights=weights)
+        return np.average(correct, axis=1, weights=weights)
 
 
 PLAIN = "plain"  # the view that changes nothing
@@ -395,15 +412,8 @@ def load(name: str, root: str | Path | None = None, **options: object) -> Transf
     except TypeError as error:
         known = ", ".join(key for key in signature.parameters if key != "target")
         raise InputError(f"problem {name!r}: {error}; its options are {known}") from None
-    if given.get("seed") is not None:
-        whole("seed", given["seed"], 0)
     hints = get_type_hints(function)
-    for key, value in given.items():
-        kinds = get_args(hints[key])
-        if Path in kinds and not (value is None and type(None) in kinds):
-            if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-                raise InputError(f"{key} must name a folder or file, not {value!r}")
-            given[key] = os.path.abspath(os.path.expanduser(value))
+    given = {key: hinted(value, hints[key], key) for key, value in given.items()}
     problem = function(**given)
     plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items() if k != "target"}
     try:
@@ -424,7 +434,8 @@ def reopen(
     >>> reopen(dtl.load("testbed", seed=1).origin).name
     'testbed-1'
     """
-    if "from_folders" in origin:  # as stores of version 0.1 say it
+    check_mapping(fingerprints or {}, "fingerprints")
+    if "from_folders" in check_mapping(origin, "origin"):  # as stores of version 0.1 say it
         origin = {"load": "folders", "options": origin["from_folders"]}
     problem = load(origin["load"], **origin.get("options", {}))
     other = [part for part, digest in problem.fingerprints.items() if fingerprints and digest != fingerprints[part]]

@@ -88,7 +88,7 @@ def checked_design(included: Any, design: str | None) -> str:
     ('balanced', 'random')
     """
     if design is None:
-        if len(included) % 2 or not _are_complements(included):
+        if _shape(included)[0] % 2 or not _are_complements(included):
             return "random"
         return "balanced" if is_balanced(included) else "paired"
     choice(design, DESIGNS, "design")
@@ -103,7 +103,7 @@ def is_balanced(included: Any) -> bool:
     >>> is_balanced(subset_masks(20, 38)), is_balanced(subset_masks(20, 40))
     (True, False)
     """
-    m, n_units = included.shape
+    m, n_units = _shape(included)
     length = block_length(n_units)
     if m % length:
         return False
@@ -112,8 +112,14 @@ def is_balanced(included: Any) -> bool:
     return not gram[~np.eye(n_units, dtype=bool)].any()
 
 
+def _shape(included: Any) -> tuple[int, int]:
+    if len(np.shape(included)) != 2:
+        raise InputError(f"included must be an array of masks, models x units, not {included!r}"[:300])
+    return included.shape
+
+
 def _are_complements(included: Any) -> bool:
-    last = len(included) // 2 * 2
+    last = _shape(included)[0] // 2 * 2
     return bool((included[0:last:2] != included[1:last:2]).all())
 
 
@@ -123,6 +129,7 @@ def groups_of(classes: Sequence[str], groups: Sequence[str] | Mapping[str, str])
     >>> groups_of(("cat", "dog", "car"), {"cat": "animal", "dog": "animal"})
     ('animal', 'animal', 'car')
     """
+    classes = several(classes, "classes")
     if isinstance(groups, Mapping):
         unknown = [name for name in groups if name not in classes]
         if unknown:
@@ -140,7 +147,7 @@ def open_groups(classes: Sequence[str], groups: Sequence[str], chosen: Iterable[
     >>> open_groups(("cat", "dog", "car", "bus"), ("animal", "animal", "vehicle", "vehicle"), ["animal"])
     ('cat', 'dog', 'vehicle', 'vehicle')
     """
-    chosen = list(chosen)
+    classes, groups, chosen = several(classes, "classes"), several(groups, "groups"), several(chosen, "chosen")
     unknown = set(chosen) - set(groups)
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))} is none of the groups {', '.join(dict.fromkeys(groups))}")

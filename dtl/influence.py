@@ -158,6 +158,7 @@ class Influence:
 
         >>> influence.check(problem, by="class")
         """
+        check_kind(problem, "dtl.TransferProblem", "problem")
         name, has = self.problem or "arrays", self.by or "other"
         theirs = problem.fingerprints if self.data else {}
         differ = [part for part, digest in theirs.items() if self.data.get(part) != digest]

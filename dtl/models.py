@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dtl._checks import InputError
+from dtl._checks import InputError, check_kind, several, whole
 from dtl._patches import Patches
 
 torchvision: Any = lazy_loader.load("torchvision")  # takes as long as torch itself, and our own nets do without
@@ -31,7 +31,8 @@ class Nets(nn.Module):
 
     def __init__(self, model: str, n_classes: int, n_models: int = 1, widths: Sequence[int] = ()) -> None:
         super().__init__()
-        self.model, self.n_models, self.widths = model, n_models, tuple(widths) or WIDTHS.get(model, ())
+        n_classes, n_models = whole("n_classes", n_classes, 1), whole("n_models", n_models, 1)
+        self.model, self.n_models, self.widths = model, n_models, several(widths, "widths") or WIDTHS.get(model, ())
         self.backbone, self.n_features = _backbone(model, n_models, self.widths)
         self.weight = nn.Parameter(torch.empty(n_models, self.n_features, n_classes))
         self.bias = nn.Parameter(torch.zeros(n_models, 1, n_classes))
@@ -70,7 +71,7 @@ def initialise(model: str, n_classes: int, seeds: Sequence[int], widths: Sequenc
     >>> nets.n_models
     2
     """
-    if len(seeds) > 1 and model not in PARALLEL:
+    if len(several(seeds, "seeds")) > 1 and model not in PARALLEL:
         raise InputError(f"{model} runs one model at a time: set models_at_once=1 in the recipe")
     states = []
     with _SEEDING, torch.random.fork_rng(devices=[]):
@@ -88,13 +89,14 @@ def blank(model: str, n_classes: int, n_models: int = 1, widths: Sequence[int] =
 
 def stack(states: Sequence[dict[str, torch.Tensor]], model: str, n_classes: int, widths: Sequence[int] = ()) -> Nets:
     """Single nets, by their states, side by side; `states_of` takes them apart again."""
-    nets = blank(model, n_classes, len(states), widths)
+    nets = blank(model, n_classes, len(several(states, "states")), widths)
     nets.load_state_dict({k: torch.cat([s[k] for s in states]) if v.ndim else v for k, v in states[0].items()})
     return nets
 
 
 def states_of(nets: Nets) -> list[dict[str, torch.Tensor]]:
     """The state of each net of a stack on its own, views."""
+    check_kind(nets, "dtl.models.Nets", "nets")
     parts = {k: v.chunk(nets.n_models) if v.ndim else [v] * nets.n_models for k, v in nets.state_dict().items()}
     return [{k: v[i] for k, v in parts.items()} for i in range(nets.n_models)]
 
@@ -105,7 +107,8 @@ def unstack(nets: Nets) -> list[Nets]:
     >>> [net.n_models for net in dtl.models.unstack(dtl.models.initialise("small", 24, seeds=[0, 1]))]
     [1, 1]
     """
-    singles = (stack([state], nets.model, nets.n_classes, nets.widths) for state in states_of(nets))
+    states = states_of(nets)
+    singles = (stack([state], nets.model, nets.n_classes, nets.widths) for state in states)
     return [net.to(nets.weight.device).eval() for net in singles]
 
 

@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from scipy import stats
 
 from dtl import _drawing as draw
-from dtl._checks import InputError, check_kind, check_number, choice
+from dtl._checks import InputError, check_kind, check_number, choice, floats, real, several
 from dtl._drawing import CATEGORIES, FAINT, HELPS, HURTS, INK, MUTED, NEUTRAL, WIDTH, shown, verbatim
 from dtl._pictures import image_grid, images, pairs, strips
 
@@ -144,6 +144,7 @@ def influence_bars(
     >>> ax = dtl.plots.influence_bars(influence, "sky", images=problem.source, title="sky")
     """
     influence = draw.named_by(influence, images)
+    check_number(n_images, 1, 100, "n_images, the pictures of a class,")
     table, names = strongest(influence, target, k), shown(influence.names[0])
     helpful = (table.value > 0).to_numpy()
     y = np.arange(len(table)) + 0.6 * (~helpful if helpful.any() else 0)  # a gap between the two sides
@@ -283,6 +284,7 @@ def reliability_curve(table: pd.DataFrame, threshold: float = 0.8, ax: Axes | No
     >>> ax = dtl.plots.reliability_curve(table)
     """
     check_kind(table, "pandas.DataFrame", "table")
+    threshold = real("threshold", threshold)
     missing = {"models", "reliability"} - set(table.columns)
     if missing:
         raise InputError(f"the table has no column {', '.join(sorted(missing))}: it needs models and reliability.")
@@ -368,14 +370,14 @@ def masks(masks: np.ndarray, names: Sequence[str] | None = None, ax: Axes | None
 
     >>> ax = dtl.plots.masks(dtl.subset_masks(24, 40), problem.source.classes)
     """
-    masks = np.asarray(masks)
+    masks = floats(masks, "masks", 2)
     n_models, n_units = masks.shape
-    labels = [verbatim(name) for name in shown(range(n_units) if names is None else names)]
+    labels = [verbatim(name) for name in shown(range(n_units) if names is None else several(names, "names"))]
     if len(labels) != n_units:
         raise InputError(f"there are {len(labels)} names for {n_units} source classes: give one for each.")
     ax = draw.new_axes(ax, height=min(1.2 + 0.2 * n_units, 12))
     sns.heatmap(
-        masks.T.astype(float), cmap=ListedColormap([FAINT, INK]), yticklabels=labels,
+        masks.T, cmap=ListedColormap([FAINT, INK]), yticklabels=labels,
         vmin=0, vmax=1, cbar=False, linewidths=0.8 if n_models <= 100 else 0, linecolor="white", rasterized=True, ax=ax,
     )  # fmt: skip
     step = 10 if n_models > 20 else 5 if n_models > 10 else 1

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 
-from dtl._checks import InputError, check_kind, check_number, choice, floats
+from dtl._checks import InputError, check_kind, check_number, choice, floats, real
 from dtl.design import block_length
 from dtl.influence import Influence, estimate_influence, group_means
 
@@ -85,9 +85,11 @@ def subpopulations(
     """
     included, outputs = floats(masks, "masks").astype(bool), floats(outputs, "outputs")
     choice(side, SIDES, "side")
+    check_number(seed, 0, 2**32 - 1, "seed")
     n = outputs.shape[1]
-    if n < 3 or (n_groups is not None and not 2 <= n_groups < n):
-        raise InputError(f"n_groups must be at least 2 and below the number of examples, {n}, not {n_groups}")
+    if n < 3:
+        raise InputError(f"{n} examples are too few to group: give three or more")
+    check_number(2 if n_groups is None else n_groups, 2, n - 1, "n_groups, below the number of examples,")
     block = block_length(included.shape[1])
     half = len(included) // (2 * block) * block or len(included) // 4 * 2  # whole blocks, or else whole pairs
     if half < 2:
@@ -123,6 +125,8 @@ def wrong(study: "Study", split: str = "validation") -> np.ndarray:
     >>> len(dtl.projection.wrong(study)) < len(problem.target_validation)
     True
     """
+    if not hasattr(study, "outputs"):
+        raise InputError(f"study must be a dtl.Study or results of one, not {study!r}")
     right = study.outputs("correct", split=split).mean(0)
     order = np.argsort(right, kind="stable")
     return order[right[order] < 0.5]
@@ -145,6 +149,7 @@ def suspects(influence: Influence, example: int, k: int = 5, least: float = 0.0)
     n_classes, n = influence.values.shape
     check_number(example, 0, n - 1, "example, one of those of the influence,")
     check_number(k, 1, n_classes, "k, of the source classes,")
+    least = real("least", least)
     worst = np.argsort(influence.values[:, example], kind="stable")[:k]
     values, stderr = influence.values[worst, example], influence.stderr[worst, example]
     return worst[(values < 0) & (values <= -least * stderr)]

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from dtl._checks import InputError, check_kind, check_number, several
+from dtl._checks import InputError, check_kind, check_mapping, check_number, floats, several
 from dtl._retrain import Arm, retrain
 from dtl.influence import Influence
 from dtl.study import Study
@@ -61,10 +61,15 @@ def removal_curve(
     >>> curve.test.sizes["count"]
     3
     """
+    check_mapping(given or {}, "given")
     own = orders if isinstance(orders, Mapping) else {}
     given = dict(given or {}) | {name: classes for name, classes in own.items() if classes is not None}
     orders = list(several(orders, "orders"))
     check_kind(study, "dtl.Study", "study")
+    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
+    check_number(0 if seed is None else seed, 0, 2**32, "seed")
+    if accuracy is not None and not callable(accuracy):
+        raise InputError(f"accuracy must be a function of correct and labels, not {accuracy!r}")
     counts, n_source = np.atleast_1d(np.array(counts, dtype=object)).tolist(), study.n_units
     _check(study, influence, counts, orders, given)
     counts = sorted({0, *counts})
@@ -237,5 +242,14 @@ def newcombe(shares: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.
     >>> round(float(low), 3), round(float(high), 3)
     (0.051, 0.336)
     """
-    (p, low, high), (p0, low0, high0) = shares, reference
+    (p, low, high), (p0, low0, high0) = (
+        _three(of, name) for of, name in ((shares, "shares"), (reference, "reference"))
+    )
     return p - p0 - np.hypot(p - low, high0 - p0), p - p0 + np.hypot(high - p, p0 - low0)
+
+
+def _three(ends: np.ndarray, what: str) -> np.ndarray:
+    ends = floats(ends, what)
+    if ends.shape[:1] != (3,):
+        raise InputError(f"{what} must be proportion, low and high along the first dimension, not {ends.shape}")
+    return ends

@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 import zarr
 
-from dtl._checks import InputError, choice
+from dtl._checks import InputError, check_kind, choice
 from dtl.design import DESIGNS, is_balanced
 from dtl.engine.files import decoded, rounded, save, shipped, unpacked, write
 from dtl.engine.store import ARRAYS, OUTPUTS, SPLITS, local_folder, marks_of, open_store, read
@@ -49,6 +49,9 @@ class Results:
     data: xr.Dataset
     parts: Mapping[str, xr.Dataset] = field(default_factory=dict)
     manifest: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_kind(self.data, "xarray.Dataset", "data")
 
     def __getitem__(self, name: str) -> xr.Dataset:
         if name not in self.parts:
@@ -125,14 +128,14 @@ class Results:
         if isinstance(by, str):
             choice(by, ("class", "all"), "grouping by")
             groups, said, part = labels, by, "common" if by == "all" else part
-        few = None if groups is None or target == "these" else np.bincount(groups).min()
-        if few is not None and few < FEW:
-            logger.warning("%d %s images are few for a target: the errors are as uncertain as that", few, split)
         if method is None:
             mixed = np.ptp(masks.sum(axis=1)) > 0 if is_balanced(masks) else len(masks) >= 2 * masks.shape[1]
             method = "ols" if settings["design"] == "balanced" and mixed else "difference"
         design = settings["design"] if settings["design"] in DESIGNS else None
         found = estimate_influence(masks, outputs, method, design, groups, part, target)
+        few = FEW if groups is None or target == "these" else np.bincount(groups).min()
+        if few < FEW:
+            logger.warning("%d %s images are few for a target: the errors are as uncertain as that", few, split)
         targets = tuple(map(str, range(found.values.shape[1])))
         if part == "common":
             targets = ("whole target",)
@@ -176,7 +179,9 @@ class Results:
         python book/results/run.py balanced --scale cpu
         commit ...
         """
-        pieces = self.manifest["runs"][run]
+        runs = self.manifest.get("runs", {})
+        choice(run, runs, "part of shipped results")
+        pieces = runs[run]
         took = f"{sum(piece['seconds'] for piece in pieces) / 60:.0f} minutes"
         took += f" in {len(pieces)} pieces" if len(pieces) > 1 else ""
         commits, places = (", ".join(dict.fromkeys(piece[key] for piece in pieces)) for key in ("commit", "hardware"))

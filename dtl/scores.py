@@ -20,14 +20,14 @@ import torch
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from dtl._checks import InputError, check_kind, choice
+from dtl._checks import InputError, check_kind, check_mapping, check_number, choice, floats, path_of, several
 from dtl._scores import gbc, h_score, knn, lda, leep, logme, n_leep, nce, ot_nce, otdd, parc, probe, transrate
 from dtl.data import ImageDataset, TransferProblem
 from dtl.design import block_length
 from dtl.influence import estimate_influence
-from dtl.models import Nets
+from dtl.models import Nets, check_model
 from dtl.training import Recipe
-from dtl.transfer import embed, transfer
+from dtl.transfer import REGIMES, embed, transfer
 
 if TYPE_CHECKING:
     from dtl.results import Results
@@ -78,9 +78,6 @@ def _judged(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of nets that have seen the classes `present` (models, K): scores and, last, the probe's accuracy on validation
     images, and the seconds of each score. Scores see at most 20 images of each source class."""
-    for name in scores:
-        choice(name, SCORES, "score")
-    choice(split, ("train", "validation", "test"), "split")
     target, of_source = problem.parts[f"target_{split}"], problem.source.labels.numpy()
     few = np.concatenate([np.flatnonzero(of_source == k)[:20] for k in range(problem.source.n_classes)])
     found = embed(nets, target, problem.source, recipe, present)
@@ -96,6 +93,15 @@ def _judged(
             seconds[i, k] = time.perf_counter() - start
     values[:, -1] = transfer(nets, problem, seeds, recipe, "fixed")["validation"].correct.float().mean(1).cpu()
     return values, seconds
+
+
+def _known(scores: Sequence[str], split: str) -> tuple[str, ...]:
+    """The names of scores; InputError for an unknown one, or an unknown split."""
+    scores = several(scores, "scores")
+    for name in scores:
+        choice(name, SCORES, "score")
+    choice(split, ("train", "validation", "test"), "split")
+    return scores
 
 
 def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -125,8 +131,11 @@ def agreement(
     >>> found.r.sel(predictor="a").item().__round__(2)
     0.98
     """
-    names, y = list(values), np.asarray(truth, dtype=np.float64)
-    x = np.stack([np.asarray(values[name], dtype=np.float64) for name in names])
+    check_number(draws, 1, 10**7, "draws")
+    check_number(seed, 0, 2**32, "seed")
+    names, y = list(check_mapping(values, "values")), floats(truth, "truth", 1)
+    choice(against, [None, *names], "predictor against =")
+    x = floats([values[name] for name in names], "values", 2)
     if len(y) < 4 or x.shape[1] != len(y) or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise InputError(f"agreement needs finite values of at least four models, not {x.shape} and {y.shape}")
     index = np.random.default_rng(seed).integers(len(y), size=(draws, len(y)))
@@ -150,6 +159,10 @@ def cross_fitted(masks: np.ndarray, outputs: np.ndarray, folds: int = 5) -> np.n
     >>> round(float(np.corrcoef(found, masks @ np.arange(10.0))[0, 1]), 3)
     0.891
     """
+    masks, outputs = floats(masks, "masks", 2).astype(bool), floats(outputs, "outputs")
+    check_number(folds, 2, 10**6, "folds")
+    if outputs.shape != masks.shape[:1]:
+        raise InputError(f"give masks, models x classes, and an output of each, not {masks.shape}, {outputs.shape}")
     block = block_length(masks.shape[1])
     part = np.arange(len(masks)) // block if len(masks) >= 2 * block else np.arange(len(masks)) // 2 % folds
     found = np.empty(len(masks))
@@ -191,9 +204,10 @@ def benchmark(
     check_kind(study, "dtl.Study", "study")
     truth = truth or ("full" if "full" in study.transfer else study.transfer[0])
     choice(truth, study.transfer, "truth")
+    scores = _known(scores, split)
     if study.unit != "class":
         raise InputError("a benchmark needs a study of classes: a subset of examples leaves no head of a class out")
-    if replicate is not None and not np.array_equal(replicate.masks, study.masks):
+    if replicate is not None and not np.array_equal(getattr(replicate, "masks", ()), study.masks):
         raise InputError("replicate must hold the same subsets: make it with design=study.masks and another seed")
     problem, masks, numbers = study.problem, study.masks, study.results["model"].values
     values, seconds = np.empty((len(masks), len(scores) + 1)), np.empty((len(masks), len(scores)))
@@ -232,7 +246,8 @@ def pretrained(model: str, file: str | Path) -> Nets:
     ...     dtl.scores.pretrained("resnet18", f"{folder}/resnet18.pth").n_classes
     5
     """
-    state, nets = torch.load(file, map_location="cpu", weights_only=True), Nets(model, 2)
+    check_model(model)
+    state, nets = torch.load(path_of(file, "file"), map_location="cpu", weights_only=True), Nets(model, 2)
     known = nets.backbone.state_dict().keys()
     head = [value for key, value in state.items() if key not in known and "aux" not in key.lower()]
     if known - state.keys() or len(head) != 2 or tuple(head[0].shape) != (len(head[1]), nets.n_features):
@@ -273,8 +288,13 @@ def choose(
     True
     """
     check_kind(problem, "dtl.TransferProblem", "problem")
-    if len(candidates) < 4 or seeds < 2:
-        raise InputError(f"give four candidates or more, and two seeds or more, not {len(candidates)} and {seeds}")
+    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
+    if len(check_mapping(candidates, "candidates")) < 4:
+        raise InputError(f"give four candidates or more, not {len(candidates)}")
+    for name, candidate in candidates.items():
+        check_kind(candidate, "dtl.scores.Candidate", f"candidate {name!r}")
+    choice(truth, REGIMES, "truth")
+    scores = _known(scores, split)
     values, accuracy = [], np.empty((len(candidates), seeds))
     for c, (nets, source, recipe) in enumerate(candidates.values()):
         own, present = replace(problem, source=source, truth=None), np.ones((1, nets.n_classes), dtype=bool)

@@ -169,6 +169,8 @@ class Study:
         """
         masks = self._subsets(n_models)
         check_number(start, 0, len(masks) - 1, "start")
+        if client is not None and not hasattr(client, "get_executor"):
+            raise InputError(f"client must be a distributed.Client, not {client!r}")
         whole_store = self.store.ready and not repair and not marks_of(self.store.open()).lost
         if whole_store and done_in(self.stores, len(masks))[start:].all():
             return self  # also where the store cannot be written to

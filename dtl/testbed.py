@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 from torch.nn import functional as F
 
-from dtl._checks import InputError
+from dtl._checks import InputError, check_kind
 from dtl.data import ImageDataset, TransferProblem, Truth
 from dtl.influence import Influence
 
@@ -207,7 +207,7 @@ def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[st
     """
     from sklearn.metrics import roc_auc_score  # takes as long to import as some models to train
 
-    truth = problem.truth
+    truth = check_kind(problem, "dtl.TransferProblem", "problem").truth
     if truth is None or "irrelevant" not in truth.role:
         raise InputError(f"problem {problem.name} has no planted classes to score against: use dtl.load('testbed')")
     n = len(problem.target_validation)
@@ -248,7 +248,7 @@ def score_examples(suspicion: ArrayLike, problem: TransferProblem) -> dict[str, 
     """
     from sklearn.metrics import roc_auc_score
 
-    suspicion, truth = np.asarray(suspicion), problem.truth
+    suspicion, truth = np.asarray(suspicion), check_kind(problem, "dtl.TransferProblem", "problem").truth
     if truth is None or truth.example_role is None or truth.copy_of is None or truth.moved is None:
         raise InputError(f"no example is planted in problem {problem.name}: use dtl.load('testbed-examples')")
     if suspicion.shape != truth.copy_of.shape:

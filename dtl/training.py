@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 from pydantic.dataclasses import dataclass
 
 from dtl._batches import Batches, Images
-from dtl._checks import InputError, in_plain_words
+from dtl._checks import InputError, check_images, check_kind, choice, floats, in_plain_words, real, several, whole
 from dtl._step import enough_memory, step_of
 from dtl._streams import stream
 from dtl.models import WIDTHS, Nets, blank, check_model, initialise
@@ -91,6 +91,7 @@ class Recipe:
 
 def check_size(recipe: Recipe, height: int, width: int) -> None:
     """InputError if images are too small for the recipe, found out without computing much."""
+    check_kind(recipe, "dtl.Recipe", "recipe")
     if recipe.augment >= min(height, width):
         times = (height + 2 * recipe.augment) * (width + 2 * recipe.augment) / (height * width)
         raise InputError(
@@ -116,6 +117,10 @@ def images_of(masks: np.ndarray, source: Images, unit: str = "class") -> np.ndar
     >>> bool((dtl.training.images_of(one_class_each, problem.source).sum(1) == problem.source.counts).all())
     True
     """
+    choice(unit, ("class", "example"), "unit")
+    n = check_images(source, "source").n_classes if unit == "class" else len(source)
+    if floats(masks, "masks").shape[1:] != (n,):
+        raise InputError(f"masks must be bool, models x {n}, not {np.shape(masks)}")
     return masks[:, source.labels.numpy()] if unit == "class" else masks
 
 
@@ -125,7 +130,7 @@ def schedule(n: int, recipe: Recipe) -> tuple[int, int]:
     >>> dtl.training.schedule(70, dtl.Recipe(epochs=3, batch_size=32))         # the incomplete batch is dropped
     (6, 32)
     """
-    batch = min(recipe.batch_size, n)
+    batch = min(check_kind(recipe, "dtl.Recipe", "recipe").batch_size, whole("n", n, 0))
     return recipe.steps or recipe.epochs * (n // batch), batch
 
 
@@ -153,7 +158,7 @@ def draw_plan(
 
     Everything random about a model comes from its own generator: the order of all steps first, then their draws.
     """
-    orders = [draw_order(own, *size, r) for own, r in zip(examples, rng, strict=True)]
+    orders = [draw_order(own, *size, r) for own, r in zip(several(examples, "examples"), rng, strict=True)]
     draws = [batches.draw(order, r) for order, r in zip(orders, rng, strict=True)]
     order, drawn = (torch.from_numpy(np.stack(part, 1)) for part in (orders, draws))
     return Plan(order, drawn, torch.from_numpy(learning_rates(size[0], lr, warmup)))
@@ -161,6 +166,8 @@ def draw_plan(
 
 def draw_order(examples: np.ndarray, steps: int, batch: int, rng: np.random.Generator) -> np.ndarray:
     """(steps, batch) of these examples: a new permutation each epoch, the incomplete batch dropped."""
+    if np.ndim(examples) != 1:
+        raise InputError(f"examples must be numbers of images, not {examples!r}")
     per_epoch = len(examples) // batch
     epochs = [rng.permutation(examples)[: per_epoch * batch] for _ in range(-(-steps // per_epoch))]
     return np.concatenate(epochs)[: steps * batch].reshape(steps, batch)
@@ -174,6 +181,7 @@ def learning_rates(steps: int, lr: float, warmup: float) -> np.ndarray:
     >>> dtl.training.learning_rates(4, 1.0, 0.4).round(3)
     array([0.04 , 1.   , 0.667, 0.333])
     """
+    steps, lr, warmup = whole("steps", steps, 0), real("lr", lr), real("warmup", warmup)
     step, first, last = np.arange(steps), lr / 25, lr / 250_000
     warmup = warmup if warmup * (steps + 1) != 1 else np.nextafter(warmup, 1)  # a peak at step 0 divides by zero
     peak = warmup * (steps + 1) - 1
@@ -196,6 +204,7 @@ def fit(
     absent : (models, classes) bool, logits that are left out of the loss
     only_head : train the heads alone; the statistics of BatchNorm adapt all the same
     """
+    check_kind(nets, "dtl.models.Nets", "nets")
     device = batches.labels.device
     absent = torch.zeros(nets.n_models, nets.n_classes, dtype=torch.bool) if absent is None else absent
     order, absent, rates = plan.order.to(device), absent.to(device), plan.lr.to(device)
@@ -227,6 +236,7 @@ def train_sources(
     >>> nets.n_models
     4
     """
+    check_kind(recipe, "dtl.Recipe", "recipe")
     device, seen, labels = resolve_device(device), images_of(masks, source, unit), source.labels.numpy()
     sizes = {schedule(int(n), recipe) for n in seen.sum(1)}
     if len(sizes) > 1:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from dtl._batches import Batches, Images
-from dtl._checks import InputError
+from dtl._checks import InputError, check_images, check_kind, floats, real, several, whole
 from dtl._step import enough_memory
 from dtl._streams import stream
 from dtl.data import TransferProblem
@@ -68,11 +68,16 @@ def embed(
     >>> found.probabilities.shape == (2, len(problem.target_test), problem.source.n_classes)
     True
     """
-    if nets.n_classes != like.n_classes:
+    check_kind(nets, "dtl.models.Nets", "nets")
+    check_kind(recipe, "dtl.Recipe", "recipe", optional=True)
+    check_images(images, "images")
+    if nets.n_classes != check_images(like, "like").n_classes:
         raise InputError(f"the nets have {nets.n_classes} source classes, not the {like.n_classes} of this source")
     x = finite(features(nets, images.batches(like, nets.weight.device), recipe or Recipe()))
     logits = torch.baddbmm(nets.bias.detach(), x, nets.weight.detach()).cpu()
     if present is not None:
+        if floats(present, "present").shape != (nets.n_models, nets.n_classes):
+            raise InputError(f"present must be bool, {(nets.n_models, nets.n_classes)}, not {np.shape(present)}")
         logits = logits.masked_fill(~torch.as_tensor(present)[:, None], -torch.inf)
     return Embedding(x.cpu(), logits)
 
@@ -102,6 +107,11 @@ def target_logits(
     nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, regime: str
 ) -> dict[str, torch.Tensor]:
     """Logits of the transferred nets on each of `problem.judges`, (models, n, classes); see `transfer`."""
+    check_kind(nets, "dtl.models.Nets", "nets")
+    check_kind(problem, "dtl.TransferProblem", "problem")
+    check_kind(recipe, "dtl.Recipe", "recipe")
+    if len(several(seeds, "seeds")) != nets.n_models:
+        raise InputError(f"give one seed for each of {nets.n_models} nets, not {len(seeds)}")
     if regime not in REGIMES:
         raise InputError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
     device, train = nets.weight.device, problem.target_train
@@ -124,6 +134,7 @@ def target_logits(
 
 def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, only_head: bool) -> None:
     """SGD on the target's training images, in place, each model in its own order."""
+    check_kind(problem, "dtl.TransferProblem", "problem")
     batch = min(recipe.batch_size, len(problem.target_train))
     size = recipe.finetune_epochs * (len(problem.target_train) // batch), batch
     if recipe.finetune_weight_decay is not None:
@@ -142,6 +153,7 @@ def fit_target(
     only_head: bool = False,
 ) -> None:
     """(steps, batch) = `size` of SGD on the target's training images, with the random stream of a purpose."""
+    check_kind(problem, "dtl.TransferProblem", "problem")
     batches = problem.target_train.batches(problem.source, nets.weight.device, recipe.augment)
     examples = [np.arange(len(problem.target_train))] * len(seeds)
     plan = draw_plan(examples, size, [stream(purpose, seed) for seed in seeds], batches, lr, recipe.warmup)
@@ -151,7 +163,7 @@ def fit_target(
 @torch.inference_mode()
 def features(nets: Nets, batches: Batches, recipe: Recipe) -> torch.Tensor:
     """Features of all images under every net, in eval mode, (models, n, n_features) float32."""
-    nets.eval()
+    check_kind(nets, "dtl.models.Nets", "nets").eval()
     device = batches.labels.device
     each = nets.n_models * batches.size[0] * batches.size[1]
     # on a CPU as few images at a time as its cache holds for all nets, which is up to four times as fast
@@ -162,7 +174,7 @@ def features(nets: Nets, batches: Batches, recipe: Recipe) -> torch.Tensor:
 
 def finite(x: torch.Tensor) -> torch.Tensor:
     """Features as they are, or an error that names the nets whose features are not finite."""
-    if not torch.isfinite(x).all():
+    if not torch.isfinite(check_kind(x, "torch.Tensor", "features")).all():
         diverged = (~torch.isfinite(x).all(2).all(1)).nonzero().flatten().tolist()
         raise RuntimeError(f"features of nets {diverged} are not finite: training diverged, so lower the learning rate")
     return x
@@ -191,8 +203,11 @@ def solve_probes(
     >>> weight.shape, bias.shape
     (torch.Size([8, 64, 4]), torch.Size([8, 1, 4]))
     """
-    n = x.shape[1]
-    mean, std = finite(x).mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
+    n, n_classes = finite(x).shape[1], whole("n_classes", n_classes, 2)
+    l2, tolerance, max_steps = real("l2", l2), real("tolerance", tolerance), whole("max_steps", max_steps, 1)
+    if check_kind(labels, "torch.Tensor", "labels").shape != (n,):
+        raise InputError(f"labels must be one for each of {n} images, not {tuple(labels.shape)}")
+    mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
     std = torch.where(std > 1e-6 * std.amax(2, keepdim=True).clamp(min=1e-30), std, torch.inf)  # dead features: out
     z = x.new_ones(len(x), x.shape[2] + 1, n)  # the ones are the intercept's; with examples last, steps are fast
     z[:, :-1] = ((x - mean) / std).mT
@@ -231,6 +246,7 @@ def solve_probes(
 
 def outputs(logits: torch.Tensor, labels: torch.Tensor) -> Outputs:
     """What logits (models, n, classes) say of examples with labels (n,)."""
+    check_kind(logits, "torch.Tensor", "logits")
     index = labels.expand(len(logits), -1)[..., None]
     true = logits.gather(2, index)[..., 0]
     others = logits.scatter(2, index, -torch.inf)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from scipy.stats import false_discovery_control
 
 from dtl import _html, plots
-from dtl._checks import InputError, check_kind, check_number, choice
+from dtl._checks import InputError, check_images, check_kind, check_number, choice, several
 from dtl._drawing import named_by, shown
 from dtl.projection import project
 
@@ -56,11 +56,12 @@ def picker(
     >>> dtl.widgets.picker(["sky", "chess"], drawn, alts, description="target").children[0].options
     (('sky', 0), ('chess', 1))
     """
-    names = shown(names, 60)
+    names = shown(several(names, "names"), 60)
+    check_kind(description, "str", "description")
     captions = [""] * len(names) if captions is None else captions
     drawn = names if callable(figures) else figures
     for what, given in {"alts": alts, "captions": captions, "figures": drawn}.items():
-        if len(given) != len(names) or not names:
+        if len(several(given, what)) != len(names) or not names:
             raise InputError(f"there are {len(given)} {what} for {len(names)} names: give names, and one for each.")
     empty = [name for name, alt in zip(names, alts, strict=True) if not alt.strip()]
     if empty:
@@ -219,6 +220,9 @@ def flag_slider(
     >>> ranking = pd.DataFrame({"source": np.arange(40)})
     >>> slider = dtl.widgets.flag_slider(ranking, problem.source, hits=np.arange(40) < 6)
     """
+    check_kind(ranking, "pandas.DataFrame", "ranking")
+    check_images(images, "images")
+    check_number(k, 1, 100, "k, the images shown,")
     hits = np.asarray(hits)
     if hits.dtype != bool or len(hits) != len(ranking) or not hits.any():
         raise InputError(f"hits must be one truth value for each of {len(ranking)} rows, some of them true.")
@@ -252,6 +256,7 @@ def influence_alt(table: pd.DataFrame, target: str) -> str:
     >>> text.startswith("Bar chart, values ± standard errors: helpful for sky: ")
     True
     """
+    check_kind(table, "pandas.DataFrame", "table")
     helpful, harmful = (", ".join(side) or "none" for side in _sides(table))
     text = f"Bar chart, values ± standard errors: helpful for {target}: {helpful}; harmful: {harmful}."
     unclear = table["name"][table["verdict"] == "unclear"].tolist()

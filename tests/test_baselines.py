@@ -143,7 +143,9 @@ def test_sums_of_classes(problem):
 
 
 def test_trak_refuses_bad_input_before_it_trains(problem, monkeypatch):
-    with pytest.raises(ValueError, match="dimension must lie in 1..480, the source examples, not 481"):
+    with pytest.raises(
+        ValueError, match="dimension, at most the source examples, must be one whole number in 1..480, not 481"
+    ):
         dtl.baselines.trak(problem, dimension=481)
     with pytest.raises(ValueError, match="unknown split 'all'"):
         dtl.baselines.trak(problem, split="all")

@@ -448,9 +448,9 @@ def test_an_unreadable_image_is_named(tmp_path, folders, name):
     ("option", "message"),
     [
         ({"size": 0}, "size, in pixels, must be a whole number of at least 1, not 0"),
-        ({"size": 16.0}, "size, in pixels, must be a whole number of at least 1, not 16.0"),
+        ({"size": 16.0}, "size must be a whole number of at least 0, not 16.0"),
         ({"size": "16"}, "not '16'"),
-        ({"holdout": "0.2"}, "holdout must lie"),
+        ({"holdout": "0.2"}, "holdout must be one finite number"),
         ({"holdout": 0}, "holdout must lie strictly between 0 and 0.5, not 0"),
         ({"holdout": 0.5}, "holdout must lie"),
         ({"limit": 0}, "limit, in images a class, must be a whole number of at least 1, not 0"),

@@ -1,38 +1,21 @@
-"""What a function takes that is of another kind altogether is refused in one sentence."""
+"""What a function takes that is of another kind altogether is refused in one sentence, argument by argument."""
 
+import doctest
 import importlib
 import inspect
-from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, cast
 
 import pytest
 
 import dtl
 from dtl._checks import InputError
 
-ROOMS = "baselines bias bound data influence leakage plots projection removal scores testbed widgets".split()
-# not checked yet: small parts that other functions, and pages, are made of
-SPARED = """baselines.class_sums bound.cost data.reopen leakage.pool plots.masks projection.wrong removal.newcombe
-    scores.agreement scores.cross_fitted scores.pretrained testbed.score testbed.score_examples widgets.flag_slider
-    widgets.influence_alt widgets.picker""".split()
-
-
-def functions() -> dict[str, Callable[..., Any]]:
-    """Public functions that need an argument, by name."""
-    found = {f"dtl.{name}": getattr(dtl, name) for name in vars(dtl)["__all__"]}
-    for room in ROOMS:
-        module = importlib.import_module(f"dtl.{room}")
-        found |= {
-            f"{room}.{name}": f for name, f in vars(module).items() if getattr(f, "__module__", "") == f"dtl.{room}"
-        }
-    public = {name: f for name, f in found.items() if inspect.isfunction(f) and name.split(".")[1][0] != "_"}
-    return {name: f for name, f in public.items() if needed(f) and name not in SPARED}
-
-
-def needed(function) -> list[inspect.Parameter]:
-    return [
-        p for p in inspect.signature(function).parameters.values() if p.default is p.empty and p.kind < p.VAR_POSITIONAL
-    ]
+ROOMS = """baselines bias bound data design influence leakage models plots projection removal scores testbed training
+    transfer widgets""".split()
+# switches take whatever is true or false, texts whatever can be written
+LOADERS = "testbed.make", "testbed.make_examples"  # called by `dtl.load`
+TAKE_ALL = {"progress", "slider", "aligned", "title", "influence_alt target"}
 
 
 class Odd:
@@ -40,10 +23,86 @@ class Odd:
         return "<odd>"
 
 
+class Called(Exception):
+    """Ends an example at the call that is looked for."""
+
+
+def functions() -> dict[str, tuple[Any, str]]:
+    """Where each public function is, and its name there."""
+    places: dict[str, Any] = {"dtl": dtl} | {room: importlib.import_module(f"dtl.{room}") for room in ROOMS}
+    found = {}
+    for room, place in places.items():
+        for name in vars(dtl)["__all__"] if place is dtl else vars(place):
+            function, home = getattr(place, name), getattr(getattr(place, name), "__module__", "")
+            if inspect.isfunction(function) and name[0] != "_" and (place is dtl or home == f"dtl.{room}"):
+                found[f"{room}.{name}"] = place, name
+    return found
+
+
+def arguments(function: Any) -> list[inspect.Parameter]:
+    kinds = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+    return [p for p in inspect.signature(function).parameters.values() if p.kind not in kinds]
+
+
+def call_in_example(place: Any, name: str, names: dict[str, Any], patch: pytest.MonkeyPatch) -> Any:
+    """The arguments with which the example in its docstring calls a function; None without an example."""
+    function, calls = getattr(place, name), []
+
+    @wraps(function)
+    def record(*args: Any, **options: Any) -> None:
+        calls.append(inspect.signature(function).bind(*args, **options))
+        raise Called
+
+    patch.setattr(place, name, record)
+    module = importlib.import_module(function.__module__)
+    own = {**vars(module), name: record, **names}
+    try:
+        for example in doctest.DocTestParser().get_examples(function.__doc__ or ""):
+            if doctest.SKIP not in example.options:
+                exec(compile(example.source, name, "single"), own)
+    except Called:
+        pass
+    patch.undo()
+    return calls[0] if calls else None
+
+
 @pytest.mark.parametrize("name", functions())
-def test_another_kind_of_thing_is_refused(name, tmp_path, monkeypatch):
+def test_another_kind_of_thing_is_refused(name, names_in_examples, tmp_path, monkeypatch):
+    place, short = functions()[name]
+    function = getattr(place, short)
+    needed = [p.name for p in arguments(function) if p.default is p.empty]
+    if not needed:
+        return
     monkeypatch.chdir(tmp_path)
-    function = functions()[name]
     with pytest.raises(InputError) as refused:
-        function(*[Odd() for _ in needed(function)])
+        function(*[Odd() for _ in needed])
     assert "\n" not in str(refused.value) and not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("loader", ["testbed", "testbed-examples", "imagenet200-cifar10", "imagenet-pets"])
+def test_each_option_of_a_problem_is_checked(loader):
+    for option in arguments(dtl.data.options_of(loader)):
+        with pytest.raises(InputError, match=option.name):
+            dtl.load(loader, **{option.name: cast(Any, Odd())})
+
+
+@pytest.mark.parametrize("name", sorted({*functions()} - {*LOADERS}))
+def test_each_argument_of_another_kind_is_refused(name, names_in_examples, tmp_path, monkeypatch):
+    place, short = functions()[name]
+    function = getattr(place, short)
+    monkeypatch.chdir(tmp_path)
+    call = call_in_example(place, short, names_in_examples, monkeypatch)
+    accepted = []
+    for argument in arguments(function) if call else ():
+        if argument.name in TAKE_ALL or f"{short} {argument.name}" in TAKE_ALL:
+            continue
+        given = inspect.signature(function).bind(*call.args, **call.kwargs)
+        given.arguments[argument.name] = Odd()
+        try:
+            function(*given.args, **given.kwargs)
+            accepted.append(argument.name)
+        except InputError as error:
+            assert "\n" not in str(error)
+        except Exception as error:
+            accepted.append(f"{argument.name} ({type(error).__name__}: {error})")
+    assert not accepted

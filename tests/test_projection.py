@@ -88,8 +88,8 @@ def test_names_come_from_other_models_than_groups():
     ("change", "message"),
     [
         ({"side": "left"}, "unknown side 'left': choose one of helpful, harmful"),
-        ({"n_groups": 1}, "n_groups must be at least 2 and below the number of examples, 60, not 1"),
-        ({"n_groups": 60}, "n_groups must be at least 2"),
+        ({"n_groups": 1}, "n_groups, below the number of examples, must be one whole number in 2..59, not 1"),
+        ({"n_groups": 60}, "n_groups, below"),
         ({"outputs": np.zeros((240, 60))}, "0 source classes are clearly helpful"),
         ({"masks": dtl.subset_masks(20, 2), "outputs": np.ones((2, 60))}, "2 models are too few to halve"),
     ],

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from dtl._checks import InputError
+from dtl._checks import InputError, path_of
 from dtl.data import ImageDataset
 
 YOUNG = ("0-2", "3-9", "10-19", "20-29")  # bins of FairFace below thirty, as Salman et al. 2022 split it
@@ -32,7 +32,7 @@ def read_attributes(path: str | Path) -> pd.DataFrame:
     >>> read_attributes(file).Young.tolist()
     [True, False]
     """
-    path = Path(path)
+    path = path_of(path, "path")
     with path.open() as file:
         first = file.readline().strip()
     if first.isdigit():

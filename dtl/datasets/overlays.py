@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch.nn import functional as F
 
-from dtl._checks import InputError, check_kind, check_number
+from dtl._checks import InputError, check_kind, check_number, floats, real, several
 from dtl.data import ImageDataset
 
 Change = Callable[[torch.Tensor], torch.Tensor]  # uint8 (n, 3, h, w) -> uint8 of the same shape
@@ -222,14 +222,17 @@ def changed(dataset: ImageDataset, changes: Sequence[Change], which: ArrayLike) 
     >>> (both.images == part.images).flatten(1).all(1).tolist()
     [False, True]
     """
-    images, which = dataset.images.clone(), torch.as_tensor(np.asarray(which))
-    for number, change in enumerate(changes):
+    images = check_kind(dataset, "dtl.ImageDataset", "dataset").images.clone()
+    which = torch.from_numpy(floats(which, "which"))
+    if which.shape != (len(dataset),):
+        raise InputError(f"which must give a change, or -1, for each of {len(dataset)} images, not {[*which.shape]}")
+    for number, change in enumerate(several(changes, "changes")):
         if not callable(change):
             raise InputError(
                 f"an overlay is a function of images, such as dtl.datasets.overlays.Square(), not {change!r}"
             )
         chosen = which == number
-        found = change(images[chosen])
+        found: Any = change(images[chosen])
         if found.dtype != torch.uint8 or found.shape != images[chosen].shape:
             raise InputError(f"{change} must give uint8 images of the size it gets, not {found.dtype} {found.shape}")
         images[chosen] = found
@@ -263,7 +266,8 @@ def plant(
     check_kind(dataset, "dtl.ImageDataset", "dataset")
     if not isinstance(rate, Real) or not 0 <= float(rate) <= 1:
         raise InputError(f"rate is the share of images to change, between 0 and 1, not {rate}")
-    numbers = [dataset.classes.index(c) if c in dataset.classes else c for c in classes]
+    check_number(seed, 0, 2**32, "seed")
+    numbers = [dataset.classes.index(c) if c in dataset.classes else c for c in several(classes, "classes")]
     if not numbers or len(set(numbers)) < len(numbers):
         raise InputError(f"give one or more different classes to plant into, not {list(classes)}")
     rng, labels = np.random.default_rng(seed), dataset.labels.numpy()
@@ -298,8 +302,10 @@ def lean(
     >>> float(agrees.mean())
     0.9
     """
-    groups, labels = np.asarray(groups), dataset.labels.numpy()
-    if not 0 <= share <= 1:
+    labels = check_kind(dataset, "dtl.ImageDataset", "dataset").labels.numpy()
+    groups, changes = np.asarray(groups), several(changes, "changes")
+    check_number(seed, 0, 2**32, "seed")
+    if not 0 <= real("share", share) <= 1:
         raise InputError(f"share is that of images with the change of their class, between 0 and 1, not {share}")
     if len(changes) < 2 or groups.shape != (dataset.n_classes,) or set(groups) != set(range(len(changes))):
         raise InputError(
@@ -335,7 +341,9 @@ def even(
     >>> even([0, 0, 0, 0, 1, 1, 1, 1], [True, True, True, False] * 2, share=0.5).size
     4
     """
-    labels, attribute = np.asarray(labels), np.asarray(attribute)
+    labels, attribute, share = floats(labels, "labels"), np.asarray(attribute), real("share", share)
+    check_number(seed, 0, 2**32, "seed")
+    check_number(1 if n is None else n, 1, 10**9, "n, the images of each class,")
     if labels.shape != attribute.shape or attribute.dtype != bool:
         raise InputError(f"attribute must be bool, one for each of {len(labels)} labels, not {attribute.dtype}")
     if attribute.all() or not attribute.any():

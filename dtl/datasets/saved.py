@@ -1,7 +1,6 @@
 """Problems in one file each: pixels, labels, names, and what was planted."""
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dtl._checks import check_kind, path_of
 from dtl._files import load_tensors, save_tensors
 from dtl.data import ImageDataset, TransferProblem, Truth
 
@@ -19,7 +19,8 @@ def save(problem: TransferProblem, path: str | Path) -> Path:
     >>> dtl.load("file", path=dtl.datasets.saved.save(problem, "problem.safetensors")).name
     'testbed-0'
     """
-    path = Path(os.path.expanduser(path))
+    check_kind(problem, "dtl.TransferProblem", "problem")
+    path = path_of(path, "path")
     facts = {
         "name": problem.name,
         "classes": json.dumps({part: dataset.classes for part, dataset in problem.parts.items()}),

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from PIL import Image, features
 
 from dtl import results
-from dtl._checks import InputError, choice, load_json, some
+from dtl._checks import InputError, check_mapping, check_number, choice, load_json, path_of, some
 from dtl.design import groups_of
 
 if TYPE_CHECKING:
@@ -95,8 +95,10 @@ def pack(
     >>> dtl.datasets.thumbnails.pack("few", {"source": (problem.source, [0, 1, 30])}).parent.name
     'few'
     """
+    folder = path_of(folder, "folder")
+    check_number(limit, 1, 10**9, "limit, in bytes,")
     few, index = [], {}
-    for name, (dataset, numbers) in parts.items():
+    for name, (dataset, numbers) in check_mapping(parts, "parts").items():
         kept = np.asarray(numbers, dtype=int)
         if len(set(kept.tolist()) & set(range(len(dataset)))) < kept.size:
             raise InputError(f"give each image of {name} once, by a number from 0 to {len(dataset) - 1}")
@@ -111,7 +113,6 @@ def pack(
     rows = tiles.reshape(-1, COLUMNS, height, width, 3).swapaxes(1, 2)
     sheet = Image.fromarray(rows.reshape(-1, COLUMNS * width, 3))
     kind = "avif" if features.check("avif") else "webp"
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"pictures.{kind}"
     for quality in range(95, 0, -5):
@@ -138,7 +139,7 @@ def open(where: str | Path = "imagenet200-cifar10") -> dict[str, Thumbnails]:
     >>> source = dtl.datasets.thumbnails.open("few")["source"]
     >>> ax = dtl.plots.images(source, source.place([30, 0]))
     """
-    shipped = results.FOLDER / where
+    shipped = results.FOLDER / path_of(where, "where")
     folder = shipped if str(where) == Path(where).name and shipped.is_dir() else Path(where)
     if not (folder / "pictures.json").is_file():
         raise FileNotFoundError(f"no thumbnails in {folder}: give a folder that dtl.datasets.thumbnails.pack wrote")

@@ -12,8 +12,9 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
+from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import InputError, load_json
+from dtl._checks import InputError, load_json, whole
 from dtl._estimators import checked, difference, from_first, precision, reliability_of, resolve_errors
 from dtl.design import checked_design
 from dtl.engine.store import local_folder
@@ -82,11 +83,15 @@ def influence_to_zarr(
     >>> dict(influence_to_zarr(masks, study.outputs(), "influence.zarr", n_units=24).sizes)
     {'source': 24, 'target': 40}
     """
+    if not isinstance(store, str | Path | ZarrStore):
+        raise InputError(f"store must be a new folder, or a Zarr store, not {store!r}")
+    if np.shape(tile) != (2,):
+        raise InputError(f"tile must be two numbers, source examples and targets, not {tile!r}")
     if not (hasattr(masks, "shape") and hasattr(outputs, "shape")):
         raise InputError("masks and outputs must be NumPy, Zarr or dask arrays")
     z, y = (a if isinstance(a, da.Array) else da.from_array(a, name=False) for a in (masks, outputs))
     if n_units is not None:
-        width, size = math.ceil(n_units / 8), math.ceil(tile[0] / 8)
+        width, size = math.ceil(whole("n_units", n_units, 1) / 8), math.ceil(tile[0] / 8)
         if z.dtype != np.uint8 or z.ndim != 2 or z.shape[1] != width:
             raise InputError(
                 f"packed masks of {n_units} units must be uint8 (models, {width}), got {z.dtype} {z.shape}: pack them "
@@ -112,7 +117,8 @@ def influence_to_zarr(
     pair = ("source", "target")
     data = {"influence": (pair, values), "stderr": (pair, stderr), "reliability": ("target", reliability)}
     facts = {"method": "difference", "design": design, "n_models": len(included)}
-    partial = final = store
+    partial: Any = store
+    final: Any = store
     if isinstance(store, str | Path):
         final = local_folder(store)
         if final.exists():

@@ -61,7 +61,8 @@ class Durable(LocalStore):
                 os.close(descriptor)
 
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def uninterrupted(write: Callable[P, R]) -> Callable[P, R]:

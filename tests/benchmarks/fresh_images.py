@@ -3,18 +3,22 @@
 - simulated: `--repetitions` studies a row, designs x methods x images a class x parts of the influence
 - real images, from the shipped results: classes from a few validation images and two balanced blocks, against the two
   other blocks on all other images
-- the testbed: `--studies` pairs of studies with other seeds, the second judged on fresh images of the generator
+- the testbed: `--studies` pairs of studies with other seeds, the second judged on fresh images of the generator;
+  each pair is kept in `--out`, which a later call goes on from
 
 Differences are in stated errors of both sides: their root mean square should be 1, and 95% of them inside Student's.
 """
 
+import json
 import logging
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import typer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -89,25 +93,38 @@ def real(draws: int) -> None:
             print(f"| {n} | {target} | {square**0.5:.2f} | {inside:.3f} | {stated:.2f} | {true:.2f} |", flush=True)
 
 
-def testbed(studies: int) -> None:
-    print(f"\nTestbed, 92 + 92 models, {studies} pairs of studies a row; leaked classes left out\n")
+def testbed(studies: int, out: Path) -> None:
+    seeds = range(5301, 5301 + studies)
+    done = {json.loads(line)[0]["seed"] for line in out.read_text().splitlines()} if out.exists() else set()
+    for seed in sorted({*seeds} - done):
+        with out.open("a") as file:
+            file.write(json.dumps(one_pair(seed)) + "\n")
+    found = pd.DataFrame([row for line in out.read_text().splitlines() for row in json.loads(line)])
+    found = found[found.seed.isin(seeds)]
+    print(f"\nTestbed, 92 + 92 models, {found.seed.nunique()} pairs of studies a row; leaked classes left out\n")
     print(HEAD)
-    rows: dict[tuple[int, str], list[tuple[float, ...]]] = {}
-    for seed in range(5301, 5301 + studies):
-        problem = dtl.load("testbed", seed=seed, test=300)
-        assert problem.truth is not None
-        kept = problem.truth.role != "leaked"
-        one, other = (dtl.Study(problem, seed=s).run(92, "cpu", progress=False) for s in (0, 1))
-        labels = problem.target_validation.labels.numpy()
-        many = _rows(other.influence("difference", split="test", by="class"), kept)
-        for n in sorted({5, int(np.bincount(labels).min())}):
-            chosen = np.concatenate([np.flatnonzero(labels == g)[:n] for g in range(labels.max() + 1)])
-            for target in ("new", "these"):
-                few = estimate_influence(one.masks, one.outputs()[:, chosen], groups=labels[chosen], target=target)
-                rows.setdefault((n, target), []).append(compared(_rows(few, kept), many))
-    for (n, target), found in rows.items():
-        square, inside, stated, true = np.mean(found, axis=0)
-        print(f"| {n} | {target} | {square**0.5:.2f} | {inside:.3f} | {stated:.2f} | {true:.2f} |", flush=True)
+    groups: Any = found.groupby(["n", "target"])
+    for (n, target), of in groups:
+        row = of[["square", "inside", "stated", "true"]].mean()
+        error = of.inside.std() / len(of) ** 0.5
+        inside = f"{row.inside:.3f} ({error:.3f})"
+        print(f"| {n} | {target} | {row.square**0.5:.2f} | {inside} | {row.stated:.2f} | {row.true:.2f} |")
+
+
+def one_pair(seed: int) -> list[dict[str, object]]:
+    problem, rows = dtl.load("testbed", seed=seed, test=300), []
+    assert problem.truth is not None
+    kept = problem.truth.role != "leaked"
+    one, other = (dtl.Study(problem, seed=s).run(92, "cpu", progress=False) for s in (0, 1))
+    labels = problem.target_validation.labels.numpy()
+    many = _rows(other.influence("difference", split="test", by="class"), kept)
+    for n in (8, 20, int(np.bincount(labels).min())):
+        chosen = np.concatenate([np.flatnonzero(labels == g)[:n] for g in range(labels.max() + 1)])
+        for target in ("new", "these"):
+            few = estimate_influence(one.masks, one.outputs()[:, chosen], groups=labels[chosen], target=target)
+            found = dict(zip(("square", "inside", "stated", "true"), compared(_rows(few, kept), many), strict=True))
+            rows.append({"seed": seed, "n": n, "target": target, **found})
+    return rows
 
 
 def _rows(found: Influence, kept: np.ndarray) -> Influence:
@@ -117,14 +134,14 @@ def _rows(found: Influence, kept: np.ndarray) -> Influence:
     return replace(found, **changes)
 
 
-def main(repetitions: int = 20, draws: int = 40, studies: int = 0) -> None:
+def main(repetitions: int = 20, draws: int = 40, studies: int = 0, out: Path = Path("fresh_images.jsonl")) -> None:
     start = time.process_time()
     if repetitions:
         simulated(repetitions)
     if draws:
         real(draws)
     if studies:
-        testbed(studies)
+        testbed(studies, out)
     print(f"\n{time.process_time() - start:.0f} CPU seconds")
 
 
