@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
 
 from dtl._checks import InputError, listed
 from dtl.design import block_length, is_balanced
@@ -193,7 +192,9 @@ class _Regression:
         x = _signs(z) if self.paired else z
         sizes = x.sum(axis=1, keepdims=True)
         nuisance = sizes if self.paired else np.hstack([np.ones_like(sizes), sizes])
-        self.basis = scipy.linalg.orth(nuisance)  # one column less where all sizes agree
+        from scipy.linalg import orth  # here, because it takes longer to import than all the rest
+
+        self.basis = orth(nuisance)  # one column less where all sizes agree
         self.x = self._without_nuisance(x - x.mean(axis=1, keepdims=True))
         self.n_rows, self.n_classes = x.shape
         eigenvalues, vectors = np.linalg.eigh(self.x.T @ self.x)

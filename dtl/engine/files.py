@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -83,6 +82,8 @@ def influence_to_zarr(
     >>> dict(influence_to_zarr(masks, study.outputs(), "influence.zarr", n_units=24).sizes)
     {'source': 24, 'target': 40}
     """
+    import dask.array as da  # here, because training needs none of it
+
     if not isinstance(store, str | Path | ZarrStore):
         raise InputError(f"store must be a new folder, or a Zarr store, not {store!r}")
     if np.shape(tile) != (2,):

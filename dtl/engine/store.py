@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 from zlib import crc32
 
-import dask.array
 import numpy as np
 import xarray as xr
 import zarr
-from dask.array.core import normalize_chunks, slices_from_chunks
 from filelock import FileLock, Timeout
 from zarr.abc.store import Store as ZarrStore
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -364,9 +362,11 @@ def read(root: zarr.Group, name: str, marks: Marks | None = None) -> xr.Variable
 
     marks : finds chunks that are sound, but not those of the models that are done
     """
+    from dask.array import from_array  # here, because training needs none of it
+
     array = array_of(root, name)
     chunks, meta, checked = array.chunks, np.empty((0,) * array.ndim, array.dtype), _Checked(root, array, marks)
-    return xr.Variable(_dims(array), dask.array.from_array(checked, chunks, name=False, meta=meta))  # pyright: ignore
+    return xr.Variable(_dims(array), from_array(checked, chunks, name=False, meta=meta))  # pyright: ignore
 
 
 class _Checked:
@@ -469,6 +469,8 @@ def _dims(array: zarr.Array) -> tuple[str, ...]:
 
 def _chunks(array: zarr.Array) -> Iterator[tuple[str, tuple[slice, ...]]]:
     """File and region of each chunk."""
+    from dask.array.core import normalize_chunks, slices_from_chunks
+
     regions = slices_from_chunks(normalize_chunks(array.chunks, array.shape))
     for corner, region in zip(np.ndindex(*array.cdata_shape), regions, strict=True):
         yield f"{array.path}/{array.metadata.encode_chunk_key(corner)}", region
