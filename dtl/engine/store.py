@@ -63,7 +63,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def uninterrupted(write: Callable[P, R]) -> Callable[P, R]:
+def _uninterrupted(write: Callable[P, R]) -> Callable[P, R]:
     """Runs it in a thread of its own, for whose end Ctrl+C in the caller's waits: what has begun is written whole."""
 
     @wraps(write)
@@ -132,7 +132,7 @@ class Store:
         root = self.open("r+")
         return root if [one["id"] for one in _facts(root)["runs"][-1:]] == [run] else None
 
-    @uninterrupted
+    @_uninterrupted
     def prepare(
         self, data: Mapping[str, xr.Variable], batch: int, facts: Mapping[str, object], run: Mapping[str, Any]
     ) -> zarr.Group:
@@ -169,7 +169,7 @@ class Store:
             root.attrs.put(_with_seal(known | {"runs": [*known["runs"], run]}))
         return root
 
-    @uninterrupted
+    @_uninterrupted
     def save(self, root: zarr.Group, rows: np.ndarray, outputs: Mapping[str, np.ndarray]) -> None:
         """Write outputs (transfer, len(rows), target) of models `rows` of a batch, then mark them done."""
         if not len(rows):
@@ -185,7 +185,7 @@ class Store:
                 array_of(root, "digest").oindex[rows] = found
             array_of(root, "done").oindex[rows] = True
 
-    @uninterrupted
+    @_uninterrupted
     def record(self, root: zarr.Group, device: str) -> None:
         """Add a device to the record of the latest run."""
         *before, latest = _facts(root)["runs"]
@@ -195,7 +195,7 @@ class Store:
             with self.writing("the record of the run"):
                 root.attrs.put(_with_seal(_facts(root) | {"runs": [*before, latest]}))
 
-    @uninterrupted
+    @_uninterrupted
     def repair(self) -> None:
         """Empty every chunk that is damaged, so that its models are not done and a run trains them again."""
         if not self.ready:
