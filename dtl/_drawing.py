@@ -60,10 +60,8 @@ def named_by(influence: Influence, images: Pictures | None) -> Influence:
     check_kind(influence, "dtl.Influence", "influence")
     if images is None:
         return influence
-    if len(check_images(images, "images").classes) != len(influence.values) or influence.sources not in (
-        (),
-        tuple(images.classes),
-    ):
+    check_images(images, "images")
+    if len(images.classes) != len(influence.values) or influence.sources not in ((), tuple(images.classes)):
         theirs, its = (", ".join(shown(names)[:3]) for names in (images.classes, influence.names[0]))
         raise InputError(f"the images are of {theirs} ..., the influence is of {its} ...: give images of its source")
     return replace(influence, sources=tuple(images.classes))

@@ -19,7 +19,7 @@ from scipy.spatial.distance import squareform
 from scipy.stats import false_discovery_control
 from torch.nn import functional as F
 
-from dtl._checks import InputError, check_between, check_kind, choice, floats
+from dtl._checks import InputError, check_between, check_kind, choice
 from dtl.data import ImageDataset
 from dtl.influence import Influence
 
@@ -241,7 +241,9 @@ def pool(masks: ArrayLike, groups: ArrayLike) -> np.ndarray:
     >>> dtl.leakage.pool([[True, False, False], [False, False, True]], [0, 1, 0]).astype(int).tolist()
     [[1, 0], [1, 0]]
     """
-    included, groups = floats(masks, "masks", 2).astype(bool), np.asarray(groups)
+    included, groups = np.asarray(masks, dtype=bool), np.asarray(groups)
+    if included.ndim != 2:
+        raise InputError(f"masks must be bool, models x examples, not {included.shape}")
     if groups.shape != included.shape[1:]:
         raise InputError(f"groups must hold one number for each of {included.shape[1]} examples, not {groups.shape}")
     numbers, starts = np.unique(np.sort(groups), return_index=True)

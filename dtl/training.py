@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 from pydantic.dataclasses import dataclass
 
 from dtl._batches import Batches, Images
-from dtl._checks import InputError, check_images, check_kind, choice, floats, in_plain_words, real, several, whole
+from dtl._checks import InputError, check_images, check_kind, choice, in_plain_words, real, several, whole
 from dtl._step import enough_memory, step_of
 from dtl._streams import stream
 from dtl.models import WIDTHS, Nets, blank, check_model, initialise
@@ -119,7 +119,7 @@ def images_of(masks: np.ndarray, source: Images, unit: str = "class") -> np.ndar
     """
     choice(unit, ("class", "example"), "unit")
     n = check_images(source, "source").n_classes if unit == "class" else len(source)
-    if floats(masks, "masks").shape[1:] != (n,):
+    if np.asarray(masks).dtype != bool or np.shape(masks)[1:] != (n,):
         raise InputError(f"masks must be bool, models x {n}, not {np.shape(masks)}")
     return masks[:, source.labels.numpy()] if unit == "class" else masks
 

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from dtl._batches import Batches, Images
-from dtl._checks import InputError, check_images, check_kind, floats, real, several, whole
+from dtl._checks import InputError, check_images, check_kind, real, several, whole
 from dtl._step import enough_memory
 from dtl._streams import stream
 from dtl.data import TransferProblem
@@ -76,7 +76,7 @@ def embed(
     x = finite(features(nets, images.batches(like, nets.weight.device), recipe or Recipe()))
     logits = torch.baddbmm(nets.bias.detach(), x, nets.weight.detach()).cpu()
     if present is not None:
-        if floats(present, "present").shape != (nets.n_models, nets.n_classes):
+        if np.asarray(present).dtype != bool or np.shape(present) != (nets.n_models, nets.n_classes):
             raise InputError(f"present must be bool, {(nets.n_models, nets.n_classes)}, not {np.shape(present)}")
         logits = logits.masked_fill(~torch.as_tensor(present)[:, None], -torch.inf)
     return Embedding(x.cpu(), logits)

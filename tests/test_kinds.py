@@ -17,6 +17,13 @@ ROOMS = """baselines bias bound data design influence leakage models plots proje
 LOADERS = "testbed.make", "testbed.make_examples"  # called by `dtl.load`
 TAKE_ALL = {"progress", "slider", "aligned", "title", "influence_alt target"}
 
+# said in the words of the documentation instead of the argument's name
+SAID = {
+    "source_labels": "label", "labels": "label", "agrees": "attribute", "name": "problem", "arms": "arm",
+    "groups": "unit", "most": "side", "results": "folder", "out": "file", "weights": "folder", "without": "class",
+    "chosen": "count", "x": "features", "influence": "values", "regime": "transfer",
+}  # fmt: skip
+
 
 class Odd:
     def __repr__(self) -> str:
@@ -30,11 +37,14 @@ class Called(Exception):
 def functions() -> dict[str, tuple[Any, str]]:
     """Where each public function is, and its name there."""
     places: dict[str, Any] = {"dtl": dtl} | {room: importlib.import_module(f"dtl.{room}") for room in ROOMS}
-    found = {}
+    found, seen = {}, set()
     for room, place in places.items():
         for name in vars(dtl)["__all__"] if place is dtl else vars(place):
             function, home = getattr(place, name), getattr(getattr(place, name), "__module__", "")
             if inspect.isfunction(function) and name[0] != "_" and (place is dtl or home == f"dtl.{room}"):
+                if function in seen:  # under its name in `dtl`, by which its example calls it
+                    continue
+                seen.add(function)
                 found[f"{room}.{name}"] = place, name
     return found
 
@@ -92,6 +102,7 @@ def test_each_argument_of_another_kind_is_refused(name, names_in_examples, tmp_p
     function = getattr(place, short)
     monkeypatch.chdir(tmp_path)
     call = call_in_example(place, short, names_in_examples, monkeypatch)
+    assert call or not doctest.DocTestParser().get_examples(function.__doc__ or ""), "its example does not call it"
     accepted = []
     for argument in arguments(function) if call else ():
         if argument.name in TAKE_ALL or f"{short} {argument.name}" in TAKE_ALL:
@@ -102,7 +113,9 @@ def test_each_argument_of_another_kind_is_refused(name, names_in_examples, tmp_p
             function(*given.args, **given.kwargs)
             accepted.append(argument.name)
         except InputError as error:
-            assert "\n" not in str(error)
+            said = str(error)
+            if "\n" in said or argument.name not in said and SAID.get(argument.name, argument.name) not in said:
+                accepted.append(f"{argument.name} is not named in one line: {error}")
         except Exception as error:
             accepted.append(f"{argument.name} ({type(error).__name__}: {error})")
     assert not accepted
