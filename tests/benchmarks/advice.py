@@ -87,13 +87,14 @@ def show(file: Path) -> None:
 def main(
     out: Path,
     seeds: Annotated[int, typer.Option(help="testbeds of either kind")] = 20,
+    first: Annotated[int, typer.Option(help="seed of the first testbed")] = 0,
     models: Annotated[int, typer.Option(help="models of a study, in whole blocks")] = 92,
     retrainings: int = 6,
     show_only: Annotated[bool, typer.Option("--show", help="print what the file holds")] = False,
 ) -> None:
     done = {(r["seed"], r["planted"]) for r in map(json.loads, out.read_text().splitlines())} if out.exists() else set()
     if not show_only:
-        for seed in range(seeds):
+        for seed in range(first, first + seeds):
             for planted in (True, False):
                 if (seed, planted) not in done:
                     # without six of 24 classes a block is shorter

@@ -1,0 +1,156 @@
+"""Do other ways to spend the same models make class influences more reliable? A retest, which no stated error enters.
+
+    python tests/benchmarks/fewer_models.py testbed --seeds 5 --out fewer.jsonl
+    python tests/benchmarks/fewer_models.py real --data DATA --out fewer.jsonl     # 20 classes to CIFAR-10
+    python tests/benchmarks/fewer_models.py --show --out fewer.jsonl
+
+plain    balanced subsets, every model with a seed of its own: what `dtl.Study` does
+paired   a subset and its complement share a seed: equal initial weights, and equal luck where they see the same
+twice    half as many balanced subsets, each trained from two seeds
+similar  plain, each influence moved towards those of its three most similar classes (cosine of mean features), by the
+         share, of 0 to .5, that agrees best with the *other* study: what no user could know, so an upper bound
+
+Every way is run twice, with other subsets and other seeds. r is the correlation over classes of the two studies' means,
+averaged over questions; the number of models for a reliability of .8 is 4 (1 - r) / r times those of a study
+(Spearman-Brown). A line of the file is one way on one problem, and what is in it is not run again.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import typer
+
+import dtl
+from dtl.engine.workers import train_batch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "book/results"))
+
+from run import SIZES  # noqa: E402
+
+
+def subsets_and_seeds(way: str, units: int, models: int, replica: int) -> tuple[np.ndarray, np.ndarray]:
+    own = 100_000 * (1 + replica) + np.arange(models)
+    if way == "twice":
+        return dtl.subset_masks(units, models // 2, seed=50 + replica).repeat(2, axis=0), own
+    masks = dtl.subset_masks(units, models, seed=50 + replica)
+    return masks, own[::2].repeat(2) if way == "paired" else own
+
+
+def question(values: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Means over the target and over each class, (models or source classes, questions)."""
+    classes = np.stack([values[:, labels == g].mean(1) for g in np.unique(labels)], 1)
+    return {"task": values.mean(1, keepdims=True), "class": classes, "specific": classes - classes.mean(1)[:, None]}
+
+
+def influence(masks: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Mean with a class minus mean without it; balance makes that the least-squares estimate."""
+    return np.stack([y[of].mean(0) - y[~of].mean(0) for of in masks.T])
+
+
+def retest(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.mean([np.corrcoef(x, y)[0, 1] for x, y in zip(a.T, b.T, strict=True)]))
+
+
+def similar(problem: dtl.TransferProblem, recipe: dtl.Recipe) -> np.ndarray:
+    """(K, K): each row holds a third at the three classes whose mean features are nearest in angle."""
+    nets = dtl.baselines.full_source_nets(problem, recipe, seeds=(0, 1), device="cpu")
+    features = dtl.transfer.embed(nets, problem.source, problem.source).features.numpy()
+    labels = problem.source.labels.numpy()
+    means = np.stack([features[:, labels == c].mean(1) for c in range(problem.source.n_classes)], 1)
+    means = means - means.mean(1, keepdims=True)
+    means /= np.linalg.norm(means, axis=2, keepdims=True)
+    cosine = np.einsum("mkf,mlf->kl", means, means)
+    np.fill_diagonal(cosine, -np.inf)
+    near = np.zeros_like(cosine)
+    np.put_along_axis(near, np.argsort(-cosine)[:, :3], 1 / 3, 1)
+    return near
+
+
+def study(
+    problem: dtl.TransferProblem, recipe: dtl.Recipe, way: str, models: int, replica: int
+) -> dict[str, np.ndarray]:
+    masks, seeds = subsets_and_seeds(way, problem.source.n_classes, models, replica)
+    margins = []
+    for rows in np.array_split(np.arange(models), -(-models // recipe.models_at_once)):
+        found = train_batch(problem, masks[rows], seeds[rows], recipe, ("fixed",), "cpu")
+        margins.append(found["margin"][0])
+    labels = np.concatenate([problem.target_validation.labels.numpy(), problem.target_test.labels.numpy()])
+    y = question(np.concatenate(margins).astype(float), labels)
+    return {name: influence(masks, of) for name, of in y.items()}
+
+
+def compare(problem: dtl.TransferProblem, recipe: dtl.Recipe, models: int, kept: np.ndarray, out: Path) -> None:
+    done = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    done = {(line["problem"], line["way"]) for line in done}
+    for way in ("plain", "paired", "twice"):
+        if (problem.name, way) in done:
+            continue
+        start = time.process_time()
+        a, b = (study(problem, recipe, way, models, replica) for replica in (0, 1))
+        seconds = time.process_time() - start
+        lines = [{"way": way} | {name: retest(a[name][kept], b[name][kept]) for name in a}]
+        if way == "plain":
+            near = similar(problem, recipe)
+            best: dict[str, Any] = {"way": "similar"}
+            for name in a:
+                moved = [
+                    np.mean(
+                        [
+                            retest(((1 - s) * x + s * near @ x)[kept], y[kept])
+                            for x, y in ((a[name], b[name]), (b[name], a[name]))
+                        ]
+                    )
+                    for s in np.linspace(0, 0.5, 11)
+                ]
+                best |= {name: float(max(moved)), f"{name} share": float(np.linspace(0, 0.5, 11)[np.argmax(moved)])}
+            lines.append(best)
+        with out.open("a") as file:
+            for line in lines:
+                facts = {"problem": problem.name, "models": models, "cpu seconds": round(seconds)}
+                file.write(json.dumps(facts | line) + "\n")
+
+
+def show(out: Path) -> None:
+    found = pd.DataFrame([json.loads(line) for line in out.read_text().splitlines()])
+    found["on"] = found.problem.str.replace(r"-\d+$", "", regex=True)
+    for on, of in found.groupby("on"):
+        print(f"\n{on}, {of.models.iloc[0]} models a study, n {of.problem.nunique()}; r, and models for .8")
+        plain = of[of.way == "plain"].set_index("problem")
+        for way, rows in of.groupby("way", sort=False):
+            cells = []
+            for name in ("task", "class", "specific"):
+                r = rows[name]
+                less = r.to_numpy() - plain.loc[rows.problem, name].to_numpy()
+                spread = less.std(ddof=1) / len(less) ** 0.5 if len(less) > 1 else np.nan
+                needed = 4 * (1 - r.mean()) / r.mean() * rows.models.iloc[0]
+                cells.append(f"{name} {r.mean():.3f} ({less.mean():+.3f} ± {spread:.3f}), {needed:.0f}")
+            print(f"   {way:8}", "; ".join(cells))
+
+
+def main(
+    where: Annotated[Literal["testbed", "real", "nowhere"], typer.Argument()] = "nowhere",
+    out: Path = Path("fewer.jsonl"),
+    seeds: Annotated[int, typer.Option(help="testbeds")] = 5,
+    data: Annotated[Path | None, typer.Option(help="folder of imagenet200 and cifar10")] = None,
+    shown: Annotated[bool, typer.Option("--show")] = False,
+) -> None:
+    if where == "testbed":
+        for seed in range(seeds):
+            problem = dtl.load("testbed", seed=seed)
+            assert problem.truth is not None
+            compare(problem, dtl.Recipe(), 92, problem.truth.role != "leaked", out)
+    elif where == "real":
+        size = SIZES["cpu"]
+        problem = dtl.load("imagenet200-cifar10", data, **size.options)
+        compare(problem, size.recipe, 76, np.ones(problem.source.n_classes, bool), out)
+    if shown or where != "nowhere":
+        show(out)
+
+
+if __name__ == "__main__":
+    typer.run(main)
