@@ -32,7 +32,7 @@ TARGET = re.compile(r"^(?P<text>.+?)\s*<(?P<target>[^>]+)>$")
 
 QUOTES = {"note", "tip", "hint", "important", "warning", "caution", "danger", "attention", "seealso", "admonition"}
 TITLED = QUOTES | {"dropdown", "margin", "topic", "sidebar", "card", "grid-item-card", "tab-item"}
-TRANSPARENT = {"grid", "tab-set", "div", "container", "glossary"}
+TRANSPARENT = {"grid", "tab-set", "div", "container", "glossary", "explorer"}
 SAYS = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # folded in JupyterLab and in Colab
 DROPPED = {"bibliography", "page-timings", "tableofcontents", "contents", "solution-end", "exercise-end"}
 CODE_ROLES = {"func", "class", "meth", "mod", "attr", "data", "exc", "py:func", "py:class", "py:mod", "py:meth", "code"}

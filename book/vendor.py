@@ -46,6 +46,10 @@ PACKAGES: dict[str, tuple[str, dict[str, str]]] = {
             "LICENSE": "site/vendor/fonts/source-serif-4-LICENSE",
         },
     ),
+    "jstat@1.9.6": (
+        "rPBkJbK2TnA8pzs93QcDDPlKcrtZWuuCo2dVR0TFLOJSxhqfWOVCSp8aV3/oSbn+4uY4yw1URtLpHQedtmXfug==",
+        {"dist/jstat.min.js": "site/vendor/jstat/jstat.min.js"},
+    ),
     # Not part of the site: the accessibility checker that tests/book runs on it.
     "axe-core@4.14.1": (
         "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ==",

@@ -23,10 +23,12 @@ _TILE = 2**22  # numbers of the outputs worked on at once
 
 
 class Images(NamedTuple):
-    """Of each column, (K, T): the variance from the images, and half of the squared error of that variance."""
+    """Of each column, (K, T): the variance from the images, half of the squared error of that variance, and the part of
+    the models' variance that more images lower, the noise of each image's own."""
 
     variance: np.ndarray
     uncertainty: np.ndarray
+    own: np.ndarray
 
 
 def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
@@ -77,7 +79,7 @@ def image_variances(
     solve = SOLVERS["difference" if method == "ridge" else method](z.astype(dtype), design)
     of_means, of_models = solve(from_first(means, dtype))
     counts = np.bincount(groups)
-    variance, uncertainty = np.zeros([2, *of_means.shape])
+    variance, uncertainty, alone = np.zeros([3, *of_means.shape])
     for g, n in enumerate(counts):
         if n < 2:
             continue
@@ -92,6 +94,7 @@ def image_variances(
         scatter = squares / (n - 1)
         variance[:, g] = np.maximum(scatter - own, 0) / n
         uncertainty[:, g] = (scatter / n) ** 2 / (n - 1)
-    parts = Images(variance @ weights**2, uncertainty @ weights**4)
+        alone[:, g] = own / n
+    parts = Images(variance @ weights**2, uncertainty @ weights**4, alone @ weights**2)
     parts.variance[:, (weights[counts < 2] != 0).any(axis=0)] = np.inf
     return parts

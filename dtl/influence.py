@@ -44,6 +44,7 @@ class Influence:
     reliability : (n,), in [0, 1]: estimated squared correlation over classes of the values and the true influences.
     dof : degrees of freedom of the standard errors, for the Student distribution of `z`.
     image_stderr : the part of the standard errors that comes from the drawing of images; 0 where none is counted.
+    own_stderr : the part of what the models bring to them that is each image's own, so that more images lower it, too.
     sources, targets : names of the K rows and the n columns; empty for influences estimated from arrays.
     by, part, split, output, transfer, unit : what a column is ("image", "class", "all" or "group"), which part of it,
         of which split, output and transfer; what a row is.
@@ -63,6 +64,7 @@ class Influence:
     n_models: int
     dof: float | np.ndarray = math.inf
     image_stderr: float | np.ndarray = 0.0
+    own_stderr: float | np.ndarray = 0.0
     sources: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
     by: str = ""
@@ -117,20 +119,23 @@ class Influence:
     def advice(self) -> str:
         """Which error is the larger, that of few models or that of few target images, and what would lower it.
 
+        More images also average out what the luck of training does to each image alone (`own_stderr`).
+
         >>> print(influence.advice)
         Of the variance of these errors, ...% come from the models, ...% from the images drawn: twice ...
         """
-        total, images = np.square(self.stderr), np.broadcast_to(np.square(self.image_stderr), self.stderr.shape)
+        total = np.square(self.stderr)
+        images, own = (np.broadcast_to(np.square(part), total.shape) for part in (self.image_stderr, self.own_stderr))
         known = np.isfinite(total)
         if not total[known].any():
             return "Nothing can be said of the errors: train more models."
-        share = float(images[known].sum() / total[known].sum())
+        share, alone = (float(part[known].sum() / total[known].sum()) for part in (images, own))
         twice = f"twice the models would lower them by {1 - math.sqrt((1 + share) / 2):.0%}"
         if not images.any():
             return f"These errors hold for these target images: {twice}."
         return (
             f"Of the variance of these errors, {1 - share:.0%} come from the models, {share:.0%} from the images "
-            f"drawn: {twice}, twice the images by {1 - math.sqrt(1 - share / 2):.0%}."
+            f"drawn: {twice}, twice the images by {1 - math.sqrt(1 - (share + alone) / 2):.0%}."
         )
 
     def to_frame(self) -> "pd.DataFrame":
@@ -245,15 +250,17 @@ def estimate_influence(
         values[tile], variances[tile] = solve(from_first(y[tile], dtype))
     noise, spread = variances.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64)
     ridge = method == "ridge"  # whose values are posterior means: their spread is the signal alone
-    reliability, dof, by_images = reliability_of(noise, spread + noise if ridge else spread), float(solve.dof), 0.0
+    reliability, dof = reliability_of(noise, spread + noise if ridge else spread), float(solve.dof)
+    by_images, own = 0.0, 0.0
     if grouping is not None and target == "new":
         drawn = image_variances(included, images, means, grouping, weights, method, design)
         reliability *= reliability_of(drawn.variance.mean(axis=0), spread + noise if ridge else spread - noise)
         with np.errstate(divide="ignore", invalid="ignore"):  # of infinite errors, and of none
             dof = (variances + drawn.variance) ** 2 / (variances**2 / solve.dof + drawn.uncertainty)
         dof = np.where(np.isfinite(dof), dof, solve.dof)
-        variances, by_images = variances + drawn.variance, np.sqrt(drawn.variance)
-    return Influence(values, np.sqrt(variances), reliability, method, design, len(included), dof, by_images, part=part)
+        variances, by_images, own = variances + drawn.variance, np.sqrt(drawn.variance), np.sqrt(drawn.own)
+    facts = method, design, len(included), dof, by_images, own
+    return Influence(values, np.sqrt(variances), reliability, *facts, part=part)
 
 
 def models_needed(influence: Influence, reliability: float = 0.8) -> int:

@@ -77,6 +77,7 @@ def test_the_formula_by_hand():
     np.testing.assert_allclose(these.stderr, means.stderr)
     np.testing.assert_allclose(found.values, means.values)
     assert isinstance(found.image_stderr, np.ndarray) and isinstance(found.dof, np.ndarray)
+    assert isinstance(found.own_stderr, np.ndarray)
     for g, n in enumerate(sizes):
         for c in range(K):
             at = labels == g
@@ -84,6 +85,7 @@ def test_the_formula_by_hand():
             scatter = single.values[c, at].var(ddof=1)
             images = max(scatter - own, 0) / n
             assert found.image_stderr[c, g] ** 2 == pytest.approx(images, abs=1e-12)
+            assert found.own_stderr[c, g] ** 2 == pytest.approx(own / n, abs=1e-12)
             assert found.stderr[c, g] ** 2 == pytest.approx(means.stderr[c, g] ** 2 + images)
             dof = found.stderr[c, g] ** 4 / (means.stderr[c, g] ** 4 / means.dof + (scatter / n) ** 2 / (n - 1))
             assert found.dof[c, g] == pytest.approx(dof)
@@ -124,6 +126,21 @@ def test_the_reliabilities_of_the_parts_tell_what_a_study_is_about():
             for p in ("common", "specific")
         }
         assert max(parts, key=lambda p: parts[p]) == better
+
+
+@pytest.mark.parametrize("part", ["whole", "common", "specific"])
+def test_advice_on_twice_the_images_comes_true(part):
+    promised, errors = [], []
+    for seed in range(12):
+        masks = subset_masks(K, 114, seed=seed)
+        outputs, labels = World(seed).outputs(masks, 20, np.random.default_rng([seed, 2]))
+        half = np.s_[::2]  # of the images of each class, under the same models
+        few = estimate_influence(masks, outputs[:, half], groups=labels[half], part=part)
+        many = estimate_influence(masks, outputs, groups=labels, part=part)
+        promised.append(int(re.findall(r"by (\d+)%", few.advice)[1]) / 100)
+        errors.append([(found.stderr**2).mean() for found in (few, many)])
+    of_few, of_many = np.mean(errors, axis=0)
+    assert np.mean(promised) == pytest.approx(1 - np.sqrt(of_many / of_few), abs=0.03)
 
 
 def test_images_dominate_or_models():

@@ -1,15 +1,20 @@
 """The built site in a real browser: nothing blocked, nothing broken, pickers that work, both themes readable."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from built import SITE, built_pages, missing
 from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
 import dtl
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "book/_ext"))
+import explorer  # noqa: E402
 
 pytestmark = pytest.mark.book
 
@@ -192,3 +197,65 @@ def test_first_answer_is_there_without_javascript(visit, name: str) -> None:
 def test_fallback_gives_way_to_the_widget(visit, name: str) -> None:
     page = visit(name).page
     assert page.locator(".widget-fallback:visible").count() == 0
+
+
+EXPLORED = [
+    dict(models=models, images=images, question=question, specific=specific, drawn=drawn, leftOut=left_out)
+    for models, images in ((38, 100), (50, 10), (152, 100))
+    for question, specific in ((-1, False), (1, False), (6, True))
+    for drawn in (True, False)
+    for left_out in ([], [3], [0, 7])
+]
+
+
+def explored(
+    models: int, images: int, question: int, specific: bool, drawn: bool, leftOut: list[int]
+) -> dict[str, Any]:  # noqa: N803
+    """What dtl makes of these settings of the picker."""
+    masks, margins, labels, _ = explorer.study()
+    rows = np.flatnonzero(~masks[:models][:, leftOut].any(axis=1))
+    few = np.sort(np.concatenate([np.flatnonzero(labels == g)[:images] for g in np.unique(labels)]))
+    found = dtl.estimate_influence(
+        np.delete(masks[rows], leftOut, axis=1),
+        margins[rows][:, few].astype(float),
+        design="random" if leftOut else None,
+        groups=labels[few],
+        part="common" if question < 0 else "specific" if specific else "whole",
+        target="new" if drawn else "these",
+    )
+    column = max(question, 0)
+    low, high = (end[:, column] for end in found.interval())
+    dof = np.broadcast_to(found.dof, found.values.shape)[:, column]
+    of = {"values": found.values[:, column], "stderr": found.stderr[:, column], "dof": dof, "low": low, "high": high}
+    return of | {"reliability": found.reliability[column], "models": len(rows)}
+
+
+def test_the_picker_without_a_kernel_computes_as_dtl_does(visit) -> None:
+    name = next((name for name in PAGES if 'class="explorer"' in (SITE / name).read_text()), None)
+    assert name, "No page has the picker."
+    opened = visit(name)
+    place = opened.page.locator(".explorer")
+    place.scroll_into_view_if_needed()
+    expect(place).to_have_attribute("data-ready", "true")
+    for chosen in EXPLORED:
+        found, wanted = place.evaluate("(place, chosen) => place.compute(chosen)", chosen), explored(**chosen)
+        for what, value in wanted.items():
+            np.testing.assert_allclose(found[what], value, rtol=1e-6, atol=1e-6, err_msg=f"{what}, {chosen}")
+
+    text, drawn = place.locator("p[aria-live]"), place.locator("svg[role=img]")
+    before = text.inner_text()
+    slider = place.locator("input[type=range]").first
+    slider.focus()
+    slider.press("Home")
+    expect(text).not_to_have_text(before)
+    slider.press("End")
+    expect(text).to_have_text(before)
+    place.locator("select").first.select_option(label="ship")
+    expect(drawn).to_have_attribute("aria-label", re.compile("lifeboat, which helps most"))
+    place.locator("summary").press("Enter")
+    place.get_by_label("lifeboat").press("Space")
+    expect(text).to_contain_text("of 19 classes")
+    for number in range(6):
+        place.locator("details input").nth(number).check()
+    expect(text).to_contain_text("Too few models")
+    assert not opened.problems
