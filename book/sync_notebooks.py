@@ -3,9 +3,9 @@
     python book/sync_notebooks.py            # write what is out of date
     python book/sync_notebooks.py --check    # exit 1 if anything is out of date
 
-Jupyter and Colab do not know MyST. Admonitions and exercises become quotes with a bold title, figures plain images,
-roles plain text, citations author and year, links to chapters links to notebooks. Paragraphs that quote the run become
-folded cells that say them once it is there. An unknown directive or role is an
+Jupyter and Colab do not know MyST. Admonitions and exercises become quotes with a bold title, what is to be opened
+stays folded, figures become plain images, roles plain text, citations author and year, links to chapters links to notebooks.
+Paragraphs that quote the run become folded cells that say them once it is there. An unknown directive or role is an
 error, so that no raw markup reaches a reader.
 """
 
@@ -31,7 +31,7 @@ ROLE = re.compile(r"\{(?P<name>[\w:]+)\}`(?P<text>[^`]+)`")
 TARGET = re.compile(r"^(?P<text>.+?)\s*<(?P<target>[^>]+)>$")
 
 QUOTES = {"note", "tip", "hint", "important", "warning", "caution", "danger", "attention", "seealso", "admonition"}
-TITLED = QUOTES | {"dropdown", "margin", "topic", "sidebar", "card", "grid-item-card", "tab-item"}
+TITLED = QUOTES | {"margin", "topic", "sidebar", "card", "grid-item-card", "tab-item"}
 TRANSPARENT = {"grid", "tab-set", "div", "container", "glossary", "explorer"}
 SAYS = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # folded in JupyterLab and in Colab
 DROPPED = {"bibliography", "page-timings", "tableofcontents", "contents", "solution-end", "exercise-end"}
@@ -71,9 +71,15 @@ def as_notebook(chapter: Path) -> str:
                 cells += prose(f"*{number}: {plain(figure['caption'], figures)}*")
         else:
             markers = re.findall(r"\{solution-(start|end)\}", cell.source)
+            solution, end, rest = cell.source.partition(":::{solution-end}") if in_solution else ("", "", cell.source)
             in_solution = markers[-1] == "start" if markers else in_solution
             try:
-                text = "\n".join(convert(cell.source.splitlines(), figures)).strip()
+                folded = (
+                    details("What the solution shows", convert(solution.splitlines(), figures))
+                    if solution.strip()
+                    else []
+                )
+                text = "\n".join([*folded, *convert((end + rest).splitlines(), figures)]).strip()
             except ValueError as error:
                 raise ValueError(f"{chapter.name}: {error}") from None
             cells += prose(text)
@@ -106,12 +112,13 @@ def prose(text: str) -> list[nbformat.NotebookNode]:
 
 
 def blocks(text: str) -> Iterator[str]:
-    """Paragraphs, tables, quotes; a fenced block stays in one piece."""
+    """Paragraphs, tables, quotes; a fenced block and what is folded stay in one piece."""
     block: list[str] = []
     for part in re.split(r"\n\s*\n", text.strip()):
         block.append(part)
         joined = "\n\n".join(block)
-        if len(re.findall(r"^(?:> ?)*```", joined, re.MULTILINE)) % 2 == 0:
+        folded = joined.count("<details>") > joined.count("</details>")
+        if not folded and len(re.findall(r"^(?:> ?)*```", joined, re.MULTILINE)) % 2 == 0:
             if joined:
                 yield joined
             block = []
@@ -183,6 +190,8 @@ def directive(name: str, title: str, body: list[str], figures: list[str]) -> Ite
         yield from ["$$", *body, "$$"]
     elif name in TRANSPARENT:
         yield from convert(body, figures)
+    elif name == "dropdown":
+        yield from details(plain(title, figures), convert(body, figures))
     elif name in TITLED:
         yield from quoted(
             plain(title, figures) or ("" if name == "margin" else name.capitalize()), convert(body, figures)
@@ -202,6 +211,14 @@ def quoted(title: str, body: Iterator[str]) -> Iterator[str]:
     for line in [*heading, *([""] if heading and lines else []), *lines]:
         yield f"> {line}".rstrip()
     yield ""
+
+
+def details(title: str, body: Iterator[str]) -> Iterator[str]:
+    """What a reader opens: Jupyter and Colab read Markdown between these tags where empty lines surround it."""
+    title = re.sub(r"`([^`]+)`", r"<code>\1</code>", title)
+    yield from ["<details>", f"<summary>{title}</summary>", ""]
+    yield from "\n".join(body).strip().splitlines()
+    yield from ["", "</details>", ""]
 
 
 def plain(line: str, figures: list[str]) -> str:

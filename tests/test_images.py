@@ -133,7 +133,7 @@ def test_advice_on_twice_the_images_comes_true(part):
     promised, errors = [], []
     for seed in range(12):
         masks = subset_masks(K, 114, seed=seed)
-        outputs, labels = World(seed).outputs(masks, 20, np.random.default_rng([seed, 2]))
+        outputs, labels = World(seed, between=0.3, noise=3.0).outputs(masks, 20, np.random.default_rng([seed, 2]))
         half = np.s_[::2]  # of the images of each class, under the same models
         few = estimate_influence(masks, outputs[:, half], groups=labels[half], part=part)
         many = estimate_influence(masks, outputs, groups=labels, part=part)

@@ -199,7 +199,7 @@ def test_fallback_gives_way_to_the_widget(visit, name: str) -> None:
     assert page.locator(".widget-fallback:visible").count() == 0
 
 
-EXPLORED = [
+EXPLORED: list[dict[str, Any]] = [
     dict(models=models, images=images, question=question, specific=specific, drawn=drawn, leftOut=left_out)
     for models, images in ((38, 100), (50, 10), (152, 100))
     for question, specific in ((-1, False), (1, False), (6, True))
