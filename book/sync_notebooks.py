@@ -4,7 +4,8 @@
     python book/sync_notebooks.py --check    # exit 1 if anything is out of date
 
 Jupyter and Colab do not know MyST. Admonitions and exercises become quotes with a bold title, what is to be opened
-stays folded, figures become plain images, roles plain text, citations author and year, links to chapters links to notebooks.
+stays folded, figures become plain images, roles plain text, citations author and year, links to chapters links to
+notebooks.
 Paragraphs that quote the run become folded cells that say them once it is there. An unknown directive or role is an
 error, so that no raw markup reaches a reader.
 """
