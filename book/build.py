@@ -4,6 +4,7 @@
 
 A page that fails does not keep others from running, nor the site from being written: it shows its error, and the exit
 status is 1. Runs are kept in _build/pages and studies in _build/studies, so that the next build goes on from there.
+Where CI is set, pages run on the wheel, as those of a reader do.
 """
 
 import asyncio
@@ -67,6 +68,27 @@ async def side_by_side(todo: dict[str, pages.Path]) -> dict[str, str]:
     return problems
 
 
+def wheel() -> pages.Path:
+    """The package as its wheel brings it, unpacked."""
+    folder = BUILD / "wheel"
+    for old in (folder, pages.ROOT / "build"):  # setuptools would pack what an earlier build has left there
+        shutil.rmtree(old, ignore_errors=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(folder),
+        str(pages.ROOT),
+    ]
+    subprocess.run(command, check=True)
+    shutil.unpack_archive(next(folder.glob("*.whl")), folder, "zip")
+    return folder
+
+
 def write_site() -> int:
     """Write _build/html from scratch: pages that are gone, old scripts and stale references must not survive."""
     for folder in ("html", ".doctrees", "jupyter_execute"):
@@ -86,6 +108,8 @@ def main(names: list[str]) -> int:
     print("Fetching scripts and fonts, writing notebooks ...", flush=True)
     vendor()
     sync()
+    if os.environ.get("CI"):
+        os.environ["PYTHONPATH"] = str(wheel())
     fetched = time.perf_counter()
     print("Executing the pages that changed ...", flush=True)
     problems = execute(names)

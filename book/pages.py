@@ -34,7 +34,8 @@ KEPT = ROOT / "_build/pages"
 SEPARATOR = "\x1f"
 FACTS = """import resource, sys
 print(*sorted(m for m in sys.modules if m.split(".")[0] == "dtl"))
-print(sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))"""
+print(sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+print("wheel" in getattr(sys.modules.get("dtl"), "__file__", "").split("/"))"""
 STUDIES_NEED = ["dtl.study", "dtl.testbed", "dtl.engine.workers", "dtl.engine.store"]
 STUDIES_SPARE = {"dtl.influence", "dtl.results", "dtl.engine.progress"}  # only look at what is trained
 IDLE = 600  # seconds in which a kernel does nothing at all, before it is taken for hung
@@ -104,9 +105,9 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
     kept(page).parent.mkdir(parents=True, exist_ok=True)
     start, package_before = time.perf_counter(), package_files()
     with open(KEPT.parent / "kernels.log", "a") as log:  # each kernel warns about its transport on the console
-        problem, modules, spent = await watched(client, stderr=log), [], 0.0
+        problem, modules, spent, wheel = await watched(client, stderr=log), [], 0.0, ""
     if not problem:
-        *modules, used = "".join(str(part["text"]) for part in notebook.cells[-1].outputs).split()
+        *modules, used, wheel = "".join(str(part["text"]) for part in notebook.cells[-1].outputs).split()
         spent = float(used)
         said = "".join(value for cell in notebook.cells for value in values(cell))
         problem = f"claims that are not so in this run: {said.count(NOT_SO)}" if NOT_SO in said else ""
@@ -116,6 +117,7 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
         "problem": problem,
         "seconds": time.perf_counter() - start,
         "processor_seconds": spent,
+        "from_wheel": wheel == "True",
     }
     partial = kept(page).with_suffix(".partial")
     nbformat.write(notebook, partial)

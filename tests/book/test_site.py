@@ -1,11 +1,14 @@
 """The files of the built site: links, alt texts, weight, nothing from third parties."""
 
 import json
+import os
 import re
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import nbformat
+import pages
 import pytest
 from bs4 import BeautifulSoup, Tag
 from built import SITE, built_pages
@@ -95,6 +98,24 @@ def test_cells_ran_without_errors_or_warnings(chapter: Path) -> None:
     page = soup(SITE / f"chapters/{chapter.stem}.html")
     assert page.select("div.cell"), "The chapter has no executed cell."
     assert not page.select(".output.traceback, .output.stderr")
+
+
+@pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.stem)
+def test_pages_ran_on_the_wheel_where_ci_is_set(page: Path) -> None:
+    if "CI" in os.environ:
+        assert nbformat.read(pages.kept(page), as_version=4).metadata["dtl"]["from_wheel"]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_a_chapter_asks_three_questions_and_explains_every_answer(chapter: Path) -> None:
+    text = chapter.read_text(encoding="utf8").partition("## Quick questions")[2].partition("## Check yourself")[0]
+    questions = re.split(r"^\*\*\d\. ", text, flags=re.MULTILINE)[1:]
+    assert len(questions) == 3
+    for question in questions:
+        answers = re.findall(r"^:::\{dropdown\} ([A-Z])\. .+\n(.+)", question, flags=re.MULTILINE)
+        assert "".join(letter for letter, _ in answers) in ("ABC", "ABCD")
+        assert sum(why.startswith("**Right.**") for _, why in answers) == 1
+        assert all(why.startswith(("**Right.**", "Not quite", "No:")) for _, why in answers)
 
 
 def test_examples_in_docstrings_are_not_read_as_parameters() -> None:
