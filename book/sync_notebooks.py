@@ -72,15 +72,13 @@ def as_notebook(chapter: Path) -> str:
                 cells += prose(f"*{number}: {plain(figure['caption'], figures)}*")
         else:
             markers = re.findall(r"\{solution-(start|end)\}", cell.source)
-            solution, end, rest = cell.source.partition(":::{solution-end}") if in_solution else ("", "", cell.source)
+            shown, end, rest = cell.source.partition(":::{solution-end}") if in_solution else ("", "", cell.source)
             in_solution = markers[-1] == "start" if markers else in_solution
             try:
-                folded = (
-                    details("What the solution shows", convert(solution.splitlines(), figures))
-                    if solution.strip()
-                    else []
-                )
-                text = "\n".join([*folded, *convert((end + rest).splitlines(), figures)]).strip()
+                lines = [*convert((end + rest).splitlines(), figures)]
+                if shown.strip():
+                    lines = [*details("What the solution shows", convert(shown.splitlines(), figures)), *lines]
+                text = "\n".join(lines).strip()
             except ValueError as error:
                 raise ValueError(f"{chapter.name}: {error}") from None
             cells += prose(text)

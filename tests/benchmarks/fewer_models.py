@@ -98,16 +98,13 @@ def compare(problem: dtl.TransferProblem, recipe: dtl.Recipe, models: int, kept:
             near = similar(problem, recipe)
             best: dict[str, Any] = {"way": "similar"}
             for name in a:
-                moved = [
-                    np.mean(
-                        [
-                            retest(((1 - s) * x + s * near @ x)[kept], y[kept])
-                            for x, y in ((a[name], b[name]), (b[name], a[name]))
-                        ]
-                    )
-                    for s in np.linspace(0, 0.5, 11)
-                ]
-                best |= {name: float(max(moved)), f"{name} share": float(np.linspace(0, 0.5, 11)[np.argmax(moved)])}
+                both = (a[name], b[name]), (b[name], a[name])
+                moved = {
+                    s: float(np.mean([retest(((1 - s) * x + s * near @ x)[kept], y[kept]) for x, y in both]))
+                    for s in np.linspace(0, 0.5, 11).tolist()
+                }
+                share = max(moved, key=lambda s: moved[s])
+                best |= {name: moved[share], f"{name} share": share}
             lines.append(best)
         with out.open("a") as file:
             for line in lines:

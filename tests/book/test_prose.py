@@ -11,7 +11,7 @@ from dtl.book import PLACE
 CITED = re.compile(r"\{cite(:\w)?\}`")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 NOT_PROSE = re.compile(
-    r"^\$\$.*?^\$\$|\$[^$]+\$|\{[\w:]+\}`[^`]+`|`[^`]+`|\]\([^)]*\)|^:\w+:.*$|^(\*\*)?\d+\. "
+    r"^\$\$.*?^\$\$|\$[^$]+\$|\{[\w:]+\}`[^`]+`|`[^`]+`|\]\([^)]*\)|^:\w+:.*$|^\d+\. |^\*\*\d+\."
     r"|^:{3,}.*$|\bAlgorithm 1\b|^\*\*Time\*\*.*$|^\*\w+, \d+ minutes\.\*|\b95% (interval|confidence|band)",
     re.MULTILINE | re.DOTALL,
 )
