@@ -72,7 +72,8 @@ def as_notebook(chapter: Path) -> str:
                 cells += prose(f"*{number}: {plain(figure['caption'], figures)}*")
         else:
             markers = re.findall(r"\{solution-(start|end)\}", cell.source)
-            shown, end, rest = cell.source.partition(":::{solution-end}") if in_solution else ("", "", cell.source)
+            none: tuple[str, str, str] = ("", "", cell.source)
+            shown, end, rest = cell.source.partition(":::{solution-end}") if in_solution else none
             in_solution = markers[-1] == "start" if markers else in_solution
             try:
                 lines = [*convert((end + rest).splitlines(), figures)]
