@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Set
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import jupytext
@@ -96,7 +97,8 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
 
     replace : text in its cells and other text to put there, for a run under other conditions
     """
-    cells = [new_code_cell(source.replace(*replace) if replace[0] else source) for source in to_run(read(page))]
+    written = read(page)
+    cells = [new_code_cell(source.replace(*replace) if replace[0] else source) for source in to_run(written)]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
     client = NotebookClient(
@@ -109,8 +111,7 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
     if not problem:
         *modules, used, wheel = "".join(str(part["text"]) for part in notebook.cells[-1].outputs).split()
         spent = float(used)
-        said = "".join(value for cell in notebook.cells for value in values(cell))
-        problem = f"claims that are not so in this run: {said.count(NOT_SO)}" if NOT_SO in said else ""
+        problem = untrue(written, notebook)
     notebook.metadata["dtl"] = {
         "key": page_key(page, modules) if package_files() == package_before else "edited while it ran",
         "modules": modules,
@@ -262,6 +263,21 @@ def values(cell: Notebook) -> list[str]:
         return []
     said = [output["data"]["text/markdown"] for output in cell.get("outputs", []) if "data" in output]
     return said[0].split(SEPARATOR) if said else []
+
+
+def untrue(page: Notebook, ran: Notebook) -> str:
+    """How many claims of a page are not so in a run, and the sentences that make them; "" if there are none."""
+    wrong, done = [], iter(ran.cells)
+    for cell in page.cells:
+        if cell.cell_type == "code":
+            next(done)
+        if places(cell):
+            put(cell, iter(values(next(done))))
+            sentences = re.split(r"(?<=[.!?])\s+|\n\s*\n", "\n\n".join(texts(cell)))
+            wrong += [sentence for sentence in sentences if NOT_SO in sentence]
+    count = sum(sentence.count(NOT_SO) for sentence in wrong)
+    short = [shorten(sentence.replace(NOT_SO, " [not so]"), 150, placeholder=" ...") for sentence in wrong]
+    return "\n".join([f"claims that are not so in this run: {count}", *short]) if wrong else ""
 
 
 def assemble(page: Path) -> Notebook:

@@ -111,11 +111,11 @@ def path_of(value: object, what: str) -> Path:
 
 
 def several(value: object, what: str) -> tuple[Any, ...]:
-    """One name or a sequence of names, as a tuple; InputError for anything else."""
+    """One name or a sequence, as a tuple; InputError for anything else."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, Iterable):
-        raise InputError(f"{what} must be a name or a sequence of names, not {value!r}")
+        raise InputError(f"{what} must be a name or a sequence, not {value!r}")
     return tuple(value)
 
 

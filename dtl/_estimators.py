@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dtl._checks import InputError, listed
-from dtl.design import block_length, is_balanced
+from dtl._checks import InputError, choice, listed
+from dtl.design import DESIGNS, block_length, is_balanced
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class Solver(NamedTuple):
 
 def difference(z: np.ndarray, design: str) -> Solver:
     """Difference in means, in the precision of ``z``; the products of the masks with the outputs are all the work."""
+    choice(design, DESIGNS, "design")
     n_in = z.sum(axis=0)[:, None].astype(np.float64)
     n_out = len(z) - n_in
     if len(z) < (3 if design == "random" else 4):
@@ -186,6 +187,7 @@ class _Regression:
     """
 
     def __init__(self, z: np.ndarray, design: str):
+        choice(design, DESIGNS, "design")
         self.paired = design != "random"
         if self.paired and len(z) % 2:
             logger.warning("The last model has no complement yet and is left out.")

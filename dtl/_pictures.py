@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-from dtl._checks import InputError, check_images, choice
+from dtl._checks import InputError, check_images, check_kind, choice, several, whole
 from dtl._drawing import WIDTH, inches, new_axes, shown, verbatim
 
 if TYPE_CHECKING:
@@ -34,10 +34,12 @@ def image_grid(
     >>> ax = dtl.plots.image_grid(problem.source, per_class=6, classes=problem.source.classes[:2])
     """
     check_images(dataset, "dataset")
-    for name in classes or ():
+    chosen = dataset.classes if classes is None else several(classes, "classes")
+    for name in chosen:
         choice(name, dataset.classes, "class")
-    order = [dataset.classes.index(name) for name in (dataset.classes if classes is None else classes)]
-    names, few = shown(dataset.classes, 50), [first_of(dataset, c, per_class) for c in order]
+    order = [dataset.classes.index(name) for name in chosen]
+    names, n = shown(dataset.classes, 50), whole("per_class", per_class, 1)
+    few = [first_of(dataset, c, n) for c in order]
     return _gallery([names[c] for c in order], few, columns or (1 if len(few) <= 3 else 2), ax)
 
 
@@ -54,7 +56,8 @@ def images(
 
     >>> ax = dtl.plots.images(problem.target_test, [3, 14, 15])
     """
-    index = np.arange(len(check_images(dataset, "dataset").labels))[list(index)].tolist()  # numbers or a mask
+    some = list(several(index, "index"))  # numbers or a mask
+    index = np.arange(len(check_images(dataset, "dataset").labels))[some].tolist()
     titles = [dataset.classes[int(dataset.labels[i])] for i in index] if titles is None else titles
     return _gallery(titles, [pictures(dataset, [i]) for i in index], columns, ax)
 
@@ -80,6 +83,7 @@ def pairs(
     """
     check_images(left, "left")
     check_images(right, "right")
+    index = [several(pair, "index") for pair in several(index, "index")]
     if titles is None:
         titles = [f"{left.classes[int(left.labels[i])]} / {right.classes[int(right.labels[j])]}" for i, j in index]
     few = [np.concatenate([pictures(left, [i]), pictures(right, [j])]) for i, j in index]
@@ -88,13 +92,14 @@ def pairs(
 
 def _gallery(titles: Sequence[str], groups: Sequence[np.ndarray], columns: int, ax: Axes | None) -> Axes:
     """Groups of (h, w, 3) pictures, each under its title; one unit of the axes is one picture."""
-    if not groups or columns < 1:
-        raise InputError(f"choose at least one picture and one column, not {len(groups)} and {columns}.")
+    if not groups:
+        raise InputError("choose at least one picture")
+    titles, columns = several(titles, "titles"), whole("columns", columns, 1)
     if len(titles) != len(groups):
         raise InputError(f"there are {len(titles)} titles for {len(groups)} pictures: give one for each.")
     longest = max(map(len, groups))
     gap = 0.5 if longest > 1 else 0.12
-    room = WIDTH if ax is None else inches(ax)[0]
+    room = WIDTH if ax is None else inches(check_kind(ax, "matplotlib.axes.Axes", "ax"))[0]
     word = max((len(word) for title in titles for word in str(title).split()), default=1)
     columns = max(1, min(columns, len(groups), int(room / (_LETTER * (min(word, 15) + 1)))))
     width = columns * (longest + gap) - gap

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
-from dtl._checks import InputError
+from dtl._checks import InputError, check_kind, floats, real, several, whole
 from dtl._scores import checked
 
 
@@ -69,15 +69,16 @@ def released_objective(
     >>> dtl.bound.released_objective(z, y, (3 * np.eye(2), np.zeros(2)), z, y, steps=5).B.sum(0).round(6).tolist()
     [1.0, 1.0]
     """
+    weight, steps, batch = real("weight", weight), whole("steps", steps, 1), whole("batch", batch, 1)
     z, of_source = checked(source, source_labels, "source")
     x, y = checked(target, labels, "target")
     if x.shape[1] != z.shape[1]:
         raise InputError(f"source and target have {z.shape[1]} and {x.shape[1]} features: A is square, use one encoder")
-    W, c = (torch.as_tensor(np.asarray(part, dtype=np.float64)) for part in head)
+    W, c = (torch.as_tensor(floats(part, "head")) for part in several(head, "head"))
     centre, spread = z.mean(0), z.std(0) + 1e-9
     c, W = c + torch.from_numpy(centre) @ W, W * torch.from_numpy(spread)[:, None]
     z, x = torch.from_numpy((z - centre) / spread), torch.from_numpy(StandardScaler().fit_transform(x))
-    rng, n_source, n_target = np.random.default_rng(seed), of_source.max() + 1, y.max() + 1
+    rng, n_source, n_target = np.random.default_rng(whole("seed", seed, 0)), of_source.max() + 1, y.max() + 1
     prior, wanted = np.bincount(of_source) / len(z), np.bincount(y) / len(x)
     by_class = _loss_by_class(z @ W + c, of_source)
     A, A_inverse = (torch.eye(z.shape[1], dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -118,7 +119,7 @@ def _loss_by_class(logits: torch.Tensor, y: np.ndarray) -> torch.Tensor:
 
 def released_terms(z, of_source, head, x, y, A, A_inverse, b, B, D) -> Released:
     """The terms that the released code reports at the end, of standardised features; all tensors but the labels."""
-    W, c = head
+    (W, c), z = head, check_kind(z, "torch.Tensor", "z")
     pulled = ((x - b) @ A_inverse.T).requires_grad_()
     each = -((pulled @ W + c).softmax(1) @ B.T).log()[range(len(y)), y]
     (slope,) = torch.autograd.grad(each.sum(), pulled)

@@ -18,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dtl._checks import InputError, floats
+from dtl._checks import InputError, floats, real, whole
 
 
 def checked(x: ArrayLike, labels: ArrayLike, what: str = "features") -> tuple[np.ndarray, np.ndarray]:
@@ -76,7 +76,8 @@ def n_leep(features: ArrayLike, labels: ArrayLike, seed: int = 0) -> float:
     x, y = checked(features, labels)
     x = PCA(0.8, svd_solver="full").fit_transform(x)
     clusters = min(5 * (y.max() + 1), len(np.unique(x, axis=0)))
-    return leep(GaussianMixture(clusters, random_state=seed, max_iter=500).fit(x).predict_proba(x), y)
+    mixture = GaussianMixture(clusters, random_state=whole("seed", seed, 0), max_iter=500)
+    return leep(mixture.fit(x).predict_proba(x), y)
 
 
 def logme(features: ArrayLike, labels: ArrayLike) -> float:
@@ -125,7 +126,7 @@ def transrate(features: ArrayLike, labels: ArrayLike, eps: float = 1e-4) -> floa
     x, y = checked(features, labels)
     x = x - x.mean(0)
     values = [np.linalg.svd(part, compute_uv=False) ** 2 / len(part) for part in (x, *_by_class(x, y))]
-    rate = [0.5 * np.log1p(value / eps).sum() for value in values]
+    rate = [0.5 * np.log1p(value / real("eps", eps)).sum() for value in values]
     return float(rate[0] - np.mean(rate[1:]))
 
 
@@ -142,7 +143,7 @@ def gbc(features: ArrayLike, labels: ArrayLike, spherical: bool = False, floor: 
     mean, variance = np.stack([part.mean(0) for part in parts]), np.stack([part.var(0) for part in parts])
     if spherical:
         variance = np.broadcast_to(variance.mean(1, keepdims=True), variance.shape)
-    variance = np.maximum(variance, floor)
+    variance = np.maximum(variance, real("floor", floor))
     both = (variance[:, None] + variance) / 2
     apart = (mean[:, None] - mean) ** 2 / both / 8 + 0.5 * np.log(both / np.sqrt(variance[:, None] * variance))
     return float(len(mean) - np.exp(-apart.sum(2)).sum())
@@ -210,7 +211,8 @@ def knn(features: ArrayLike, labels: ArrayLike, k: int = 5) -> float:
     1.0
     """
     x, y = checked(features, labels)
-    return float((KNeighborsClassifier(min(k, len(x) - 1)).fit(x, y).predict(None) == y).mean())
+    nearest = KNeighborsClassifier(min(whole("k", k, 1), len(x) - 1))
+    return float((nearest.fit(x, y).predict(None) == y).mean())
 
 
 def lda(features: ArrayLike, labels: ArrayLike) -> float:
@@ -229,7 +231,7 @@ def probe(features: ArrayLike, labels: ArrayLike, l2: float = 1e-2) -> float:
     1.0
     """
     x, y = checked(features, labels)
-    return _held_out(LogisticRegression(C=1 / (len(x) * l2), max_iter=1000), x, y)
+    return _held_out(LogisticRegression(C=1 / (len(x) * real("l2", l2)), max_iter=1000), x, y)
 
 
 def _held_out(model: ClassifierMixin, x: np.ndarray, y: np.ndarray) -> float:

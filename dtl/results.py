@@ -15,7 +15,7 @@ import pandas as pd
 import xarray as xr
 import zarr
 
-from dtl._checks import InputError, check_kind, choice
+from dtl._checks import InputError, check_kind, choice, path_of
 from dtl.design import DESIGNS, is_balanced
 from dtl.engine.files import decoded, rounded, save, shipped, unpacked, write
 from dtl.engine.store import ARRAYS, OUTPUTS, SPLITS, local_folder, marks_of, open_store, read
@@ -216,7 +216,7 @@ def open(where: str | Path, folder: str | Path | None = None) -> Results:
     if folder is None and str(where).endswith(".nc"):
         data = xr.load_dataset(where, engine="h5netcdf")
         return Results(data.assign_attrs({k: decoded(v) for k, v in data.attrs.items() if k != "problem"}))
-    place = FOLDER if folder is None else Path(folder)
+    place = FOLDER if folder is None else path_of(folder, "folder")
     names = sorted(entry.parent.name for entry in place.glob("*/manifest.json"))
     if str(where) in names:
         return Results(xr.Dataset(), *shipped(place / where))
@@ -260,4 +260,4 @@ def influence_of(results: xr.Dataset, *options: Any, **named: Any) -> Influence:
     >>> influence_of(dtl.results.open("imagenet20-cifar10")["random"], "ols", by="class").method
     'ols'
     """
-    return Results(results).influence(*options, **named)
+    return Results(check_kind(results, "xarray.Dataset", "results")).influence(*options, **named)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 from dtl._batches import Batches, Images
@@ -14,6 +14,10 @@ from dtl._checks import InputError, check_images, check_kind, choice, in_plain_w
 from dtl._step import enough_memory, step_of
 from dtl._streams import stream
 from dtl.models import WIDTHS, Nets, blank, check_model, initialise
+
+
+class Own(tuple[int, ...]):
+    """Widths that a net has where none are given; another net, made by `dataclasses.replace`, has its own instead."""
 
 
 @in_plain_words("recipe setting")
@@ -54,7 +58,7 @@ class Recipe:
     """
 
     model: str = "small"
-    widths: tuple[PositiveInt, ...] = ()
+    widths: Annotated[tuple[PositiveInt, ...], BeforeValidator(lambda w: () if isinstance(w, Own) else w)] = ()
     epochs: PositiveInt = 16
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: PositiveFloat = 0.3
@@ -72,13 +76,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_model(self.model)
-        own = WIDTHS.get(self.model, ())
+        own = Own(WIDTHS.get(self.model, ()))
         widths = self.widths or own
-        if self.model != "small" and widths in WIDTHS.values():
-            widths = own  # what `replace(recipe, model=...)` hands on from the net before
         if self.model != "small" and len(widths) != len(own):
             raise InputError(f"{self.model} has {len(own)} widths to set, not {len(widths)}: leave them out")
-        object.__setattr__(self, "widths", widths)
+        object.__setattr__(self, "widths", own if widths == own else widths)
 
     def settings(self) -> dict[str, object]:
         """What is written beside results, as JSON has it.

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtl._checks import InputError
+from dtl._estimators import SOLVERS
 from dtl._evaluate import linear_datamodeling_score
 from dtl.design import DESIGNS, block_length, subset_masks
 from dtl.influence import Influence, estimate_influence, group_means, models_needed
@@ -445,6 +446,12 @@ MASKS, OUTPUTS = subset_masks(6, 40, "random"), np.random.default_rng(0).normal(
 def test_bad_arguments_get_one_clear_error(arguments, message):
     with pytest.raises(ValueError, match=message):
         estimate_influence(**(dict(masks=MASKS, outputs=OUTPUTS) | arguments))
+
+
+@pytest.mark.parametrize("method", SOLVERS)
+def test_no_solver_takes_an_unknown_design_for_pairs(method):
+    with pytest.raises(InputError, match="unknown design 'latin': choose one of balanced, random, paired"):
+        SOLVERS[method](MASKS.astype(float), "latin")
 
 
 def test_regressions_say_how_many_models_pairs_and_blocks_they_need():

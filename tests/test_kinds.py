@@ -11,17 +11,17 @@ import pytest
 import dtl
 from dtl._checks import InputError
 
-ROOMS = """baselines bias bound data design influence leakage models plots projection removal scores testbed training
-    transfer widgets""".split()
+ROOMS = """baselines bias bound data design influence leakage models plots projection removal results scores testbed
+    training transfer widgets""".split()
 # switches take whatever is true or false, texts whatever can be written
 LOADERS = "testbed.make", "testbed.make_examples"  # called by `dtl.load`
-TAKE_ALL = {"progress", "slider", "aligned", "title", "influence_alt target"}
+TAKE_ALL = {"progress", "slider", "shrunk", "spherical", "aligned", "title", "influence_alt target"}
 
 # said in the words of the documentation instead of the argument's name
 SAID = {
     "source_labels": "label", "labels": "label", "agrees": "attribute", "name": "problem", "arms": "arm",
     "groups": "unit", "most": "side", "results": "folder", "out": "file", "weights": "folder", "without": "class",
-    "chosen": "count", "x": "features", "influence": "values", "regime": "transfer",
+    "chosen": "count", "x": "features", "influence": "values", "regime": "transfer", "where": "folder",
 }  # fmt: skip
 
 
@@ -41,7 +41,8 @@ def functions() -> dict[str, tuple[Any, str]]:
     for room, place in places.items():
         for name in vars(dtl)["__all__"] if place is dtl else vars(place):
             function, home = getattr(place, name), getattr(getattr(place, name), "__module__", "")
-            if inspect.isfunction(function) and name[0] != "_" and (place is dtl or home == f"dtl.{room}"):
+            offered = place is dtl or home == f"dtl.{room}" or name in vars(place).get("__all__", ())
+            if inspect.isfunction(function) and name[0] != "_" and offered:
                 if function in seen:  # under its name in `dtl`, by which its example calls it
                     continue
                 seen.add(function)

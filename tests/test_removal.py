@@ -367,7 +367,7 @@ def test_what_does_not_fit_the_study_is_refused_before_training(study, no_traini
         removal_curve(study, 5, COUNTS, progress=False)  # pyright: ignore
     with pytest.raises(ValueError, match="study must be a dtl.Study, not 'testbed'"):
         removal_curve("testbed", estimated, COUNTS, progress=False)  # pyright: ignore
-    with pytest.raises(ValueError, match="orders must be a name or a sequence of names, not 5"):
+    with pytest.raises(ValueError, match="orders must be a name or a sequence, not 5"):
         removal_curve(study, influence_of(MEAN), COUNTS, 5, progress=False)  # pyright: ignore
     with pytest.raises(ValueError, match=r"each of counts .* not '2'"):
         removal_curve(study, influence_of(MEAN), "2", progress=False)  # pyright: ignore

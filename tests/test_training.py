@@ -1,6 +1,7 @@
 """Training side by side against training alone, and against a plain PyTorch loop."""
 
 import dataclasses
+import itertools
 import json
 import logging
 import pickle
@@ -380,6 +381,7 @@ def test_bfloat16_trains(problem):
         ({"widths": 16}, "widths cannot be 16: it should be a valid tuple"),
         ({"model": {}}, "model cannot be {}: it should be a valid string"),
         ({"model": "resnet9", "widths": (8, 16)}, "resnet9 has 4 widths to set, not 2: leave them out"),
+        ({"model": "resnet9", "widths": (16, 32, 64)}, "resnet9 has 4 widths to set, not 3: leave them out"),
         ({"model": "resnet18", "widths": (8,)}, "resnet18 has 0 widths to set, not 1: leave them out"),
         ({"precision": "float16"}, "precision cannot be 'float16': it should be 'float32' or 'bfloat16'"),
         ({"epoch": 3}, "unknown recipe setting 'epoch': did you mean 'epochs'?"),
@@ -407,6 +409,22 @@ def test_recipes_are_plain_settings():
     assert dtl.Recipe(**before_steps) == recipe  # type: ignore[arg-type]  # a store of version 0.1
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.lr = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        dtl.Recipe,
+        lambda net: pickle.loads(pickle.dumps(dtl.Recipe(net))),
+        lambda net: dtl.Recipe(**dtl.Recipe(net).settings()),
+    ],
+)
+def test_another_net_has_its_own_widths_but_keeps_those_given(of):
+    for net, other in itertools.permutations(["small", "resnet9", "resnet18"], 2):
+        assert dataclasses.replace(of(net), model=other) == dtl.Recipe(other)
+    wide = dtl.Recipe("small", (64, 128, 256, 512))
+    assert wide.widths == dataclasses.replace(wide, lr=0.1).widths == dtl.Recipe(**wide.settings()).widths
+    assert wide.widths == (64, 128, 256, 512) == dataclasses.replace(wide, model="resnet9").widths
 
 
 @pytest.mark.parametrize("device", ["gpu", "tpu:0", "cuda:x", ""])

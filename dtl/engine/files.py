@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 from zarr.abc.store import Store as ZarrStore
 
-from dtl._checks import InputError, load_json, whole
+from dtl._checks import InputError, check_kind, check_mapping, load_json, path_of, whole
 from dtl._estimators import checked, difference, from_first, precision, reliability_of, resolve_errors
 from dtl.design import checked_design
 from dtl.engine.store import local_folder
@@ -161,9 +161,10 @@ def save(folder: str | Path, parts: dict[str, xr.Dataset], facts: dict[str, Any]
     >>> dtl.results.save("mine", {"removal": curve}, {"runs": {}, "settings": {}}).name
     'mine'
     """
-    if any("/" in name for name in parts):
+    if any("/" in name for name in check_mapping(parts, "parts")):
         raise InputError(f"names of parts cannot hold '/': {', '.join(parts)}")
-    folder, tree = Path(folder), xr.DataTree.from_dict(parts)
+    check_mapping(facts, "facts")
+    folder, tree = path_of(folder, "folder"), xr.DataTree.from_dict(parts)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.nc"
 
@@ -189,6 +190,6 @@ def rounded(values: xr.DataArray, bits: int = 8) -> xr.DataArray:
     """
     from numcodecs import BitRound
 
-    codec = BitRound(keepbits=bits)
-    found: Any = codec.decode(codec.encode(np.float32(values.values)))
+    codec = BitRound(keepbits=whole("bits", bits, 0))
+    found: Any = codec.decode(codec.encode(np.float32(check_kind(values, "xarray.DataArray", "values").values)))
     return values.copy(data=found.reshape(values.shape))

@@ -242,7 +242,11 @@ def test_outputs_of_unchanged_cells_are_still_shown_when_another_has_changed(boo
     [
         (("n = 3", "n = 3 / 0"), "ZeroDivisionError", "ZeroDivisionError"),
         (("n > 5", "m > 5"), "{{? m > 5}}", "NameError"),
-        (("n > 5", "n > 5"), "claims that are not so in this run: 1", "Large **[not so in this run]**."),
+        (
+            ("n > 5", "n > 5"),
+            "claims that are not so in this run: 1\nLarge [not so].",
+            "Large **[not so in this run]**.",
+        ),
         (("n = 3", "import os; os._exit(1)"), "the kernel died in the cell", "os._exit(1)"),
     ],
 )
@@ -259,6 +263,17 @@ def test_a_page_that_fails_keeps_no_other_from_running(
     shown = pages.assemble(page)
     assert any("did not run well" in cell.source for cell in shown.cells) and shows in str(shown.cells)
     assert list(build.execute(["02-second", "03-third"])) == ["02-second"], "What is finished is not run again."
+
+
+def test_false_claims_are_told_by_their_sentences(book: Path) -> None:
+    page = book / "chapters/02-second.md"
+    long = "It is " + "so " * 80
+    page.write_text(
+        page.read_text().replace("Large", f"It is{{{{? n == 3}}}} 3.5. {long}{{{{? n > 4}}}}, is it?\n\nNot")
+    )
+    count, first, second = pages.run(page).split("\n")
+    assert count.endswith(": 2") and first.startswith("It is so so") and len(first) <= 150 and first.endswith(" ...")
+    assert second == "Not [not so]."
 
 
 def test_a_page_that_cannot_even_be_run_keeps_no_other_from_running(
