@@ -72,13 +72,12 @@ def as_notebook(chapter: Path) -> str:
                 cells += prose(f"*{number}: {plain(figure['caption'], figures)}*")
         else:
             markers = re.findall(r"\{solution-(start|end)\}", cell.source)
-            none: tuple[str, str, str] = ("", "", cell.source)
-            shown, end, rest = cell.source.partition(":::{solution-end}") if in_solution else none
+            shown, end, rest = cell.source.partition(":::{solution-end}") if in_solution else ("", "", cell.source)
             in_solution = markers[-1] == "start" if markers else in_solution
             try:
                 lines = [*convert((end + rest).splitlines(), figures)]
                 if shown.strip():
-                    lines = [*details("What the solution shows", convert(shown.splitlines(), figures)), *lines]
+                    lines = [*details("What the solution shows", convert([*shown.splitlines()], figures)), *lines]
                 text = "\n".join(lines).strip()
             except ValueError as error:
                 raise ValueError(f"{chapter.name}: {error}") from None
