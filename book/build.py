@@ -70,21 +70,12 @@ async def side_by_side(todo: dict[str, pages.Path]) -> dict[str, str]:
 
 def wheel() -> pages.Path:
     """The package as its wheel brings it, unpacked."""
-    folder = BUILD / "wheel"
-    for old in (folder, pages.ROOT / "build"):  # setuptools would pack what an earlier build has left there
-        shutil.rmtree(old, ignore_errors=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--wheel-dir",
-        str(folder),
-        str(pages.ROOT),
-    ]
+    folder, left = BUILD / "wheel", pages.ROOT / "build"  # what setuptools leaves, and would pack the next time
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(left, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", f"--wheel-dir={folder}", str(pages.ROOT)]
     subprocess.run(command, check=True)
+    shutil.rmtree(left, ignore_errors=True)
     shutil.unpack_archive(next(folder.glob("*.whl")), folder, "zip")
     return folder
 

@@ -62,7 +62,7 @@ def run(
         target: folder of your target images, likewise
         recipe: settings of dtl.Recipe, such as --recipe.epochs 4
         design: balanced, random or paired
-        transfer: one or more of fixed, fixed+bn, full, with commas
+        transfer: one or more of fixed, fixed+bn, full, scratch, with commas
         unit: what a subset holds or leaves out, class or example
         fraction: share of the units in a random subset
         seed: of subsets, initial weights and order of images

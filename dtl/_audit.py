@@ -53,9 +53,10 @@ class Audit:
             return "In none does the transferred model move more than one trained from scratch."
         good = self.repairs[self.repairs.enough].repair.tolist()
         unknown = "" if len(self.sources) else "Whence it comes is not known: train more models, on smaller subsets. "
+        half = "half of what exceeds a model from scratch"
         if not good:
-            return f"{unknown}None takes away half of it: do not deploy where this change can happen."
-        return f"{unknown}The cheapest that takes away at least half of it: {good[0]}."
+            return f"{unknown}None takes away {half}: do not deploy where this change can happen."
+        return f"{unknown}The cheapest that takes away at least {half}: {good[0]}."
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:

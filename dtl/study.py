@@ -58,7 +58,7 @@ class Study:
     problem : what to train on and transfer to
     recipe : training and transfer settings; default `Recipe()`
     design : "balanced", "random" or "paired" (see `subset_masks`), or subsets of your own, bool (models, units)
-    transfer : one or more of "fixed", "fixed+bn", "full"
+    transfer : one or more of "fixed", "fixed+bn", "full", "scratch" (see `dtl.transfer.transfer`)
     store : folder of the results (Zarr); without one they live in memory. A store of the same study is continued, a
         store of another one is refused, unless that has saved no model
     seed : subsets, initial weights and order of examples are functions of it and of a model's number

@@ -112,8 +112,6 @@ def target_logits(
     check_kind(recipe, "dtl.Recipe", "recipe")
     if len(several(seeds, "seeds")) != nets.n_models:
         raise InputError(f"give one seed for each of {nets.n_models} nets, not {len(seeds)}")
-    if regime not in REGIMES:
-        raise InputError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
     device, train = nets.weight.device, problem.target_train
     if regime == "fixed":
         x = features(nets, train.batches(problem.source, device), recipe)
@@ -124,9 +122,11 @@ def target_logits(
             nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             alone = replace(recipe, steps=None)
             fit_target(nets, problem, seeds, alone, schedule(len(train), alone), recipe.lr, "training")
-        else:
+        elif regime in ("fixed+bn", "full"):
             nets.new_head(train.n_classes, seeds)
             fine_tune(nets, problem, seeds, recipe, only_head=regime == "fixed+bn")
+        else:
+            raise InputError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
         weight, bias = nets.weight.detach(), nets.bias.detach()
     judges = {name: judge.batches(problem.source, device) for name, judge in problem.judges.items()}
     return {name: features(nets, batches, recipe) @ weight + bias for name, batches in judges.items()}

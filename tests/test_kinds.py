@@ -73,7 +73,6 @@ def call_in_example(place: Any, name: str, names: dict[str, Any], patch: pytest.
                 exec(compile(example.source, name, "single"), own)
     except Called:
         pass
-    patch.undo()
     return calls[0] if calls else None
 
 
@@ -102,7 +101,8 @@ def test_each_argument_of_another_kind_is_refused(name, names_in_examples, tmp_p
     place, short = functions()[name]
     function = getattr(place, short)
     monkeypatch.chdir(tmp_path)
-    call = call_in_example(place, short, names_in_examples, monkeypatch)
+    with monkeypatch.context() as patch:
+        call = call_in_example(place, short, names_in_examples, patch)
     assert call or not doctest.DocTestParser().get_examples(function.__doc__ or ""), "its example does not call it"
     accepted = []
     for argument in arguments(function) if call else ():

@@ -1,5 +1,6 @@
 """The report: every number of the page is in its files, and what it says follows from the study."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,10 @@ def test_an_audit_is_a_section(results: dtl.results.Results, page: Path, tmp_pat
     assert rows[2] == ["tint in 10%", "12", "0.042", "True"]
     for name, table in (("cells", cells), ("sources", sources), ("repairs", repairs)):
         pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"found-{name}.csv", keep_default_na=False), table)
-    said = "2 cells were looked at, 8 models each", "at least half of it: tint in 10%."
+    said = "2 cells were looked at, 8 models each", "at least half of what exceeds a model from scratch: tint in 10%."
     assert all(text in soup.text and text in str(found) for text in said) and "cells were" not in page.read_text("utf8")
+    useless = dataclasses.replace(found, repairs=repairs.assign(enough=False))
+    assert "None takes away half of what exceeds a model from scratch" in useless.verdict
     none = Audit("kept", "fixed", 8, 0.05, cells.assign(q=1.0), sources.iloc[:0], None)
     text = parsed(dtl.report(results, tmp_path / "none.html", audit=none)).text
     assert "In none does the transferred model" in text and "| --- |" not in str(none)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dtl
-from dtl import transfer
+from dtl import __main__, transfer
 from dtl._checks import InputError
 from dtl.models import unstack
 from dtl.training import draw_order, learning_rates, train_sources
@@ -248,3 +248,15 @@ def test_more_fine_tuning_fits_the_target_better(problem, nets):
 def test_unknown_regimes(problem, nets):
     with pytest.raises(ValueError, match="unknown transfer 'linear': use one of fixed, fixed\\+bn, full"):
         transfer.transfer(nets, problem, [0, 1, 2], RECIPE, "linear")
+
+
+def test_a_regime_without_a_branch_is_not_run_as_another(problem, nets, monkeypatch):
+    monkeypatch.setattr(transfer, "REGIMES", (*transfer.REGIMES, "linear"))
+    with pytest.raises(InputError, match="unknown transfer 'linear'"):
+        transfer.transfer(copy.deepcopy(nets), problem, [0, 1, 2], RECIPE, "linear")
+
+
+def test_every_regime_is_documented_where_it_is_asked_for():
+    for text in (transfer.transfer.__doc__, dtl.Study.__doc__, __main__.run.__doc__):
+        said = text.replace('"', "").replace(",", " ").split()
+        assert set(transfer.REGIMES) <= set(said)
