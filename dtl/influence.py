@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from dtl._checks import InputError, check_between, check_kind, choice
-from dtl._estimators import SOLVERS, checked, from_first, plain, precision, refuse_twins, reliability_of
+from dtl._estimators import SOLVERS, checked, from_first, plain, precision, refuse_twins, reliability_of, resolve_errors
 from dtl._images import PARTS, contrasts, group_means, image_variances
 from dtl.design import block_length, checked_design
 
@@ -242,7 +242,8 @@ def estimate_influence(
     elif part != "whole":
         raise InputError(f'the {part} part is that of groups of images: give groups, or by="class"')
     dtype = precision(y) if method == "difference" else np.dtype(np.float64)
-    solve = SOLVERS[method](included.astype(dtype), design)
+    errors = resolve_errors(included, design) if method == "difference" and len(included) > 3 else design
+    solve = SOLVERS[method](included.astype(dtype), errors)
     values, variances = np.empty((2, included.shape[1], y.shape[1]), dtype)
     width = max(1, _TILE // len(included))
     for first in range(0, y.shape[1], width):
@@ -253,7 +254,7 @@ def estimate_influence(
     reliability, dof = reliability_of(noise, spread + noise if ridge else spread), float(solve.dof)
     by_images, own = 0.0, 0.0
     if grouping is not None and target == "new":
-        drawn = image_variances(included, images, means, grouping, weights, method, design)
+        drawn = image_variances(included, images, means, grouping, weights, method, errors)
         reliability *= reliability_of(drawn.variance.mean(axis=0), spread + noise if ridge else spread - noise)
         with np.errstate(divide="ignore", invalid="ignore"):  # of infinite errors, and of none
             dof = (variances + drawn.variance) ** 2 / (variances**2 / solve.dof + drawn.uncertainty)

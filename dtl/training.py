@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic.dataclasses import dataclass
 
 from dtl._batches import Batches, Images
@@ -16,7 +16,7 @@ from dtl._streams import stream
 from dtl.models import WIDTHS, Nets, blank, check_model, initialise
 
 
-class Own(tuple[int, ...]):
+class _Own(tuple[int, ...]):
     """Widths that a net has where none are given; another net, made by `dataclasses.replace`, has its own instead."""
 
 
@@ -58,7 +58,7 @@ class Recipe:
     """
 
     model: str = "small"
-    widths: Annotated[tuple[PositiveInt, ...], BeforeValidator(lambda w: () if isinstance(w, Own) else w)] = ()
+    widths: tuple[PositiveInt, ...] = ()
     epochs: PositiveInt = 16
     batch_size: Annotated[int, Field(ge=2)] = 64
     lr: PositiveFloat = 0.3
@@ -74,9 +74,14 @@ class Recipe:
     finetune_weight_decay: NonNegativeFloat | None = None
     steps: PositiveInt | None = None
 
+    @field_validator("widths", mode="before")
+    @classmethod
+    def _without_own(cls, widths: object) -> object:
+        return () if isinstance(widths, _Own) else widths
+
     def __post_init__(self) -> None:
         check_model(self.model)
-        own = Own(WIDTHS.get(self.model, ()))
+        own = _Own(WIDTHS.get(self.model, ()))
         widths = self.widths or own
         if self.model != "small" and len(widths) != len(own):
             raise InputError(f"{self.model} has {len(own)} widths to set, not {len(widths)}: leave them out")

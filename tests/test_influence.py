@@ -454,6 +454,14 @@ def test_no_solver_takes_an_unknown_design_for_pairs(method):
         SOLVERS[method](MASKS.astype(float), "latin")
 
 
+def test_a_cut_block_is_told_once(caplog):
+    outputs = np.random.default_rng(0).normal(size=(42, 8))
+    estimate_influence(subset_masks(K, 42), outputs, design="balanced", groups=np.arange(8) // 4)
+    assert [record.message for record in caplog.records if "inside a block" in record.message] == [
+        "The balanced design stops inside a block: standard errors are conservative, those of pairs."
+    ]
+
+
 def test_regressions_say_how_many_models_pairs_and_blocks_they_need():
     outputs = np.random.default_rng(0).normal(size=(40, 2))
     with pytest.raises(ValueError, match="OLS needs more than 40 models for 20 classes in a paired design, got 40"):

@@ -416,14 +416,14 @@ def test_recipes_are_plain_settings():
     [
         dtl.Recipe,
         lambda net: pickle.loads(pickle.dumps(dtl.Recipe(net))),
-        lambda net: dtl.Recipe(**dtl.Recipe(net).settings()),
+        lambda net: dtl.Recipe(**dtl.Recipe(net).settings()),  # type: ignore[arg-type]
     ],
 )
 def test_another_net_has_its_own_widths_but_keeps_those_given(of):
     for net, other in itertools.permutations(["small", "resnet9", "resnet18"], 2):
         assert dataclasses.replace(of(net), model=other) == dtl.Recipe(other)
     wide = dtl.Recipe("small", (64, 128, 256, 512))
-    assert wide.widths == dataclasses.replace(wide, lr=0.1).widths == dtl.Recipe(**wide.settings()).widths
+    assert wide.widths == dataclasses.replace(wide, lr=0.1).widths == dtl.Recipe(**wide.settings()).widths  # type: ignore[arg-type]
     assert wide.widths == (64, 128, 256, 512) == dataclasses.replace(wide, model="resnet9").widths
 
 

@@ -258,5 +258,5 @@ def test_a_regime_without_a_branch_is_not_run_as_another(problem, nets, monkeypa
 
 def test_every_regime_is_documented_where_it_is_asked_for():
     for text in (transfer.transfer.__doc__, dtl.Study.__doc__, __main__.run.__doc__):
-        said = text.replace('"', "").replace(",", " ").split()
+        said = str(text).replace('"', "").replace(",", " ").split()
         assert set(transfer.REGIMES) <= set(said)
