@@ -119,7 +119,8 @@ def one_pair(seed: int) -> list[dict[str, object]]:
     labels = problem.target_validation.labels.numpy()
     many = _rows(other.influence("difference", split="test", by="class"), kept)
     for n in (8, 20, int(np.bincount(labels).min())):
-        chosen = np.concatenate([np.flatnonzero(labels == g)[:n] for g in range(labels.max() + 1)])
+        order = np.random.default_rng(seed).permutation(len(labels))  # images of one symbol follow each other
+        chosen = np.concatenate([order[labels[order] == g][:n] for g in range(labels.max() + 1)])
         for target in ("new", "these"):
             few = estimate_influence(one.masks, one.outputs()[:, chosen], groups=labels[chosen], target=target)
             found = dict(zip(("square", "inside", "stated", "true"), compared(_rows(few, kept), many), strict=True))
