@@ -253,7 +253,7 @@ def test_the_picker_without_a_kernel_computes_as_dtl_does(visit) -> None:
     place.locator("select").first.select_option(label="ship")
     expect(drawn).to_have_attribute("aria-label", re.compile("lifeboat, which helps most"))
     place.locator("summary").press("Enter")
-    place.get_by_label("lifeboat").press("Space")
+    place.get_by_role("checkbox", name="lifeboat").press("Space")
     expect(text).to_contain_text("of 19 classes")
     for number in range(6):
         place.locator("details input").nth(number).check()
