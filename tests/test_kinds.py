@@ -64,8 +64,9 @@ def call_in_example(place: Any, name: str, names: dict[str, Any], patch: pytest.
         calls.append(inspect.signature(function).bind(*args, **options))
         raise Called
 
-    patch.setattr(place, name, record)
     module = importlib.import_module(function.__module__)
+    for where in (place, module):  # an example may call it by either
+        patch.setattr(where, name, record)
     own = {**vars(module), name: record, **names}
     try:
         for example in doctest.DocTestParser().get_examples(function.__doc__ or ""):
