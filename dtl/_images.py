@@ -8,6 +8,9 @@ about its value for new images of the same kind is that of the models (outputs a
 where the scatter is the variance of the images' influences, and their own noise is the mean of their squared errors
 less the squared error of the mean, times n / (n - 1). This is the two-way clustered variance (Cameron, Gelbach, Miller
 2011) without its intersection counted twice, equivalently crossed random effects, and it is never negative.
+
+Images that a source helps more than others, with all its classes in proportion, change the size of the influences and
+not their order: what is drawn along the influences themselves does not lower the correlation with the truth.
 """
 
 from typing import NamedTuple
@@ -24,11 +27,13 @@ _TILE = 2**22  # numbers of the outputs worked on at once
 
 class Images(NamedTuple):
     """Of each column, (K, T): the variance from the images, half of the squared error of that variance, and the part of
-    the models' variance that more images lower, the noise of each image's own."""
+    the models' variance that more images lower, the noise of each image's own. Last, (T,), the part of the variance,
+    added up over classes, that lies along the influences."""
 
     variance: np.ndarray
     uncertainty: np.ndarray
     own: np.ndarray
+    along: np.ndarray
 
 
 def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
@@ -80,13 +85,19 @@ def image_variances(
     of_means, of_models = solve(from_first(means, dtype))
     counts = np.bincount(groups)
     variance, uncertainty, alone = np.zeros([3, *of_means.shape])
+    ahead = of_means @ weights  # unit vectors in the direction of each column's influences
+    ahead -= ahead.mean(axis=0)
+    ahead /= np.maximum(np.linalg.norm(ahead, axis=0), np.finfo(dtype).tiny)
+    along = np.zeros(weights.shape[1])
     for g, n in enumerate(counts):
         if n < 2:
             continue
-        squares, noise = np.zeros((2, z.shape[1]))
+        (squares, noise), forward = np.zeros((2, z.shape[1])), np.zeros(len(along))
         for columns in np.array_split(np.flatnonzero(groups == g), max(1, n * len(z) // _TILE)):
             values, variances = solve(from_first(y[:, columns], dtype))
-            squares += ((values - of_means[:, [g]]) ** 2).sum(axis=1, dtype=np.float64)
+            apart = values - of_means[:, [g]]
+            squares += (apart**2).sum(axis=1, dtype=np.float64)
+            forward += ((ahead.T @ apart) ** 2).sum(axis=1, dtype=np.float64)
             noise += variances.sum(axis=1, dtype=np.float64)
         own = np.zeros(len(noise))
         np.subtract(noise / n, of_models[:, g], out=own, where=np.isfinite(noise))
@@ -95,6 +106,7 @@ def image_variances(
         variance[:, g] = np.maximum(scatter - own, 0) / n
         uncertainty[:, g] = (scatter / n) ** 2 / (n - 1)
         alone[:, g] = own / n
-    parts = Images(variance @ weights**2, uncertainty @ weights**4, alone @ weights**2)
+        along += weights[g] ** 2 * np.maximum(forward / (n - 1) - own @ ahead**2, 0) / n
+    parts = Images(variance @ weights**2, uncertainty @ weights**4, alone @ weights**2, along)
     parts.variance[:, (weights[counts < 2] != 0).any(axis=0)] = np.inf
     return parts

@@ -255,7 +255,8 @@ def estimate_influence(
     by_images, own = 0.0, 0.0
     if grouping is not None and target == "new":
         drawn = image_variances(included, images, means, grouping, weights, method, errors)
-        reliability *= reliability_of(drawn.variance.mean(axis=0), spread + noise if ridge else spread - noise)
+        across = drawn.variance.mean(axis=0) - drawn.along / len(values)
+        reliability *= reliability_of(across, spread + noise if ridge else spread - noise)
         with np.errstate(divide="ignore", invalid="ignore"):  # of infinite errors, and of none
             dof = (variances + drawn.variance) ** 2 / (variances**2 / solve.dof + drawn.uncertainty)
         dof = np.where(np.isfinite(dof), dof, solve.dof)
@@ -280,17 +281,17 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
     """
     check_between(reliability, "reliability")
     n_classes = len(check_kind(influence, "dtl.Influence", "influence").values)
-    drawn = float(np.broadcast_to(np.square(influence.image_stderr), influence.stderr.shape).mean(axis=0).sum())
-    noise = float((influence.stderr**2).mean(axis=0).sum()) - drawn
-    spread = float(influence.values.var(axis=0).sum())
-    ridge = influence.method == "ridge"
+    drawn = np.broadcast_to(np.square(influence.image_stderr), influence.stderr.shape)
+    noises, spreads = (influence.stderr**2 - drawn).mean(axis=0), influence.values.var(axis=0)
+    noise, spread, ridge = float(noises.sum()), float(spreads.sum()), influence.method == "ridge"
     signal = spread if ridge else spread - noise  # a shrunk estimate's spread holds no noise
-    if not (math.isfinite(noise + drawn) and signal > 0):
+    if not (math.isfinite(noise + drawn.sum()) and signal > 0):
         raise InputError(
             f"No measurable signal with {influence.n_models} models: the influences spread no more than their errors; "
             "train more models first."
         )
-    most = 1 - drawn / (spread + noise if ridge else signal)
+    alone = reliability_of(noises, spreads + noises if ridge else spreads)  # with the images that there are
+    most = float(influence.reliability @ spreads / max(alone @ spreads, np.finfo(float).tiny))
     if reliability >= most:
         raise InputError(
             f"no number of models reaches reliability {reliability} with these target images, at most "

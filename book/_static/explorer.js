@@ -100,19 +100,27 @@
     if (drawn) {
       const drawing = values.map(() => 0);
       const uncertain = values.map(() => 0);
+      const middling = values.map((value) => value - mean(values));
+      const ahead = middling.map((value) => value / Math.sqrt(squares(middling) || 1));
+      let along = 0;
       columns.forEach((_, g) => {
         if (weights[g] === 0) return;
         const n = columns[g].length;
         const middle = solver.solve(means[g]);
         const single = columns[g].map(solver.solve);
+        const apart = single.map((of) => of.values.map((value, c) => value - middle.values[c]));
+        let forward = sum(apart.map((of) => dot(ahead, of) ** 2)) / (n - 1);
         values.forEach((_, c) => {
-          const scatter = sum(single.map((of) => (of.values[c] - middle.values[c]) ** 2)) / (n - 1);
+          const scatter = sum(apart.map((of) => of[c] ** 2)) / (n - 1);
           const noise = mean(single.map((of) => of.variances[c])) - middle.variances[c];
-          drawing[c] += (weights[g] ** 2 * Math.max(scatter - (Math.max(noise, 0) * n) / (n - 1), 0)) / n;
+          const own = (Math.max(noise, 0) * n) / (n - 1);
+          drawing[c] += (weights[g] ** 2 * Math.max(scatter - own, 0)) / n;
           uncertain[c] += (weights[g] ** 4 * (scatter / n) ** 2) / (n - 1);
+          forward -= own * ahead[c] ** 2;
         });
+        along += (weights[g] ** 2 * Math.max(forward, 0)) / n;
       });
-      reliable *= reliability(mean(drawing), spread - mean(variances));
+      reliable *= reliability(mean(drawing) - along / K, spread - mean(variances));
       dof = values.map(
         (_, c) => (variances[c] + drawing[c]) ** 2 / (variances[c] ** 2 / solver.dof + uncertain[c]),
       );
