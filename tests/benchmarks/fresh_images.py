@@ -3,8 +3,8 @@
 - simulated: `--repetitions` studies a row, designs x methods x images a class x parts of the influence
 - real images, from the shipped results: classes from a few validation images and two balanced blocks, against the two
   other blocks on all other images
-- the testbed: `--studies` pairs of studies with other seeds, the second judged on fresh images of the generator;
-  each pair is kept in `--out`, which a later call goes on from
+- the testbed: `--studies` testbeds, a study of each design against another one on fresh images of the generator;
+  each testbed is kept in `--out`, which a later call goes on from, and the outputs in a folder beside it
 
 Differences are in stated errors of both sides: their root mean square should be 1, and 95% of them inside Student's.
 """
@@ -14,6 +14,7 @@ import logging
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -97,35 +98,55 @@ def testbed(studies: int, out: Path) -> None:
     seeds = range(5301, 5301 + studies)
     done = {json.loads(line)[0]["seed"] for line in out.read_text().splitlines()} if out.exists() else set()
     for seed in sorted({*seeds} - done):
+        rows = one_testbed(seed, out.with_suffix(""))
         with out.open("a") as file:
-            file.write(json.dumps(one_pair(seed)) + "\n")
+            file.write(json.dumps(rows) + "\n")
     found = pd.DataFrame([row for line in out.read_text().splitlines() for row in json.loads(line)])
     found = found[found.seed.isin(seeds)]
     print(f"\nTestbed, 92 + 92 models, {found.seed.nunique()} pairs of studies a row; leaked classes left out\n")
-    print(HEAD)
-    groups: Any = found.groupby(["n", "target"])
-    for (n, target), of in groups:
+    print(HEAD.replace("| n", "| design | method | n").replace("|---", "|---|---|---", 1))
+    groups: Any = found.groupby(["design", "method", "n", "target"], sort=False)
+    for (design, method, n, target), of in groups:
         row = of[["square", "inside", "stated", "true"]].mean()
         error = of.inside.std() / len(of) ** 0.5
         inside = f"{row.inside:.3f} ({error:.3f})"
-        print(f"| {n} | {target} | {row.square**0.5:.2f} | {inside} | {row.stated:.2f} | {row.true:.2f} |")
+        print(
+            f"| {design} | {method} | {n} | {target} | {row.square**0.5:.2f} | {inside} | {row.stated:.2f} | "
+            f"{row.true:.2f} |"
+        )
 
 
-def one_pair(seed: int) -> list[dict[str, object]]:
+def one_testbed(seed: int, folder: Path) -> list[dict[str, object]]:
+    """A study of each design on few images a class, judged by another, of balanced blocks, on 300 fresh ones."""
     problem, rows = dtl.load("testbed", seed=seed, test=300), []
     assert problem.truth is not None
-    kept = problem.truth.role != "leaked"
-    one, other = (dtl.Study(problem, seed=s).run(92, "cpu", progress=False) for s in (0, 1))
-    labels = problem.target_validation.labels.numpy()
-    many = _rows(other.influence("difference", split="test", by="class"), kept)
-    for n in (8, 20, int(np.bincount(labels).min())):
-        order = np.random.default_rng(seed).permutation(len(labels))  # images of one symbol follow each other
-        chosen = np.concatenate([order[labels[order] == g][:n] for g in range(labels.max() + 1)])
-        for target in ("new", "these"):
-            few = estimate_influence(one.masks, one.outputs()[:, chosen], groups=labels[chosen], target=target)
-            found = dict(zip(("square", "inside", "stated", "true"), compared(_rows(few, kept), many), strict=True))
-            rows.append({"seed": seed, "n": n, "target": target, **found})
+    kept, labels = problem.truth.role != "leaked", problem.target_validation.labels.numpy()
+    masks, outputs = trained(problem, "balanced", 1, "test", folder / f"{seed}-truth.npz")
+    many = _rows(estimate_influence(masks, outputs, groups=problem.target_test.labels.numpy()), kept)
+    for design in DESIGNS:
+        masks, outputs = trained(problem, design, 0, "validation", folder / f"{seed}-{design}.npz")
+        for n in (8, 20, int(np.bincount(labels).min())):
+            order = np.random.default_rng(seed).permutation(len(labels))  # images of one symbol follow each other
+            chosen = np.concatenate([order[labels[order] == g][:n] for g in range(labels.max() + 1)])
+            for method, target in product(METHODS, ("new", "these")):
+                few = estimate_influence(
+                    masks, outputs[:, chosen], method, design, groups=labels[chosen], target=target
+                )
+                found = dict(zip(("square", "inside", "stated", "true"), compared(_rows(few, kept), many), strict=True))
+                rows.append({"seed": seed, "n": n, "design": design, "method": method, "target": target} | found)
     return rows
+
+
+def trained(
+    problem: dtl.TransferProblem, design: str, seed: int, split: str, file: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Masks and outputs of 92 models, from a file where they are there."""
+    if not file.exists():
+        study = dtl.Study(problem, design=design, seed=seed).run(92, "cpu", progress=False)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(file, masks=study.masks, outputs=study.outputs(split=split))
+    found = np.load(file)
+    return found["masks"], found["outputs"]
 
 
 def _rows(found: Influence, kept: np.ndarray) -> Influence:
