@@ -255,12 +255,14 @@ def estimate_influence(
     by_images, own = 0.0, 0.0
     if grouping is not None and target == "new":
         drawn = image_variances(included, images, means, grouping, weights, method, errors)
+        shrunk = reliability**2 if ridge else 1.0  # as the values are, and what the images do to them
         across = drawn.variance.mean(axis=0) - drawn.along / len(values)
-        reliability *= reliability_of(across, spread + noise if ridge else spread - noise)
+        reliability = reliability * reliability_of(across, spread + noise if ridge else spread - noise)
         with np.errstate(divide="ignore", invalid="ignore"):  # of infinite errors, and of none
-            dof = (variances + drawn.variance) ** 2 / (variances**2 / solve.dof + drawn.uncertainty)
+            more, own = shrunk * drawn.variance, np.sqrt(shrunk * drawn.own)
+            dof = (variances + more) ** 2 / (variances**2 / solve.dof + shrunk**2 * drawn.uncertainty)
         dof = np.where(np.isfinite(dof), dof, solve.dof)
-        variances, by_images, own = variances + drawn.variance, np.sqrt(drawn.variance), np.sqrt(drawn.own)
+        variances, by_images = variances + more, np.sqrt(more)
     facts = method, design, len(included), dof, by_images, own
     return Influence(values, np.sqrt(variances), reliability, *facts, part=part)
 

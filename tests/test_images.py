@@ -188,7 +188,7 @@ def test_images_that_feel_all_classes_more_or_less_do_not_change_the_order(metho
         of_variances.append((1 - error / (spread + error * (method == "ridge"))).mean())
         true += [np.corrcoef(found.values[:, t], truth[:, t])[0, 1] ** 2 for t in range(truth.shape[1])]
     assert np.mean(stated) == pytest.approx(np.mean(true), abs=0.04)
-    assert np.mean(of_variances) < np.mean(true) - 0.04
+    assert np.mean(of_variances) < np.mean(true) - 0.03
 
 
 def test_a_single_image_says_nothing_of_others():
