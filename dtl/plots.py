@@ -177,14 +177,15 @@ def influence_heatmap(influence: Influence, ax: Axes | None = None) -> Axes:
 
     >>> ax = dtl.plots.influence_heatmap(influence)
     """
-    check_kind(influence, "dtl.Influence", "influence")
-    rows = np.argsort(-influence.values.mean(axis=1), kind="stable")
+    values = check_kind(influence, "dtl.Influence", "influence").values
+    ones_own = influence.part == "specific"  # whose mean over targets is zero: by the target that a class helps most
+    rows = np.lexsort((-values.max(axis=1), values.argmax(axis=1)) if ones_own else (-values.mean(axis=1),))
     low, high = influence.interval()
     unclear = ((low <= 0) & (high >= 0))[rows]
     sources, targets = ([verbatim(name) for name in shown(names)] for names in influence.names)
-    table = pd.DataFrame(influence.values, sources, targets).iloc[rows]
+    table = pd.DataFrame(values, sources, targets).iloc[rows]
     ax = draw.new_axes(ax, width=min(WIDTH, 3.2 + 0.55 * len(targets)), height=min(1.6 + 0.24 * len(rows), 14))
-    largest = np.abs(influence.values).max()
+    largest = np.abs(values).max()
     ax.set_facecolor("#DDE0E4")
     sns.heatmap(
         table, mask=unclear, vmin=-largest, vmax=largest, cmap=_DIVERGING, xticklabels=True,
@@ -195,8 +196,7 @@ def influence_heatmap(influence: Influence, ax: Axes | None = None) -> Axes:
     if bar is not None:
         bar.ax.set_title("helps", fontsize=10, fontweight="normal", color=HELPS, loc="left")
         bar.ax.set_xlabel("hurts", color=HURTS, loc="left")
-    ax.tick_params(length=0)
-    ax.tick_params(axis="y", rotation=0)
+    ax.tick_params(length=0, rotation=0)
     if max(map(len, targets)) > 5:
         plt.setp(ax.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
     ax.set(xlabel="target class", ylabel="source class")
@@ -382,8 +382,7 @@ def masks(masks: np.ndarray, names: Sequence[str] | None = None, ax: Axes | None
     )  # fmt: skip
     step = 10 if n_models > 20 else 5 if n_models > 10 else 1
     ax.set_xticks(np.arange(0, n_models, step) + 0.5, [str(j) for j in range(0, n_models, step)], rotation=0)
-    ax.tick_params(length=0)
-    ax.tick_params(axis="y", rotation=0)
+    ax.tick_params(length=0, rotation=0)
     ax.set(xlabel="model", ylabel="source class")
     handles = [Patch(color=INK, label="trained with the class"), Patch(color=FAINT, label="trained without")]
     ax.legend(handles=handles, **_ABOVE, ncols=2, columnspacing=1, handlelength=1)

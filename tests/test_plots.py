@@ -328,6 +328,13 @@ def test_long_class_names_are_cut_with_an_ellipsis():
     assert ax.get_yticklabels()[0].get_text() == "sports car, convertible…"
 
 
+def test_heatmap_of_the_specific_part_puts_the_classes_of_one_target_together():
+    values = np.array([[0.1, -0.1], [-0.5, 0.5], [0.6, -0.6], [-0.3, 0.3], [0.2, -0.2], [0.0, 0.0]])
+    ax: Any = plots.influence_heatmap(replace(influence(values, stderr=0.03), part="specific"))
+    shown = [label.get_text() for label in ax.get_yticklabels()]
+    assert shown == ["cup", "tent", "apple", "urn", "ball", "sock"]
+
+
 def test_heatmap_orders_rows_centres_colours_and_greys_the_unclear():
     values = np.array([[0.1, 0.1], [-0.5, -0.4], [0.6, 0.4], [0.01, 0.3], [-0.2, -0.02], [0.0, 0.05]])
     ax: Any = plots.influence_heatmap(influence(values, stderr=0.03))
