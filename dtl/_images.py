@@ -9,8 +9,7 @@ where the scatter is the variance of the images' influences, and their own noise
 less the squared error of the mean, times n / (n - 1). This is the two-way clustered variance (Cameron, Gelbach, Miller
 2011) without its intersection counted twice, equivalently crossed random effects, and it is never negative.
 
-Images that a source helps more than others, with all its classes in proportion, change the size of the influences and
-not their order: what is drawn along the influences themselves does not lower the correlation with the truth.
+What is drawn along the influences, where an image feels all classes more or less, lowers no correlation with the truth.
 """
 
 from typing import NamedTuple
@@ -26,9 +25,8 @@ _TILE = 2**22  # numbers of the outputs worked on at once
 
 
 class Images(NamedTuple):
-    """Of each column, (K, T): the variance from the images, half of the squared error of that variance, and the part of
-    the models' variance that more images lower, the noise of each image's own. Last, (T,), the part of the variance,
-    added up over classes, that lies along the influences."""
+    """Of each column, (K, T): the variance from the images, half of the squared error of that variance, and the noise
+    of each image's own. Last, (T,), how much of the variance, added up over classes, lies along the influences."""
 
     variance: np.ndarray
     uncertainty: np.ndarray
@@ -85,10 +83,8 @@ def image_variances(
     of_means, of_models = solve(from_first(means, dtype))
     counts = np.bincount(groups)
     variance, uncertainty, alone = np.zeros([3, *of_means.shape])
-    ahead = of_means @ weights  # unit vectors in the direction of each column's influences
-    ahead -= ahead.mean(axis=0)
-    ahead /= np.maximum(np.linalg.norm(ahead, axis=0), np.finfo(dtype).tiny)
-    along = np.zeros(weights.shape[1])
+    ahead = of_means @ weights - (of_means @ weights).mean(axis=0)  # the direction of each column's influences
+    along, length = np.zeros(weights.shape[1]), np.maximum((ahead**2).sum(axis=0), np.finfo(dtype).tiny)
     for g, n in enumerate(counts):
         if n < 2:
             continue
@@ -107,6 +103,6 @@ def image_variances(
         uncertainty[:, g] = (scatter / n) ** 2 / (n - 1)
         alone[:, g] = own / n
         along += weights[g] ** 2 * np.maximum(forward / (n - 1) - own @ ahead**2, 0) / n
-    parts = Images(variance @ weights**2, uncertainty @ weights**4, alone @ weights**2, along)
+    parts = Images(variance @ weights**2, uncertainty @ weights**4, alone @ weights**2, along / length)
     parts.variance[:, (weights[counts < 2] != 0).any(axis=0)] = np.inf
     return parts
