@@ -92,6 +92,14 @@ def test_the_formula_by_hand():
     assert (found.image_stderr == 0).any(), "some variances would be negative"
 
 
+def test_ridge_shrinks_what_the_images_add_as_it_shrinks_the_values():
+    plainly, ridge = (estimate(0, method=method)[0] for method in ("difference", "ridge"))
+    these, _ = estimate(0, method="ridge", target="these")
+    np.testing.assert_allclose(ridge.image_stderr, these.reliability * plainly.image_stderr)
+    np.testing.assert_allclose(ridge.own_stderr, these.reliability * plainly.own_stderr)
+    assert these.reliability.max() < 0.99
+
+
 @pytest.mark.parametrize("part", ["whole", "common", "specific"])
 def test_drawing_models_and_images_anew(part):
     """The variance of estimates over 300 draws of both is what is stated; no formula of ours enters the first."""

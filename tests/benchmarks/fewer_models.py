@@ -41,11 +41,17 @@ from run import SIZES  # noqa: E402
 
 TESTBED = "sky 2, chess 2, cards 2, travel 2, patterns 4, bags 2, coloured symbols 4, coloured papers 4, albums 2"
 IMAGENET = {
-    "road": ["sports car", "moving van", "trolleybus"], "things": ["projectile", "lifeboat"],
-    "birds": ["albatross", "goose"], "pets": ["tabby", "golden retriever"], "hoofed": ["gazelle", "ox"],
-    "frogs": ["bullfrog"], "heights": ["alp", "cliff"], "shores": ["lakeside", "seashore"],
-    "print": ["abacus", "comic book"], "food": ["espresso", "pizza"],
-}  # fmt: skip
+    "road": ["sports car", "moving van", "trolleybus"],
+    "things": ["projectile", "lifeboat"],
+    "birds": ["albatross", "goose"],
+    "pets": ["tabby", "golden retriever"],
+    "hoofed": ["gazelle", "ox"],
+    "frogs": ["bullfrog"],
+    "heights": ["alp", "cliff"],
+    "shores": ["lakeside", "seashore"],
+    "print": ["abacus", "comic book"],
+    "food": ["espresso", "pizza"],
+}
 
 
 def groups_of(problem: dtl.TransferProblem) -> np.ndarray:
