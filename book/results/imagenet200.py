@@ -3,6 +3,8 @@
     python book/results/imagenet200.py groups --data DATA --studies S & ...     # and targets, resnet18, long
     python book/results/imagenet200.py removal --data DATA --studies S & ...    # and flips: they read groups
     python book/results/imagenet200.py pack --data DATA --studies S --block FOLDER
+    python book/results/imagenet200.py two-cores --data DATA --studies S            # an hour without a GPU
+    python book/results/imagenet200.py add --data DATA --studies S                  # what it found, to what ships
 
 DATA holds `imagenet200` and `cifar10` (see `dtl.load`), or is a file that holds the problem (`dtl.datasets.saved`).
 Every command may be stopped at any time and given again: it goes on where it was. `pack` takes what is done, beside the
@@ -16,6 +18,8 @@ flips : single groups left out, and what becomes of pictures that most models ge
 targets : as many on halves of 120 classes, to animals and to things among the 80 classes that were kept out; removal
 resnet18 : the first block of subsets of `groups` again, by a ResNet-18
 long : the same, by the small net in eight epochs instead of four
+two-cores : groups taken out of the source of animals and things, in the order of the influences that ship, with the
+    steps held; trained on few pictures a class, so that two cores do it
 """
 
 import json
@@ -37,6 +41,7 @@ import dtl
 from dtl.data import ImageDataset, TransferProblem
 from dtl.datasets.folders import at_most
 from dtl.datasets.imagenet200 import CATEGORIES, GROUPS, NAMES
+from dtl.engine import files
 
 PROBLEM = "imagenet200-cifar10"
 RECIPE = dtl.Recipe(
@@ -58,6 +63,7 @@ KEPT_OUT = {  # groups of which two classes are a target
     ),
 }  # fmt: skip
 BITS = 4  # of margins that ship: off by 3% at most, far below the luck of a training
+FEW = 60  # source images of each class that two cores train on
 SPLIT = (100, 100, 300)  # training, validation and test images of each class that is kept out
 
 
@@ -143,6 +149,22 @@ class Experiment:
                 curve.to_netcdf(self.folder / f"{where}.nc", engine="h5netcdf")
                 print(where, curve.test.mean("seed").round(3).values.tolist(), flush=True)
 
+    def few_pictures(self) -> None:
+        """Removal curves of animals and things at a size for two cores, in rounds of two seeds, both of one source."""
+        shipped, settings = dtl.results.open(PROBLEM), {"epochs": 7, "batch_size": 128, "precision": "float32"}
+        for number in range(1 if self.toy else 5):
+            for target, problem in self.others.items():
+                influence = shipped.part(f"targets-{target}").influence(by="all", transfer="fixed")
+                study = self.study("few", replace(problem, source=few(problem.source, FEW)), settings)
+                curve = dtl.removal_curve(
+                    study, replace(influence, data={}),  # of the same classes, though not of these pictures alone
+                    (4,) if self.toy else (12,), seeds=2, steps="full", seed=100 + number, device=self.device,
+                    store=self.folder / f"few-{target}-{number}", progress=False,
+                )  # fmt: skip
+                curve = curve.assign_attrs(settings=study.settings)
+                files.write(self.folder / f"few-{target}-{number}.nc", curve)
+                print(target, number, curve.test.mean("seed").round(3).values.tolist(), flush=True)
+
     def command(self, name: str) -> None:
         if name in self.studies:
             self.run(name)
@@ -153,6 +175,8 @@ class Experiment:
             pictures, seeds = (2, 2) if self.toy else (4, 10)
             flips = flips_of(study, pictures, seeds, self.folder / "flips", self.device)
             flips.to_netcdf(self.folder / "flips.nc", engine="h5netcdf")
+        if name == "two-cores":
+            self.few_pictures()
         if name == "targets":
             for target, study in self.studies["targets"].items():
                 self.curves(target, study, ("steps",), {})
@@ -181,6 +205,20 @@ class Experiment:
         }
         folder = dtl.results.save(out / PROBLEM, parts, about)
         print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
+
+
+    def add(self, out: Path) -> None:
+        """The curves of `few_pictures`, to what ships already."""
+        shipped = dtl.results.open(PROBLEM, out)
+        facts = {key: value for key, value in shipped.manifest.items() if key != "files"}
+        found = {}
+        for target in KEPT_OUT:
+            curves = [xr.load_dataset(path) for path in sorted(self.folder.glob(f"few-{target}-*.nc"))]
+            name = f"removal-{target}"
+            facts["settings"][name] = json.loads(curves[0].attrs.pop("settings"))
+            facts["runs"][name] = read_log(self.folder, "two-cores")
+            found[name] = xr.concat(curves, "seed").assign_coords(seed=range(2 * len(curves)))
+        dtl.results.save(out / PROBLEM, shipped.parts | found, facts)
 
 
 def validation(folder: Path) -> xr.Dataset:
@@ -284,11 +322,11 @@ def hand_picked(study: dtl.Study) -> list[int]:
     return sorted(mixed, key=lambda i: groups[i] in near)
 
 
-COMMANDS = ("groups", "removal", "flips", "targets", *OTHER)
+COMMANDS = ("groups", "removal", "flips", "targets", "two-cores", *OTHER)
 
 
 def main(
-    command: Literal["groups", "removal", "flips", "targets", "resnet18", "long", "pack", "all"],
+    command: Literal["groups", "removal", "flips", "targets", "resnet18", "long", "two-cores", "pack", "add", "all"],
     data: Annotated[Path, typer.Option(envvar="DTL_DATA", help="folder of the images")],
     studies: Annotated[Path, typer.Option(help="folder of the studies")] = Path("studies/imagenet200"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
@@ -301,6 +339,9 @@ def main(
     for name in COMMANDS if command == "all" else [command]:
         if name == "pack":
             experiment.pack(block, out)
+            continue
+        if name == "add":
+            experiment.add(out)
             continue
         with logged(studies, name, f"python book/results/imagenet200.py {name}" + " --toy" * toy):
             experiment.command(name)
