@@ -206,7 +206,6 @@ class Experiment:
         folder = dtl.results.save(out / PROBLEM, parts, about)
         print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
 
-
     def add(self, out: Path) -> None:
         """The curves of `few_pictures`, to what ships already."""
         shipped = dtl.results.open(PROBLEM, out)
