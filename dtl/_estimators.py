@@ -304,9 +304,16 @@ def sums_of_squares(array: np.ndarray) -> np.ndarray:
     return np.einsum("ij,ij->j", array, array, dtype=np.float64).astype(array.dtype)
 
 
-def reliability_of(noise: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Squared correlation of estimates with the truth, from their mean variance and their variance over classes."""
-    return np.clip(1 - np.divide(noise, spread, out=np.ones_like(noise), where=spread > 0), 0, 1)
+def reliability_of(noise: np.ndarray, spread: np.ndarray, dof: int) -> np.ndarray:
+    """Squared correlation of estimates with the truth, from their mean variance and their variance over classes.
+
+    R = 1 - noise / spread is too low on average, by 2 / dof of the share of noise, where dof is that of the spread,
+    K - 1 for one column: a mean of ratios is not the ratio of the means (Efron and Morris 1973, where K - 3 stands for
+    K - 1). That is added, but for an R so low that luck alone may have made it: there it goes to zero with R.
+    """
+    plain = np.clip(1 - np.divide(noise, spread, out=np.ones_like(noise), where=spread > 0), 0, 1)
+    few = 2 / dof
+    return plain + few * (1 - plain) * plain / (plain + few)
 
 
 SOLVERS = {"difference": difference, "ols": ols, "ridge": ridge}

@@ -250,19 +250,21 @@ def estimate_influence(
         tile = np.s_[:, first : first + width]
         values[tile], variances[tile] = solve(from_first(y[tile], dtype))
     noise, spread = variances.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64)
-    ridge = method == "ridge"  # whose values are posterior means: their spread is the signal alone
-    reliability, dof = reliability_of(noise, spread + noise if ridge else spread), float(solve.dof)
-    by_images, own = 0.0, 0.0
+    if method == "ridge":  # whose values are posterior means: their spread is the signal alone
+        spread += noise
+    dof, by_images, own = float(solve.dof), 0.0, 0.0
     if grouping is not None and target == "new":
         drawn = image_variances(included, images, means, grouping, weights, method, errors)
-        shrunk = reliability**2 if ridge else 1.0  # as the values are, and what the images do to them
-        across = drawn.variance.mean(axis=0) - drawn.along / len(values)
-        reliability = reliability * reliability_of(across, spread + noise if ridge else spread - noise)
+        shrunk = np.ones_like(noise)
+        if method == "ridge":  # as the values are, and what the images do to them
+            shrunk = np.square(1 - np.divide(noise, spread, out=shrunk, where=spread > 0))
+        noise = noise + shrunk * np.maximum(drawn.variance.mean(axis=0) - drawn.along / len(values), 0)
         with np.errstate(divide="ignore", invalid="ignore"):  # of infinite errors, and of none
             more, own = shrunk * drawn.variance, np.sqrt(shrunk * drawn.own)
             dof = (variances + more) ** 2 / (variances**2 / solve.dof + shrunk**2 * drawn.uncertainty)
         dof = np.where(np.isfinite(dof), dof, solve.dof)
         variances, by_images = variances + more, np.sqrt(more)
+    reliability = reliability_of(noise, spread, len(values) - 1)
     facts = method, design, len(included), dof, by_images, own
     return Influence(values, np.sqrt(variances), reliability, *facts, part=part)
 
@@ -285,14 +287,14 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
     n_classes = len(check_kind(influence, "dtl.Influence", "influence").values)
     drawn = np.broadcast_to(np.square(influence.image_stderr), influence.stderr.shape)
     noises, spreads = (influence.stderr**2 - drawn).mean(axis=0), influence.values.var(axis=0)
-    noise, spread, ridge = float(noises.sum()), float(spreads.sum()), influence.method == "ridge"
-    signal = spread if ridge else spread - noise  # a shrunk estimate's spread holds no noise
-    if not (math.isfinite(noise + drawn.sum()) and signal > 0):
+    spreads = spreads + noises if influence.method == "ridge" else spreads  # a shrunk estimate's spread holds no noise
+    noise, spread = noises.sum(), spreads.sum()
+    if not (math.isfinite(noise + drawn.sum()) and spread > noise):
         raise InputError(
             f"No measurable signal with {influence.n_models} models: the influences spread no more than their errors; "
             "train more models first."
         )
-    alone = reliability_of(noises, spreads + noises if ridge else spreads)  # with the images that there are
+    alone = reliability_of(noises, spreads, n_classes - 1)  # with the images that there are
     most = float(influence.reliability @ spreads / max(alone @ spreads, np.finfo(float).tiny))
     if reliability >= most:
         raise InputError(
@@ -303,6 +305,7 @@ def models_needed(influence: Influence, reliability: float = 0.8) -> int:
     lost = 0
     if influence.method == "ols" and influence.design != "balanced":
         lost = n_classes if influence.design == "random" else 2 * n_classes
-    ratio = noise / signal * reliability / (1 - reliability)
+    now = float(reliability_of(noise, spread, spreads.size * (n_classes - 1)))
+    ratio = (1 - now) / now * reliability / (1 - reliability)
     step = {"random": 1, "paired": 2, "balanced": block_length(n_classes)}[influence.design]
     return step * max(math.ceil((lost + (influence.n_models - lost) * ratio) / step - 1e-9), math.ceil(2 / step))

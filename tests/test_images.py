@@ -58,7 +58,7 @@ def test_intervals_cover_the_influence_on_fresh_images(n, design, method):
     assert 0.9 < np.mean(errors) ** 0.5 < 1.2
     stated = np.mean([found.reliability for found, _ in trials])
     true = [np.corrcoef(found.values[:, g], truth[:, g])[0, 1] ** 2 for found, truth in trials for g in range(G)]
-    assert stated == pytest.approx(np.mean(true), abs=0.08)
+    assert stated == pytest.approx(np.mean(true), abs=0.05)
 
 
 def test_errors_of_models_alone_would_not():
@@ -95,9 +95,10 @@ def test_the_formula_by_hand():
 def test_ridge_shrinks_what_the_images_add_as_it_shrinks_the_values():
     plainly, ridge = (estimate(0, method=method)[0] for method in ("difference", "ridge"))
     these, _ = estimate(0, method="ridge", target="these")
-    np.testing.assert_allclose(ridge.image_stderr, these.reliability * plainly.image_stderr)
-    np.testing.assert_allclose(ridge.own_stderr, these.reliability * plainly.own_stderr)
-    assert these.reliability.max() < 0.99
+    kept = 1 / (1 + (these.stderr**2).mean(axis=0) / these.values.var(axis=0))
+    np.testing.assert_allclose(ridge.image_stderr, kept * plainly.image_stderr)
+    np.testing.assert_allclose(ridge.own_stderr, kept * plainly.own_stderr)
+    assert kept.max() < 0.99
 
 
 @pytest.mark.parametrize("part", ["whole", "common", "specific"])
@@ -194,7 +195,7 @@ def test_images_that_feel_all_classes_more_or_less_do_not_change_the_order(metho
         stated.append(found.reliability.mean())
         of_variances.append((1 - (found.stderr**2).mean(axis=0) / found.values.var(axis=0)).mean())
         true += [np.corrcoef(found.values[:, t], truth[:, t])[0, 1] ** 2 for t in range(truth.shape[1])]
-    assert np.mean(stated) == pytest.approx(np.mean(true), abs=0.04)
+    assert np.mean(stated) == pytest.approx(np.mean(true), abs=0.05)
     assert np.mean(of_variances) < np.mean(true) - 0.04
 
 

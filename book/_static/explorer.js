@@ -72,7 +72,11 @@
     return { dof: regress ? left : n - 1, solve };
   }
 
-  const reliability = (noise, spread) => Math.min(Math.max(1 - (spread > 0 ? noise / spread : 1), 0), 1);
+  const reliability = (noise, spread, dof) => {
+    const plain = Math.min(Math.max(1 - (spread > 0 ? noise / spread : 1), 0), 1);
+    const few = 2 / dof;
+    return plain + (few * (1 - plain) * plain) / (plain + few);
+  };
 
   // question: -1 for the whole target, or the number of a target class; specific: beyond the whole target;
   // drawn: errors count the drawing of target images, of which there are `images` a class; leftOut: numbers of classes
@@ -95,7 +99,7 @@
 
     const { values, variances } = solver.solve(rows.map((_, m) => dot(weights, means.map((y) => y[m]))));
     const spread = variance(values);
-    let reliable = reliability(mean(variances), spread);
+    let noise = mean(variances);
     let dof = values.map(() => solver.dof);
     if (drawn) {
       const drawing = values.map(() => 0);
@@ -120,7 +124,7 @@
         });
         along += (weights[g] ** 2 * Math.max(forward, 0)) / n;
       });
-      reliable *= reliability(mean(drawing) - along / K, spread - mean(variances));
+      noise += Math.max(mean(drawing) - along / K, 0);
       dof = values.map(
         (_, c) => (variances[c] + drawing[c]) ** 2 / (variances[c] ** 2 / solver.dof + uncertain[c]),
       );
@@ -130,7 +134,7 @@
     const reach = stderr.map((error, c) => error * window.jStat.studentt.inv(0.975, dof[c]));
     const low = values.map((value, c) => value - reach[c]);
     const high = values.map((value, c) => value + reach[c]);
-    return { kept, values, stderr, dof, low, high, reliability: reliable, models: rows.length };
+    return { kept, values, stderr, dof, low, high, reliability: reliability(noise, spread, K - 1), models: rows.length };
   }
 
   const make = (name, attributes = {}, ...children) => {

@@ -114,7 +114,8 @@ def influence_to_zarr(
     )
     values, stderr = solved[0], solved[1]
     square = (stderr.astype(np.float64) ** 2).mean(axis=0)
-    reliability = da.map_blocks(reliability_of, square, values.astype(np.float64).var(axis=0), dtype=np.float64)
+    spread = values.astype(np.float64).var(axis=0)
+    reliability = da.map_blocks(reliability_of, square, spread, len(values) - 1, dtype=np.float64)
     pair = ("source", "target")
     data = {"influence": (pair, values), "stderr": (pair, stderr), "reliability": ("target", reliability)}
     facts = {"method": "difference", "design": design, "n_models": len(included)}
