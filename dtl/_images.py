@@ -10,6 +10,7 @@ less the squared error of the mean, times n / (n - 1). This is the two-way clust
 2011) without its intersection counted twice, equivalently crossed random effects, and it is never negative.
 
 What is drawn along the influences, where an image feels all classes more or less, lowers no correlation with the truth.
+Reliability leaves it out, and takes the maximum over all classes together, which a few images bias less.
 """
 
 from typing import NamedTuple
@@ -26,12 +27,12 @@ _TILE = 2**22  # numbers of the outputs worked on at once
 
 class Images(NamedTuple):
     """Of each column, (K, T): the variance from the images, half of the squared error of that variance, and the noise
-    of each image's own. Last, (T,), how much of the variance, added up over classes, lies along the influences."""
+    of each image's own. Last, (T,), the mean variance over classes of what does not lie along the influences."""
 
     variance: np.ndarray
     uncertainty: np.ndarray
     own: np.ndarray
-    along: np.ndarray
+    across: np.ndarray
 
 
 def group_means(outputs: ArrayLike, groups: ArrayLike) -> np.ndarray:
@@ -84,11 +85,11 @@ def image_variances(
     counts = np.bincount(groups)
     variance, uncertainty, alone = np.zeros([3, *of_means.shape])
     ahead = of_means @ weights - (of_means @ weights).mean(axis=0)  # the direction of each column's influences
-    along, length = np.zeros(weights.shape[1]), np.maximum((ahead**2).sum(axis=0), np.finfo(dtype).tiny)
+    across, length = np.zeros(weights.shape[1]), np.maximum((ahead**2).sum(axis=0), np.finfo(dtype).tiny)
     for g, n in enumerate(counts):
         if n < 2:
             continue
-        (squares, noise), forward = np.zeros((2, z.shape[1])), np.zeros(len(along))
+        (squares, noise), forward = np.zeros((2, z.shape[1])), np.zeros(len(across))
         for columns in np.array_split(np.flatnonzero(groups == g), max(1, n * len(z) // _TILE)):
             values, variances = solve(from_first(y[:, columns], dtype))
             apart = values - of_means[:, [g]]
@@ -102,7 +103,8 @@ def image_variances(
         variance[:, g] = np.maximum(scatter - own, 0) / n
         uncertainty[:, g] = (scatter / n) ** 2 / (n - 1)
         alone[:, g] = own / n
-        along += weights[g] ** 2 * np.maximum(forward / (n - 1) - own @ ahead**2, 0) / n
-    parts = Images(variance @ weights**2, uncertainty @ weights**4, alone @ weights**2, along / length)
+        along = np.maximum(forward / (n - 1) - own @ ahead**2, 0) / length
+        across += weights[g] ** 2 * np.maximum((scatter - own).sum() - along, 0) / n / len(own)
+    parts = Images(variance @ weights**2, uncertainty @ weights**4, alone @ weights**2, across)
     parts.variance[:, (weights[counts < 2] != 0).any(axis=0)] = np.inf
     return parts

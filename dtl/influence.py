@@ -258,7 +258,7 @@ def estimate_influence(
         shrunk = np.ones_like(noise)
         if method == "ridge":  # as the values are, and what the images do to them
             shrunk = np.square(1 - np.divide(noise, spread, out=shrunk, where=spread > 0))
-        noise = noise + shrunk * np.maximum(drawn.variance.mean(axis=0) - drawn.along / len(values), 0)
+        noise = noise + shrunk * np.where(np.isfinite(drawn.variance).all(axis=0), drawn.across, np.inf)
         with np.errstate(divide="ignore", invalid="ignore"):  # of infinite errors, and of none
             more, own = shrunk * drawn.variance, np.sqrt(shrunk * drawn.own)
             dof = (variances + more) ** 2 / (variances**2 / solve.dof + shrunk**2 * drawn.uncertainty)

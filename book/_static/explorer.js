@@ -106,13 +106,14 @@
       const uncertain = values.map(() => 0);
       const middling = values.map((value) => value - mean(values));
       const ahead = middling.map((value) => value / Math.sqrt(squares(middling) || 1));
-      let along = 0;
+      let across = 0;
       columns.forEach((_, g) => {
         if (weights[g] === 0) return;
         const n = columns[g].length;
         const middle = solver.solve(means[g]);
         const single = columns[g].map(solver.solve);
         const apart = single.map((of) => of.values.map((value, c) => value - middle.values[c]));
+        let excess = 0;
         let forward = sum(apart.map((of) => dot(ahead, of) ** 2)) / (n - 1);
         values.forEach((_, c) => {
           const scatter = sum(apart.map((of) => of[c] ** 2)) / (n - 1);
@@ -121,10 +122,11 @@
           drawing[c] += (weights[g] ** 2 * Math.max(scatter - own, 0)) / n;
           uncertain[c] += (weights[g] ** 4 * (scatter / n) ** 2) / (n - 1);
           forward -= own * ahead[c] ** 2;
+          excess += scatter - own;
         });
-        along += (weights[g] ** 2 * Math.max(forward, 0)) / n;
+        across += (weights[g] ** 2 * Math.max(excess - Math.max(forward, 0), 0)) / (n * K);
       });
-      noise += Math.max(mean(drawing) - along / K, 0);
+      noise += across;
       dof = values.map(
         (_, c) => (variances[c] + drawing[c]) ** 2 / (variances[c] ** 2 / solver.dof + uncertain[c]),
       );
