@@ -66,3 +66,19 @@ def test_a_store_without_what_was_not_carried_home(experiment: imagenet200.Exper
     margin, right = again.outputs("margin")[:2], again.outputs("correct", "full", "test")[:2]
     np.testing.assert_allclose(found.margin.sel(transfer="fixed"), margin, rtol=2**-5)
     np.testing.assert_allclose(found.accuracy.sel(transfer="full"), right.mean(1))
+
+
+def test_what_two_cores_find_is_added_to_what_ships(experiment: imagenet200.Experiment, tmp_path: Path) -> None:
+    experiment.few_pictures()
+    name = "imagenet200-cifar10"
+    shutil.copytree(dtl.results.FOLDER / name, tmp_path / name)
+    before = dtl.results.open(name, tmp_path)
+    experiment.add(tmp_path)
+    after = dtl.results.open(name, tmp_path)
+    np.testing.assert_array_equal(after["block"].margin, before["block"].margin)
+    for target in imagenet200.KEPT_OUT:
+        curve = after[f"removal-{target}"]
+        assert curve.test.dims == ("order", "count", "seed") and curve["count"].values.tolist() == [0, 4]
+        assert after.manifest["settings"][f"removal-{target}"]["pictures"] == imagenet200.FEW
+        assert curve.sizes["seed"] == 2
+    assert after.manifest["settings"].keys() > before.manifest["settings"].keys()

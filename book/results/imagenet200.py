@@ -210,14 +210,16 @@ class Experiment:
         """The curves of `few_pictures`, to what ships already."""
         shipped = dtl.results.open(PROBLEM, out)
         facts = {key: value for key, value in shipped.manifest.items() if key != "files"}
-        found = {}
+        found: dict[str, xr.Dataset] = {}
         for target in KEPT_OUT:
             curves = [xr.load_dataset(path) for path in sorted(self.folder.glob(f"few-{target}-*.nc"))]
             name = f"removal-{target}"
-            facts["settings"][name] = json.loads(curves[0].attrs.pop("settings"))
+            facts["settings"][name] = json.loads(curves[0].attrs["settings"]) | {"pictures": FEW}
             facts["runs"][name] = read_log(self.folder, "two-cores")
             found[name] = xr.concat(curves, "seed").assign_coords(seed=range(2 * len(curves)))
-        dtl.results.save(out / PROBLEM, shipped.parts | found, facts)
+        for part in (parts := {**shipped.parts, **found}).values():
+            part.attrs.pop("settings", None)  # which the manifest holds
+        dtl.results.save(out / PROBLEM, parts, facts)
 
 
 def validation(folder: Path) -> xr.Dataset:
