@@ -37,7 +37,11 @@ def test_command_line_in_a_fresh_process() -> None:
     assert "minutes" not in done.stdout
 
 
-def test_measured_minutes_grow_with_the_scale(capsys: pytest.CaptureFixture[str]) -> None:
+def test_measured_minutes_grow_with_the_scale(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor.joblib, "cpu_count", lambda: 1)  # a batch for each processor would be trained
+    monkeypatch.setattr(doctor, "load", lambda name: dtl.load(name, per_class=50))
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     models = [int(n) for n in re.findall(r"study of (\d+) models", out)]

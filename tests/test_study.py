@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -195,9 +197,12 @@ def work(problem, recipe, path, kill_at_write, trained, n_workers=2, begun=None)
 
 @pytest.fixture(scope="module")
 def processes():
-    """Forks of a server that has imported dtl and nothing else has happened to."""
+    """Forks of a server that has imported dtl and this module, and nothing else has happened to."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dtl.study", "dtl.testbed"])  # not dtl alone, which imports nothing
+    context.set_forkserver_preload(["dtl.study", "dtl.testbed", __name__])  # not dtl alone, which imports nothing
+    with pytest.MonkeyPatch.context() as patch:  # Python 3.11 tells the server no other way where modules are
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
     return context
 
 

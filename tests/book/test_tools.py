@@ -1,5 +1,6 @@
 """The book's own tools: notebooks from chapters, static widgets, vendored files, execution cache."""
 
+import asyncio
 import base64
 import json
 import tarfile
@@ -237,32 +238,35 @@ def test_outputs_of_unchanged_cells_are_still_shown_when_another_has_changed(boo
     assert shown.cells[-2].outputs[0].text == "7\n" and shown.cells[-1].source == "It is 7.0, **boldly**."
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "shows"),
-    [
-        (("n = 3", "n = 3 / 0"), "ZeroDivisionError", "ZeroDivisionError"),
-        (("n > 5", "m > 5"), "{{? m > 5}}", "NameError"),
-        (
-            ("n > 5", "n > 5"),
-            "claims that are not so in this run: 1\nLarge [not so].",
-            "Large **[not so in this run]**.",
-        ),
-        (("n = 3", "import os; os._exit(1)"), "the kernel died in the cell", "os._exit(1)"),
-    ],
-)
-def test_a_page_that_fails_keeps_no_other_from_running(
-    book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change, error: str, shows: str
+FAILING = {  # what is changed in the second page, what the build says of it, and what the page shows
+    "02-second": (("n = 3", "n = 3 / 0"), "ZeroDivisionError", "ZeroDivisionError"),
+    "03-place": (("n > 5", "m > 5"), "{{? m > 5}}", "NameError"),
+    "04-claim": (
+        ("n > 5", "n > 5"),
+        "claims that are not so in this run: 1\nLarge [not so].",
+        "Large **[not so in this run]**.",
+    ),
+    "05-death": (("n = 3", "import os; os._exit(1)"), "the kernel died in the cell", "os._exit(1)"),
+}
+
+
+def test_pages_that_fail_keep_no_other_from_running(
+    book: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page, good = book / "chapters/02-second.md", book / "chapters/03-third.md"
-    page.write_text(page.read_text().replace(*change))
+    second, good = (book / "chapters/02-second.md").read_text(), book / "chapters/06-good.md"
+    for name, (change, *_) in FAILING.items():
+        (book / f"chapters/{name}.md").write_text(second.replace(*change))
     good.write_text(HEADER + "```{code-cell}\nimport dtl\n```\n")
     monkeypatch.setattr(build, "STUDIES", book / "_build/studies")
-    problems = build.execute(["02-second", "03-third"])
-    assert error in problems["02-second"] and problems["03-third"] == "" and pages.finished(good)
-    assert error in capsys.readouterr().err
-    shown = pages.assemble(page)
-    assert any("did not run well" in cell.source for cell in shown.cells) and shows in str(shown.cells)
-    assert list(build.execute(["02-second", "03-third"])) == ["02-second"], "What is finished is not run again."
+    problems = build.execute([*FAILING, "06-good"])
+    said = capsys.readouterr().err
+    assert problems["06-good"] == "" and pages.finished(good)
+    for name, (_, error, shows) in FAILING.items():
+        assert error in problems[name] and error in said
+        shown = pages.assemble(book / f"chapters/{name}.md")
+        assert any("did not run well" in cell.source for cell in shown.cells) and shows in str(shown.cells)
+        assert not pages.finished(book / f"chapters/{name}.md")
+    assert list(build.execute(["02-second", "06-good"])) == ["02-second"], "What is finished is not run again."
 
 
 def test_false_claims_are_told_by_their_sentences(book: Path) -> None:
@@ -279,18 +283,16 @@ def test_false_claims_are_told_by_their_sentences(book: Path) -> None:
 def test_a_page_that_cannot_even_be_run_keeps_no_other_from_running(
     book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    execute = pages.execute
-
     async def full(page: Path) -> str:
         if page.stem == "02-second":
             raise OSError("No space left on device")
-        return await execute(page)
+        return "it ran"
 
     (book / "chapters/03-third.md").write_text(HEADER + "```{code-cell}\nimport dtl\n```\n")
     monkeypatch.setattr(build, "STUDIES", book / "_build/studies")
     monkeypatch.setattr(pages, "execute", full)
     problems = build.execute(["02-second", "03-third"])
-    assert problems == {"02-second": "OSError: No space left on device", "03-third": ""}
+    assert problems == {"02-second": "OSError: No space left on device", "03-third": "it ran"}
 
 
 def test_facts_of_a_run_may_come_in_several_messages(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +306,7 @@ def test_facts_of_a_run_may_come_in_several_messages(book: Path, monkeypatch: py
 
 
 def test_a_kernel_that_hangs_is_ended(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "IDLE", 8)
+    monkeypatch.setattr(pages, "IDLE", 4)
     page = book / "chapters/02-second.md"
     page.write_text(page.read_text().replace("n = 3", "import time; time.sleep(1000)"))
     assert "has done nothing" in pages.run(page)
@@ -313,9 +315,15 @@ def test_a_kernel_that_hangs_is_ended(book: Path, monkeypatch: pytest.MonkeyPatc
     assert "of processor time" in pages.run(page)
 
 
+async def no_kernel(page: Path) -> str:
+    """In place of `pages.execute`, where it does not matter what a page does."""
+    return ""
+
+
 def test_studies_are_kept_while_what_trains_them_is_unchanged(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "STUDIES", book / "_build/studies")
     monkeypatch.setattr(pages, "STUDIES_NEED", ["dtl.data"])
+    monkeypatch.setattr(pages, "execute", no_kernel)
     build.execute(["02-second"])
     study = book / "_build/studies/some"
     study.mkdir()
@@ -336,8 +344,19 @@ def test_a_notebook_says_what_quotes_the_run(tmp_path: Path) -> None:
 
 
 def test_a_page_waits_for_the_earlier_one_that_trains_its_study(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, what in (("02-second", "import time; time.sleep(4); open('done', 'w')"), ("03-third", "open('done')")):
-        code = f'# scale.store("some")\n{what}'
+    happened = []
+
+    async def execute(page: Path) -> str:
+        happened.append(f"{page.stem} starts")
+        await asyncio.sleep(0.05)
+        happened.append(f"{page.stem} ends")
+        return ""
+
+    some = '# scale.store("some")'
+    for name, code in (("02-second", some), ("03-third", some), ("04-fourth", "")):
         (book / f"chapters/{name}.md").write_text(f"{HEADER}```{{code-cell}}\n{code}\n```\n")
     monkeypatch.setattr(build, "STUDIES", book / "_build/studies")
-    assert list(build.execute(["03-third", "02-second"]).values()) == ["", ""]
+    monkeypatch.setattr(pages, "execute", execute)
+    assert list(build.execute(["03-third", "02-second", "04-fourth"]).values()) == ["", "", ""]
+    assert happened[:2] == ["02-second starts", "04-fourth starts"], "others do not wait"
+    assert happened.index("02-second ends") < happened.index("03-third starts")
