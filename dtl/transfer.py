@@ -117,47 +117,23 @@ def target_logits(
         x = features(nets, train.batches(problem.source, device), recipe)
         weight, bias = solve_probes(x, train.labels.to(device), train.n_classes, recipe.probe_l2)
     else:
+        own = replace(recipe, steps=None)
         if regime == "scratch":
             nets = initialise(recipe.model, train.n_classes, seeds, recipe.widths)
             nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-            alone = replace(recipe, steps=None)
-            fit_target(nets, problem, seeds, alone, schedule(len(train), alone), recipe.lr, "training")
         elif regime in ("fixed+bn", "full"):
             nets.new_head(train.n_classes, seeds)
-            fine_tune(nets, problem, seeds, recipe, only_head=regime == "fixed+bn")
+            decay = recipe.weight_decay if recipe.finetune_weight_decay is None else recipe.finetune_weight_decay
+            own = replace(own, epochs=recipe.finetune_epochs, lr=recipe.finetune_lr, weight_decay=decay)
         else:
             raise InputError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
+        batches = train.batches(problem.source, device, recipe.augment)
+        rng = [stream("training" if regime == "scratch" else "transfer", seed) for seed in seeds]
+        plan = draw_plan([np.arange(len(train))] * len(seeds), schedule(len(train), own), rng, batches, own)
+        fit(nets, batches, plan, own, only_head=regime == "fixed+bn")
         weight, bias = nets.weight.detach(), nets.bias.detach()
     judges = {name: judge.batches(problem.source, device) for name, judge in problem.judges.items()}
     return {name: features(nets, batches, recipe) @ weight + bias for name, batches in judges.items()}
-
-
-def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, only_head: bool) -> None:
-    """SGD on the target's training images, in place, each model in its own order."""
-    check_kind(problem, "dtl.TransferProblem", "problem")
-    batch = min(recipe.batch_size, len(problem.target_train))
-    size = recipe.finetune_epochs * (len(problem.target_train) // batch), batch
-    if recipe.finetune_weight_decay is not None:
-        recipe = replace(recipe, weight_decay=recipe.finetune_weight_decay)
-    fit_target(nets, problem, seeds, recipe, size, recipe.finetune_lr, "transfer", only_head)
-
-
-def fit_target(
-    nets: Nets,
-    problem: TransferProblem,
-    seeds: Sequence[int],
-    recipe: Recipe,
-    size: tuple[int, int],
-    lr: float,
-    purpose: str,
-    only_head: bool = False,
-) -> None:
-    """(steps, batch) = `size` of SGD on the target's training images, with the random stream of a purpose."""
-    check_kind(problem, "dtl.TransferProblem", "problem")
-    batches = problem.target_train.batches(problem.source, nets.weight.device, recipe.augment)
-    examples = [np.arange(len(problem.target_train))] * len(seeds)
-    plan = draw_plan(examples, size, [stream(purpose, seed) for seed in seeds], batches, lr, recipe.warmup)
-    fit(nets, batches, plan, recipe, only_head=only_head)
 
 
 @torch.inference_mode()
