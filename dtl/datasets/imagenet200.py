@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from torchvision import datasets
 
 from dtl._checks import InputError
@@ -69,7 +68,6 @@ def make(
             f"ImageNet-200 is missing: {trees[0]} is no folder; put one folder of images for each of its classes there "
             "(n01443537, ...), as in the archive tiny-imagenet-200.zip of Stanford's course CS231n"
         )
-    cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
     files = list_tree(tree, limit, seed)
     absent = [wnid for wnid in wnids if wnid not in files.classes]
     if absent:
@@ -101,7 +99,9 @@ def _wnids(classes: Sequence[str] | None) -> list[str]:
     return wnids
 
 
-def _cifar10(roots: list[Path], size: int, download: bool, cache: Path, show_progress: bool) -> dict[str, ImageDataset]:
+def _cifar10(
+    roots: list[Path], size: int, download: bool, cache: str | Path | None, show_progress: bool
+) -> dict[str, ImageDataset]:
     batches = TARGETS["cifar10"]
     for folder in roots:
         if (folder / "cifar10/train").is_dir() and (folder / "cifar10/test").is_dir():
@@ -109,7 +109,7 @@ def _cifar10(roots: list[Path], size: int, download: bool, cache: Path, show_pro
             return {s: read_files(list_tree(tree), tree, size, cache, show_progress) for s, tree in trees.items()}
         if (folder / batches.folder).is_dir():
             try:
-                parts: Any = batches.read(folder)
+                parts: Any = batches.read(batches.made, folder)
                 return {split: resized(part, size) for split, part in parts.items()}
             except (OSError, RuntimeError) as error:
                 if not download:
