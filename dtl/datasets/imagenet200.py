@@ -44,11 +44,10 @@ def make(
         `cifar10/train/<class>/` and `cifar10/test/<class>/` or as torchvision's `cifar-10-batches-py`; default is the
         folder of $DTL_DATA that holds them
     classes : source classes, by wnid or name (`dtl.datasets.imagenet200.NAMES`); default is all 200
-    limit : at most this many images of each source class, drawn with `seed`
-    target_limit : likewise, of the training images of each target class
+    limit, target_limit : at most this many images of each source class, and training images of each target class
     holdout : share of CIFAR-10's training images that becomes the validation split: 45,000 and 5,000
     download : let torchvision download CIFAR-10 to `root` if it is missing
-    cache : folder for decoded images; default is the user's cache folder
+    seed, cache, show_progress : as in `dtl.datasets.folders.make`
 
     Raises
     ------

@@ -120,12 +120,8 @@ TARGETS = {
         "Birdsnap", 500, False, 15, 0.3, "birdsnap", None, _birdsnap,
         "put its images there as train/<class>/ and test/<class>/ (its authors publish a list of addresses)",
     ),
-    "caltech101": Target(
-        "Caltech-101", 101, True, 24, 0.2, "caltech101", datasets.Caltech101, _caltech, n_train=30,
-    ),
-    "caltech256": Target(
-        "Caltech-256", 257, True, 14, 0.2, "caltech256", datasets.Caltech256, _caltech, n_train=60,
-    ),
+    "caltech101": Target("Caltech-101", 101, True, 24, 0.2, "caltech101", datasets.Caltech101, _caltech, n_train=30),
+    "caltech256": Target("Caltech-256", 257, True, 14, 0.2, "caltech256", datasets.Caltech256, _caltech, n_train=60),
     "cars": Target(
         "Stanford Cars", 196, False, 50, 0.3, "stanford_cars", datasets.StanfordCars, TWO,
         "put cars_train, cars_test, devkit and cars_test_annos_withlabels.mat there (torchvision cannot download it)",
@@ -172,9 +168,7 @@ def make(
         it out (Birdsnap: ImageFolder trees); default is the folder of $DTL_DATA that holds them
     source : used in place of the `imagenet` folder
     holdout : share of the training images of each class that becomes the validation split, where there is none
-    limit : at most this many source images of each class, drawn with `seed`
-    seed : draws the splits that a target does not have
-    cache : folder for decoded images; default is the user's cache folder
+    limit, seed, cache, show_progress : as in `dtl.datasets.folders.make`; the limit is one of source images
 
     Raises
     ------
