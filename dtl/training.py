@@ -242,7 +242,6 @@ def train_sources(
     >>> nets.n_models
     4
     """
-    check_kind(recipe, "dtl.Recipe", "recipe")
     device, seen, labels = resolve_device(device), images_of(masks, source, unit), source.labels.numpy()
     sizes = {schedule(int(n), recipe) for n in seen.sum(1)}
     if len(sizes) > 1:
