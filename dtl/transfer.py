@@ -17,6 +17,7 @@ from dtl.models import Nets, initialise
 from dtl.training import Recipe, draw_plan, fit, schedule
 
 REGIMES = ("fixed", "fixed+bn", "full", "scratch")
+TOLERANCE = 2e-6  # largest entry of the gradient at which a probe is solved
 
 
 class Outputs(NamedTuple):
@@ -157,7 +158,7 @@ def finite(x: torch.Tensor) -> torch.Tensor:
 
 
 def solve_probes(
-    x: torch.Tensor, labels: torch.Tensor, n_classes: int, l2: float, tolerance: float = 2e-6, max_steps: int = 2000
+    x: torch.Tensor, labels: torch.Tensor, n_classes: int, l2: float, max_steps: int = 2000
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Multinomial logistic regression with an L2 penalty, one problem per model, all solved together.
 
@@ -168,7 +169,6 @@ def solve_probes(
     Parameters
     ----------
     x : (models, n, n_features) float;  labels : (n,) int
-    tolerance : largest entry of the gradient at which the solution is accepted
 
     Returns
     -------
@@ -180,7 +180,7 @@ def solve_probes(
     (torch.Size([8, 64, 4]), torch.Size([8, 1, 4]))
     """
     n, n_classes = finite(x).shape[1], whole("n_classes", n_classes, 2)
-    l2, tolerance, max_steps = real("l2", l2), real("tolerance", tolerance), whole("max_steps", max_steps, 1)
+    l2, max_steps = real("l2", l2), whole("max_steps", max_steps, 1)
     if check_kind(labels, "torch.Tensor", "labels").shape != (n,):
         raise InputError(f"labels must be one for each of {n} images, not {tuple(labels.shape)}")
     mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
@@ -201,7 +201,7 @@ def solve_probes(
         gradient = torch.baddbmm(ahead * penalty, residual, z.mT, alpha=1 / n)
         worst = gradient.abs().amax((1, 2), keepdim=True)
         # a model keeps its first solution: how long the others take must not change it
-        new = (worst < tolerance) & ~found
+        new = (worst < TOLERANCE) & ~found
         solution, found = torch.where(new, ahead, solution), found | new
         if found.all():
             weight = solution[..., :-1].mT / std.mT
@@ -215,7 +215,7 @@ def solve_probes(
         ahead = following + (momentum - 1) / faster * step
         w, momentum = following, faster
     raise RuntimeError(
-        f"linear probes did not converge in {max_steps} steps (gradient {worst.max():.1e}, wanted {tolerance:.0e}): "
+        f"linear probes did not converge in {max_steps} steps (gradient {worst.max():.1e}, wanted {TOLERANCE:.0e}): "
         "raise probe_l2 or lower the source learning rate"
     )
 
