@@ -95,9 +95,4 @@ class InMemory(Batches):
         return self.normalised(torch.where(flip.bool()[..., None, None, None], x.flip(-1), x))
 
 
-def in_memory(dataset: "ImageDataset", like: Images, device: torch.device, pad: int) -> Batches:
-    """`InMemory`, on a GPU kept from model to model: to send 100,000 small images takes a good part of a second."""
-    return (InMemory if device.type == "cpu" else _resident)(dataset, like, device, pad)
-
-
-_resident = lru_cache(8)(InMemory)
+resident = lru_cache(8)(InMemory)  # for a GPU: to send 100,000 small images there takes a good part of a second

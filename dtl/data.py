@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from dtl._batches import Batches, Images, in_memory
+from dtl._batches import Batches, Images, InMemory, resident
 from dtl._checks import (
     InputError,
     check_kind,
@@ -120,7 +120,7 @@ class ImageDataset:
 
     def batches(self, like: Images, device: torch.device, augment: int = 0) -> Batches:
         """What a training step sees of these images; augmented by shifts of up to `augment` pixels and flips."""
-        return in_memory(self, like, device, augment)
+        return (InMemory if device.type == "cpu" else resident)(self, like, device, augment)
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -240,7 +240,6 @@ class TransferProblem:
                 how = [f"lacks {some(lacks)}" if lacks else "", f"also has {some(more)}" if more else ""]
                 how = " and ".join(filter(None, how)) or "has them in another order"
                 raise InputError(f"all splits of the target must have the classes of target_train, but {part} {how}")
-        for part, dataset in self.parts.items():
             empty = [c for c, n in zip(dataset.classes, dataset.counts, strict=True) if n == 0]
             if empty:
                 raise InputError(f"{part} has classes without images: {some(empty)}; add images or drop them")

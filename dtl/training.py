@@ -158,8 +158,7 @@ def draw_plan(
     size: tuple[int, int],
     rng: Sequence[np.random.Generator],
     batches: Batches,
-    lr: float,
-    warmup: float,
+    recipe: Recipe,
 ) -> Plan:
     """The plan of models that see `examples` (numbers of images, an array each) for (steps, batch size).
 
@@ -168,7 +167,7 @@ def draw_plan(
     orders = [draw_order(own, *size, r) for own, r in zip(several(examples, "examples"), rng, strict=True)]
     draws = [batches.draw(order, r) for order, r in zip(orders, rng, strict=True)]
     order, drawn = (torch.from_numpy(np.stack(part, 1)) for part in (orders, draws))
-    return Plan(order, drawn, torch.from_numpy(learning_rates(size[0], lr, warmup)))
+    return Plan(order, drawn, torch.from_numpy(learning_rates(size[0], recipe.lr, recipe.warmup)))
 
 
 def draw_order(examples: np.ndarray, steps: int, batch: int, rng: np.random.Generator) -> np.ndarray:
@@ -243,7 +242,6 @@ def train_sources(
     >>> nets.n_models
     4
     """
-    check_kind(recipe, "dtl.Recipe", "recipe")
     device, seen, labels = resolve_device(device), images_of(masks, source, unit), source.labels.numpy()
     sizes = {schedule(int(n), recipe) for n in seen.sum(1)}
     if len(sizes) > 1:
@@ -252,7 +250,7 @@ def train_sources(
     nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     batches = source.batches(source, device, recipe.augment)
     rng = [stream("training", seed) for seed in seeds]
-    plan = draw_plan([*map(np.flatnonzero, seen)], sizes.pop(), rng, batches, recipe.lr, recipe.warmup)
+    plan = draw_plan([*map(np.flatnonzero, seen)], sizes.pop(), rng, batches, recipe)
     absent = np.stack([~np.isin(np.arange(source.n_classes), labels[images]) for images in seen])
     fit(nets, batches, plan, recipe, torch.from_numpy(absent))
     return nets

@@ -17,6 +17,7 @@ from dtl.models import Nets, initialise
 from dtl.training import Recipe, draw_plan, fit, schedule
 
 REGIMES = ("fixed", "fixed+bn", "full", "scratch")
+TOLERANCE = 2e-6  # largest entry of the gradient at which a probe is solved
 
 
 class Outputs(NamedTuple):
@@ -117,47 +118,23 @@ def target_logits(
         x = features(nets, train.batches(problem.source, device), recipe)
         weight, bias = solve_probes(x, train.labels.to(device), train.n_classes, recipe.probe_l2)
     else:
+        own = replace(recipe, steps=None)
         if regime == "scratch":
             nets = initialise(recipe.model, train.n_classes, seeds, recipe.widths)
             nets = nets.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-            alone = replace(recipe, steps=None)
-            fit_target(nets, problem, seeds, alone, schedule(len(train), alone), recipe.lr, "training")
         elif regime in ("fixed+bn", "full"):
             nets.new_head(train.n_classes, seeds)
-            fine_tune(nets, problem, seeds, recipe, only_head=regime == "fixed+bn")
+            decay = recipe.weight_decay if recipe.finetune_weight_decay is None else recipe.finetune_weight_decay
+            own = replace(own, epochs=recipe.finetune_epochs, lr=recipe.finetune_lr, weight_decay=decay)
         else:
             raise InputError(f"unknown transfer {regime!r}: use one of {', '.join(REGIMES)}")
+        batches = train.batches(problem.source, device, recipe.augment)
+        rng = [stream("training" if regime == "scratch" else "transfer", seed) for seed in seeds]
+        plan = draw_plan([np.arange(len(train))] * len(seeds), schedule(len(train), own), rng, batches, own)
+        fit(nets, batches, plan, own, only_head=regime == "fixed+bn")
         weight, bias = nets.weight.detach(), nets.bias.detach()
     judges = {name: judge.batches(problem.source, device) for name, judge in problem.judges.items()}
     return {name: features(nets, batches, recipe) @ weight + bias for name, batches in judges.items()}
-
-
-def fine_tune(nets: Nets, problem: TransferProblem, seeds: Sequence[int], recipe: Recipe, only_head: bool) -> None:
-    """SGD on the target's training images, in place, each model in its own order."""
-    check_kind(problem, "dtl.TransferProblem", "problem")
-    batch = min(recipe.batch_size, len(problem.target_train))
-    size = recipe.finetune_epochs * (len(problem.target_train) // batch), batch
-    if recipe.finetune_weight_decay is not None:
-        recipe = replace(recipe, weight_decay=recipe.finetune_weight_decay)
-    fit_target(nets, problem, seeds, recipe, size, recipe.finetune_lr, "transfer", only_head)
-
-
-def fit_target(
-    nets: Nets,
-    problem: TransferProblem,
-    seeds: Sequence[int],
-    recipe: Recipe,
-    size: tuple[int, int],
-    lr: float,
-    purpose: str,
-    only_head: bool = False,
-) -> None:
-    """(steps, batch) = `size` of SGD on the target's training images, with the random stream of a purpose."""
-    check_kind(problem, "dtl.TransferProblem", "problem")
-    batches = problem.target_train.batches(problem.source, nets.weight.device, recipe.augment)
-    examples = [np.arange(len(problem.target_train))] * len(seeds)
-    plan = draw_plan(examples, size, [stream(purpose, seed) for seed in seeds], batches, lr, recipe.warmup)
-    fit(nets, batches, plan, recipe, only_head=only_head)
 
 
 @torch.inference_mode()
@@ -181,7 +158,7 @@ def finite(x: torch.Tensor) -> torch.Tensor:
 
 
 def solve_probes(
-    x: torch.Tensor, labels: torch.Tensor, n_classes: int, l2: float, tolerance: float = 2e-6, max_steps: int = 2000
+    x: torch.Tensor, labels: torch.Tensor, n_classes: int, l2: float, max_steps: int = 2000
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Multinomial logistic regression with an L2 penalty, one problem per model, all solved together.
 
@@ -192,7 +169,6 @@ def solve_probes(
     Parameters
     ----------
     x : (models, n, n_features) float;  labels : (n,) int
-    tolerance : largest entry of the gradient at which the solution is accepted
 
     Returns
     -------
@@ -204,7 +180,7 @@ def solve_probes(
     (torch.Size([8, 64, 4]), torch.Size([8, 1, 4]))
     """
     n, n_classes = finite(x).shape[1], whole("n_classes", n_classes, 2)
-    l2, tolerance, max_steps = real("l2", l2), real("tolerance", tolerance), whole("max_steps", max_steps, 1)
+    l2, max_steps = real("l2", l2), whole("max_steps", max_steps, 1)
     if check_kind(labels, "torch.Tensor", "labels").shape != (n,):
         raise InputError(f"labels must be one for each of {n} images, not {tuple(labels.shape)}")
     mean, std = x.mean(1, keepdim=True), x.std(1, keepdim=True, correction=0)
@@ -225,7 +201,7 @@ def solve_probes(
         gradient = torch.baddbmm(ahead * penalty, residual, z.mT, alpha=1 / n)
         worst = gradient.abs().amax((1, 2), keepdim=True)
         # a model keeps its first solution: how long the others take must not change it
-        new = (worst < tolerance) & ~found
+        new = (worst < TOLERANCE) & ~found
         solution, found = torch.where(new, ahead, solution), found | new
         if found.all():
             weight = solution[..., :-1].mT / std.mT
@@ -239,7 +215,7 @@ def solve_probes(
         ahead = following + (momentum - 1) / faster * step
         w, momentum = following, faster
     raise RuntimeError(
-        f"linear probes did not converge in {max_steps} steps (gradient {worst.max():.1e}, wanted {tolerance:.0e}): "
+        f"linear probes did not converge in {max_steps} steps (gradient {worst.max():.1e}, wanted {TOLERANCE:.0e}): "
         "raise probe_l2 or lower the source learning rate"
     )
 

@@ -188,7 +188,8 @@ def test_augmented_images_are_shifted_and_flipped_crops(problem):
 def test_a_plan_draws_the_order_of_all_steps_and_then_step_by_step(problem):
     """The numbers of a loop that draws shifts and flips when it needs them, so studies of old go on."""
     batches, examples = problem.source.batches(problem.source, CPU, 2), [np.arange(10, 40), np.arange(50)]
-    plan = draw_plan(examples, (5, 8), [np.random.default_rng(s) for s in (3, 4)], batches, 0.1, 0.2)
+    recipe = dtl.Recipe(lr=0.1, warmup=0.2)
+    plan = draw_plan(examples, (5, 8), [np.random.default_rng(s) for s in (3, 4)], batches, recipe)
     for m, seed in enumerate((3, 4)):
         rng = np.random.default_rng(seed)
         np.testing.assert_array_equal(plan.order[:, m], draw_order(examples[m], 5, 8, rng))

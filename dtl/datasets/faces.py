@@ -12,6 +12,7 @@ from PIL import Image
 
 from dtl._checks import InputError, path_of
 from dtl.data import ImageDataset
+from dtl.datasets.folders import square
 
 YOUNG = ("0-2", "3-9", "10-19", "20-29")  # bins of FairFace below thirty, as Salman et al. 2022 split it
 
@@ -64,10 +65,6 @@ def read_faces(
     images = []
     for name in table.index:
         with Image.open(Path(folder, str(name))) as image:
-            side, (width, height) = min(image.size), image.size
-            left, top = (width - side) // 2, (height - side) // 2
-            square = image.convert("RGB").resize((size, size), box=(left, top, left + side, top + side))
-            images.append(np.array(square))
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+            images.append(square(image.convert("RGB"), size))
     labels = torch.from_numpy(table[label].to_numpy(dtype=np.int64))
-    return ImageDataset(pixels, labels, (f"not {label}", label)), table[attribute].to_numpy()
+    return ImageDataset(torch.stack(images), labels, (f"not {label}", label)), table[attribute].to_numpy()

@@ -94,7 +94,6 @@ def make(
     """
     check_reading(size, holdout, limit)
     source_dir, target_dir = Path(source_dir), Path(target_dir)
-    cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
     beside = split_folders(source_dir)
     source_tree = beside.pop("train", source_dir)
     if beside:
@@ -326,8 +325,9 @@ def at_most(limit: int, labels: np.ndarray, seed: int) -> np.ndarray:
     return np.sort(np.concatenate([order[labels[order] == k][:limit] for k in np.unique(labels)]))
 
 
-def read_files(files: Listing, where: Path, size: int, cache: Path, show_progress: bool) -> ImageDataset:
+def read_files(files: Listing, where: Path, size: int, cache: str | Path | None, show_progress: bool) -> ImageDataset:
     """Files decoded in parallel at size x size pixels, or from the cache of the same, unchanged files."""
+    cache = Path(cache or platformdirs.user_cache_dir("dtl"))
     shape = (len(files.paths), 3, size, size)
     have, need = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), len(files.paths) * 3 * size**2
     if need > have:

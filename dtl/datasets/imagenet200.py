@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from torchvision import datasets
 
 from dtl._checks import InputError
@@ -45,11 +44,10 @@ def make(
         `cifar10/train/<class>/` and `cifar10/test/<class>/` or as torchvision's `cifar-10-batches-py`; default is the
         folder of $DTL_DATA that holds them
     classes : source classes, by wnid or name (`dtl.datasets.imagenet200.NAMES`); default is all 200
-    limit : at most this many images of each source class, drawn with `seed`
-    target_limit : likewise, of the training images of each target class
+    limit, target_limit : at most this many images of each source class, and training images of each target class
     holdout : share of CIFAR-10's training images that becomes the validation split: 45,000 and 5,000
     download : let torchvision download CIFAR-10 to `root` if it is missing
-    cache : folder for decoded images; default is the user's cache folder
+    seed, cache, show_progress : as in `dtl.datasets.folders.make`
 
     Raises
     ------
@@ -69,7 +67,6 @@ def make(
             f"ImageNet-200 is missing: {trees[0]} is no folder; put one folder of images for each of its classes there "
             "(n01443537, ...), as in the archive tiny-imagenet-200.zip of Stanford's course CS231n"
         )
-    cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
     files = list_tree(tree, limit, seed)
     absent = [wnid for wnid in wnids if wnid not in files.classes]
     if absent:
@@ -101,7 +98,9 @@ def _wnids(classes: Sequence[str] | None) -> list[str]:
     return wnids
 
 
-def _cifar10(roots: list[Path], size: int, download: bool, cache: Path, show_progress: bool) -> dict[str, ImageDataset]:
+def _cifar10(
+    roots: list[Path], size: int, download: bool, cache: str | Path | None, show_progress: bool
+) -> dict[str, ImageDataset]:
     batches = TARGETS["cifar10"]
     for folder in roots:
         if (folder / "cifar10/train").is_dir() and (folder / "cifar10/test").is_dir():
@@ -109,7 +108,7 @@ def _cifar10(roots: list[Path], size: int, download: bool, cache: Path, show_pro
             return {s: read_files(list_tree(tree), tree, size, cache, show_progress) for s, tree in trees.items()}
         if (folder / batches.folder).is_dir():
             try:
-                parts: Any = batches.read(folder)
+                parts: Any = batches.read(batches.made, folder)
                 return {split: resized(part, size) for split, part in parts.items()}
             except (OSError, RuntimeError) as error:
                 if not download:

@@ -8,7 +8,6 @@ also shift the statistics that training and transfer normalise by, in every imag
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from torch.nn import functional as F
 
-from dtl._checks import InputError, check_kind, check_number, floats, real, several
+from dtl._checks import InputError, check_kind, check_number, floats, real, several, whole
 from dtl.data import ImageDataset
 
 Change = Callable[[torch.Tensor], torch.Tensor]  # uint8 (n, 3, h, w) -> uint8 of the same shape
@@ -43,7 +42,8 @@ class Overlay:
     weight: float = 1.0
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        check_images(images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise InputError(f"an overlay takes uint8 images (n, 3, h, w), not {images.dtype} {tuple(images.shape)}")
         return self.change(images.float()).round().clamp(0, 255).byte()
 
     def change(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,11 +57,6 @@ class Overlay:
         """Which pixels, or how much of each, from their row and column numbers, (h, w) each."""
         return torch.ones(rows.shape)
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of the name and all options."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()
-
 
 @dataclass(frozen=True)
 class Square(Overlay):
@@ -74,8 +69,7 @@ class Square(Overlay):
         (top, left), (height, width) = self.at, rows.shape
         if self.side < 1 or min(self.at) < 0 or top + self.side > height or left + self.side > width:
             raise InputError(f"{self} does not fit into images of {height} x {width} pixels")
-        inside = (rows >= top) & (rows < top + self.side) & (columns >= left) & (columns < left + self.side)
-        return inside
+        return (rows >= top) & (rows < top + self.side) & (columns >= left) & (columns < left + self.side)
 
 
 @dataclass(frozen=True)
@@ -206,11 +200,6 @@ class Picture(Overlay):
 NAMED = {of.__name__.lower(): of for of in (Square, Pattern, Tint, Blur, Stripes, Fence, Water, Circle, Hat)}
 
 
-def check_images(images: torch.Tensor) -> None:
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise InputError(f"a change is made to uint8 images (n, 3, h, w), not {images.dtype} {tuple(images.shape)}")
-
-
 def changed(dataset: ImageDataset, changes: Sequence[Change], which: ArrayLike) -> ImageDataset:
     """The dataset with change `which[i]` made to image i, none where it is -1.
 
@@ -264,7 +253,7 @@ def plant(
     (20, False)
     """
     check_kind(dataset, "dtl.ImageDataset", "dataset")
-    if not isinstance(rate, Real) or not 0 <= float(rate) <= 1:
+    if not 0 <= real("rate", rate) <= 1:
         raise InputError(f"rate is the share of images to change, between 0 and 1, not {rate}")
     check_number(seed, 0, 2**32, "seed")
     numbers = [dataset.classes.index(c) if c in dataset.classes else c for c in several(classes, "classes")]
@@ -343,7 +332,6 @@ def even(
     """
     labels, attribute, share = floats(labels, "labels"), np.asarray(attribute), real("share", share)
     check_number(seed, 0, 2**32, "seed")
-    check_number(1 if n is None else n, 1, 10**9, "n, the images of each class,")
     if labels.shape != attribute.shape or attribute.dtype != bool:
         raise InputError(f"attribute must be bool, one for each of {len(labels)} labels, not {attribute.dtype}")
     if attribute.all() or not attribute.any():
@@ -355,7 +343,7 @@ def even(
     }
     parts = {True: share, False: 1 - share}
     most = min(int(len(found) / parts[value]) for (_, value), found in cells.items() if parts[value] > 0)
-    n = most if n is None else n
+    n = most if n is None else whole("n, the images of each class,", n, 1)
     if not 1 <= n <= most:
         raise InputError(f"there are images for {most} of each class at share {share}, not for {n}")
     rng, agreeing = np.random.default_rng(seed), round(share * n)

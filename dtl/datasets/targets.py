@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import torch
 from PIL import Image
 from torchvision import datasets
@@ -33,8 +32,8 @@ class Target:
     per_class : whether the paper's accuracy is the mean over classes
     epochs, lr, batch_size : of its fine-tuning
     folder : where the files lie, under the root
-    read : the splits found there; "all" if there are none
-    get : how to get the files
+    made, read : torchvision's class, and what makes the splits of it and the root; "all" if there are none
+    by_hand : how to get the files that torchvision does not download
     n_train, n_test : images of each class that are drawn where there are no splits (Kornblith et al. 2019); None for
         all others
 
@@ -52,11 +51,17 @@ class Target:
     epochs: int
     lr: float
     folder: str
-    read: Callable[[Path], Mapping[str, Listing | ImageDataset]]
-    get: str = ""
+    made: Any
+    read: Callable[[Any, Path], Mapping[str, Listing | ImageDataset]]
+    by_hand: str = ""
     n_train: int = 0
     n_test: int | None = None
     batch_size: int = 1024
+
+    @property
+    def get(self) -> str:
+        """How to get the files."""
+        return self.by_hand or f"get it with torchvision.datasets.{self.made.__name__}(root, download=True)"
 
 
 def _listing(dataset: Any) -> Listing:
@@ -65,41 +70,41 @@ def _listing(dataset: Any) -> Listing:
     return Listing([Path(path) for path in paths], np.array(labels, dtype=np.int64), tuple(map(str, dataset.classes)))
 
 
-def _splits(make: Callable[..., Any], root: Path, **splits: str) -> dict[str, Listing]:
-    return {name: _listing(make(root, split=split, loader=str)) for name, split in splits.items()}
+def _splits(made: Any, root: Path, **splits: str) -> dict[str, Listing]:
+    return {name: _listing(made(root, split=split, loader=str)) for name, split in splits.items()}
 
 
-def _pets(root: Path) -> dict[str, Listing]:
+def _pets(made: Any, root: Path) -> dict[str, Listing]:
     found = {}
     for name, split in (("train", "trainval"), ("test", "test")):
-        pets = datasets.OxfordIIITPet(root, split)
+        pets = made(root, split)
         found[name] = Listing(pets._images, np.array(pets._labels, dtype=np.int64), tuple(pets.classes))
     return found
 
 
-def _caltech(make: Callable[..., Any], root: Path) -> dict[str, Listing]:
-    caltech, paths = make(root), []
+def _caltech(made: Any, root: Path) -> dict[str, Listing]:
+    caltech, paths = made(root), []
     for i in range(len(caltech)):
         with caltech[i][0] as image:  # opened, not decoded
             paths.append(Path(image.filename))
     return {"all": Listing(paths, np.array(caltech.y, dtype=np.int64), tuple(caltech.categories))}
 
 
-def _sun(root: Path) -> dict[str, Listing]:
-    files = _listing(datasets.SUN397(root, loader=str))  # in the order of the file system
+def _sun(made: Any, root: Path) -> dict[str, Listing]:
+    files = _listing(made(root, loader=str))  # in the order of the file system
     return {"all": files.take(np.argsort([str(path) for path in files.paths]))}
 
 
-def _cifar(make: Callable[..., Any], root: Path) -> dict[str, ImageDataset]:
+def _cifar(made: Any, root: Path) -> dict[str, ImageDataset]:
     found = {}
     for name in ("train", "test"):
-        cifar = make(root, train=name == "train")
+        cifar = made(root, train=name == "train")
         images = torch.from_numpy(cifar.data).permute(0, 3, 1, 2).contiguous()
         found[name] = ImageDataset(images, torch.tensor(cifar.targets), tuple(cifar.classes))
     return found
 
 
-def _birdsnap(root: Path) -> dict[str, Listing]:
+def _birdsnap(_: None, root: Path) -> dict[str, Listing]:
     found = split_folders(root / "birdsnap")
     missing = [split for split in ("train", "test") if split not in found]
     if missing:
@@ -107,55 +112,26 @@ def _birdsnap(root: Path) -> dict[str, Listing]:
     return {split: list_tree(tree) for split, tree in found.items()}
 
 
-def _download(name: str) -> str:
-    return f"get it with torchvision.datasets.{name}(root, download=True)"
-
-
-THREE = {"train": "train", "validation": "val", "test": "test"}
-TWO = {"train": "train", "test": "test"}
+TWO = partial(_splits, train="train", test="test")
+THREE = partial(_splits, train="train", validation="val", test="test")
 TARGETS = {
-    "aircraft": Target(
-        "FGVC Aircraft", 100, True, 24, 0.3, "fgvc-aircraft-2013b",
-        partial(_splits, datasets.FGVCAircraft, **THREE), _download("FGVCAircraft"),
-    ),
+    "aircraft": Target("FGVC Aircraft", 100, True, 24, 0.3, "fgvc-aircraft-2013b", datasets.FGVCAircraft, THREE),
     "birdsnap": Target(
-        "Birdsnap", 500, False, 15, 0.3, "birdsnap", _birdsnap,
+        "Birdsnap", 500, False, 15, 0.3, "birdsnap", None, _birdsnap,
         "put its images there as train/<class>/ and test/<class>/ (its authors publish a list of addresses)",
     ),
-    "caltech101": Target(
-        "Caltech-101", 101, True, 24, 0.2, "caltech101", partial(_caltech, datasets.Caltech101),
-        _download("Caltech101"), n_train=30,
-    ),
-    "caltech256": Target(
-        "Caltech-256", 257, True, 14, 0.2, "caltech256", partial(_caltech, datasets.Caltech256),
-        _download("Caltech256"), n_train=60,
-    ),
+    "caltech101": Target("Caltech-101", 101, True, 24, 0.2, "caltech101", datasets.Caltech101, _caltech, n_train=30),
+    "caltech256": Target("Caltech-256", 257, True, 14, 0.2, "caltech256", datasets.Caltech256, _caltech, n_train=60),
     "cars": Target(
-        "Stanford Cars", 196, False, 50, 0.3, "stanford_cars", partial(_splits, datasets.StanfordCars, **TWO),
+        "Stanford Cars", 196, False, 50, 0.3, "stanford_cars", datasets.StanfordCars, TWO,
         "put cars_train, cars_test, devkit and cars_test_annos_withlabels.mat there (torchvision cannot download it)",
     ),
-    "cifar10": Target(
-        "CIFAR-10", 10, False, 15, 0.1, "cifar-10-batches-py", partial(_cifar, datasets.CIFAR10),
-        _download("CIFAR10"),
-    ),
-    "cifar100": Target(
-        "CIFAR-100", 100, False, 15, 0.1, "cifar-100-python", partial(_cifar, datasets.CIFAR100),
-        _download("CIFAR100"),
-    ),
-    "flowers": Target(
-        "Oxford 102 Flowers", 102, True, 50, 0.15, "flowers-102",
-        partial(_splits, datasets.Flowers102, **THREE), _download("Flowers102"),
-    ),
-    "food": Target(
-        "Food-101", 101, False, 15, 0.1, "food-101", partial(_splits, datasets.Food101, **TWO),
-        _download("Food101"),
-    ),
-    "pets": Target(
-        "Oxford-IIIT Pets", 37, True, 24, 0.1, "oxford-iiit-pet", _pets, _download("OxfordIIITPet"),
-    ),
-    "sun397": Target(
-        "SUN397", 397, False, 24, 0.2, "SUN397", _sun, _download("SUN397"), n_train=50, n_test=50,
-    ),
+    "cifar10": Target("CIFAR-10", 10, False, 15, 0.1, "cifar-10-batches-py", datasets.CIFAR10, _cifar),
+    "cifar100": Target("CIFAR-100", 100, False, 15, 0.1, "cifar-100-python", datasets.CIFAR100, _cifar),
+    "flowers": Target("Oxford 102 Flowers", 102, True, 50, 0.15, "flowers-102", datasets.Flowers102, THREE),
+    "food": Target("Food-101", 101, False, 15, 0.1, "food-101", datasets.Food101, TWO),
+    "pets": Target("Oxford-IIIT Pets", 37, True, 24, 0.1, "oxford-iiit-pet", datasets.OxfordIIITPet, _pets),
+    "sun397": Target("SUN397", 397, False, 24, 0.2, "SUN397", datasets.SUN397, _sun, n_train=50, n_test=50),
 }  # fmt: skip
 
 
@@ -192,9 +168,7 @@ def make(
         it out (Birdsnap: ImageFolder trees); default is the folder of $DTL_DATA that holds them
     source : used in place of the `imagenet` folder
     holdout : share of the training images of each class that becomes the validation split, where there is none
-    limit : at most this many source images of each class, drawn with `seed`
-    seed : draws the splits that a target does not have
-    cache : folder for decoded images; default is the user's cache folder
+    limit, seed, cache, show_progress : as in `dtl.datasets.folders.make`; the limit is one of source images
 
     Raises
     ------
@@ -210,7 +184,7 @@ def make(
     if not (place / what.folder).is_dir():
         raise FileNotFoundError(f"{what.title} is missing: {place / what.folder} is no folder; {what.get}")
     try:
-        found = dict(what.read(place))
+        found = dict(what.read(what.made, place))
     except (OSError, RuntimeError, LookupError) as error:
         raise FileNotFoundError(f"{what.title} in {place / what.folder} is incomplete ({error}); {what.get}") from error
     n_classes = len(next(iter(found.values())).classes)
@@ -218,7 +192,6 @@ def make(
         logger.warning("%s has %d classes in %s, not %d", what.title, n_classes, place, what.n_classes)
     if isinstance(files := found.get("all"), Listing):
         found = dict(_draw(files, what, seed))
-    cache = Path(cache) if cache else Path(platformdirs.user_cache_dir("dtl"))
     if source is None:
         tree = next((folder / SOURCE for folder in roots if (folder / SOURCE).is_dir()), roots[0] / SOURCE)
         if not tree.is_dir():

@@ -79,9 +79,6 @@ class Store:
 
     location : folder, a Zarr store, or None for memory
     settings : what decides the numbers; a store that was made with others is refused
-
-    >>> Store(None, {"seed": 0}).ready
-    False
     """
 
     def __init__(self, location: str | Path | ZarrStore | None, settings: dict[str, object]) -> None:
@@ -200,26 +197,21 @@ class Store:
         """Empty every chunk that is damaged, so that its models are not done and a run trains them again."""
         if not self.ready:
             return
-        root = self.open("r+")
-        known = _known(root)
-        for name in (name for name in MARKS if name in known):  # first: they tell of the others
-            self._repair(root, name, None)
-        marks = marks_of(root)
-        for name in (name for name in known if name not in MARKS):
-            self._repair(root, name, marks)
-
-    def _repair(self, root: zarr.Group, name: str, marks: "Marks | None") -> None:
-        array = array_of(root, name)
-        checked = _Checked(root, array, marks)
-        for chunk, region in _chunks(array):
-            try:
-                checked[region]
-            except ValueError:
-                logger.warning("%s of %s was damaged: its models are not done", chunk, self.zarr)
-                models = dict(zip(_dims(array), region, strict=True)).get("model", slice(0))
-                with self.writing(f"the repair of {chunk}"):
-                    array_of(root, "done")[models] = False  # first, so that a kill in between shows no empty chunk
-                    array[region] = array.fill_value
+        root, marks = self.open("r+"), None
+        for name in sorted(_known(root), key=lambda name: (*MARKS, name).index(name)):  # marks tell of the others
+            if name not in MARKS:
+                marks = marks or marks_of(root)
+            array = array_of(root, name)
+            checked = _Checked(root, array, marks)
+            for chunk, region in _chunks(array):
+                try:
+                    checked[region]
+                except ValueError:
+                    logger.warning("%s of %s was damaged: its models are not done", chunk, self.zarr)
+                    models = dict(zip(_dims(array), region, strict=True)).get("model", slice(0))
+                    with self.writing(f"the repair of {chunk}"):
+                        array_of(root, "done")[models] = False  # first, so that a kill in between shows no empty chunk
+                        array[region] = array.fill_value
 
     def merge(self, root: zarr.Group, other: zarr.Group) -> None:
         """Copy the outputs of the models that are done only in `other`; InputError if any others differ."""

@@ -204,9 +204,8 @@ def work(
         return Batch(rows, None, rows[:0], where)
     units = problem.source.n_classes if settings["unit"] == "class" else len(problem.source)
     masks = np.unpackbits(packed, axis=1, count=units).astype(bool)
-    kept = () if run.weights is None else (run.weights,)
     recipe, regimes = Recipe(**settings["recipe"]), tuple(settings["transfer"])
-    outputs = train_batch(problem, masks, seeds, recipe, regimes, str(device), settings["unit"], *kept)
+    outputs = train_batch(problem, masks, seeds, recipe, regimes, str(device), settings["unit"], run.weights)
     good = np.isfinite(outputs["margin"]).all((0, 2))
     found = {name: values[:, good] for name, values in outputs.items()}
     saved = save_missing(stores, run.id, rows[good], found)  # asks again: another run may have begun

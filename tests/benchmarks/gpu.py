@@ -158,7 +158,7 @@ def steps(
     source, every = problem.source, np.arange(len(problem.source))
     _, batch = schedule(len(every), recipe)
     batches = source.batches(source, device, recipe.augment)
-    plan = draw_plan([every], (n, batch), [stream("training", 0)], batches, recipe.lr, recipe.warmup)
+    plan = draw_plan([every], (n, batch), [stream("training", 0)], batches, recipe)
     order, rates = plan.order.to(device), plan.lr.to(device)
     absent = torch.zeros(1, source.n_classes, dtype=torch.bool, device=device)
     ready: dict[str, Callable[[], None]] = {}
