@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -155,5 +155,7 @@ def _ceiling(masks: np.ndarray, y: np.ndarray, design: str | None) -> float:
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's, of the columns that vary in both, averaged; 0 if there is none."""
     varies = (np.ptp(a, axis=0) > 0) & (np.ptp(b, axis=0) > 0)
-    ranks = (rankdata(x[:, varies], axis=0) for x in (a, b))
-    return float(pearsonr(*ranks, axis=0).statistic.mean()) if varies.any() else 0.0
+    if not varies.any():
+        return 0.0
+    found: Any = pearsonr(*(rankdata(x[:, varies], axis=0) for x in (a, b)), axis=0)
+    return float(found.statistic.mean())
