@@ -1,6 +1,6 @@
 """Which changes of its images move a transferred model more than one trained from scratch, whence, and what to do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,8 @@ class Audit:
     @property
     def found(self) -> pd.DataFrame:
         """The cells in which transfer moves the model more than training from scratch does, the strongest first."""
-        return _established(self.cells, self.level)
+        cells = self.cells.loc[self.cells.q < self.level]
+        return cells.sort_values("difference", ascending=False, ignore_index=True)
 
     @property
     def looked(self) -> str:
@@ -60,19 +61,22 @@ class Audit:
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
-        """What was found, by caption, without tables that are empty."""
+        """What was found as text, by caption, without tables that are empty."""
         captions = (
             "Changes that move your model more than one trained from scratch",
             "Source classes that bring it (influence on the share of predictions that change)",
             "What repairs leave of the strongest, the cheapest first",
         )
         found = zip(captions, (self.found, self.sources, self.repairs), strict=True)
-        return {caption: table for caption, table in found if table is not None and len(table)}
+        full = {caption: table for caption, table in found if table is not None and len(table)}
+        return {k: of.map(lambda v: f"{v:.3f}" if isinstance(v, float) else str(v)) for k, of in full.items()}
 
     def __str__(self) -> str:
-        head = f"## Bias that came with the source: {self.problem}, {self.regime} transfer\n"
-        tables = [f"\n{caption}:\n\n{_table(table)}" for caption, table in self.tables.items()]
-        return "\n".join([head, self.looked, *tables, f"\n{self.verdict}\n"])
+        said = [f"## Bias that came with the source: {self.problem}, {self.regime} transfer\n", self.looked]
+        for caption, table in self.tables.items():
+            rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+            said += [f"\n{caption}:\n", *(f"| {' | '.join(row)} |" for row in rows)]
+        return "\n".join([*said, f"\n{self.verdict}\n"])
 
 
 def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: float = 0.05, **options: Any) -> Audit:
@@ -116,16 +120,12 @@ def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: f
     p = student.sf(cells.difference / errors, seeds - 1)
     p[cells.transferred <= 0] = 1  # less moved away from a class than from scratch is not moved
     cells["q"] = false_discovery_control(p)
-    found = _established(cells, level)
-    if found.empty:
-        return Audit(study.problem.name, regime, seeds, level, cells, pd.DataFrame(), None)
+    looked = Audit(study.problem.name, regime, seeds, level, cells, pd.DataFrame(), None)
+    if (found := looked.found).empty:
+        return looked
     sources = pd.concat([_bringers(study, own, view, level) for view in found["view"].unique()], ignore_index=True)
     fixes = _repairs(study, found.iloc[0], sources, seeds, transfer=regime, **options)
-    return Audit(study.problem.name, regime, seeds, level, cells, sources, fixes)
-
-
-def _established(cells: pd.DataFrame, level: float) -> pd.DataFrame:
-    return cells.loc[cells.q < level].sort_values("difference", ascending=False, ignore_index=True)
+    return replace(looked, sources=sources, repairs=fixes)
 
 
 def _bringers(study: Study, own: xr.Dataset, view: str, level: float) -> pd.DataFrame:
@@ -150,10 +150,3 @@ def _repairs(study: Study, cell: Any, sources: pd.DataFrame, seeds: int, **optio
         table[column] = after[of].values
     table["enough"] = ((after.bias_change_high < 0) & (excess <= excess.sel(arm="as it is") / 2)).values
     return table.sort_values(["source trainings", "images to change", "steps"], kind="stable", ignore_index=True)
-
-
-def _table(table: pd.DataFrame) -> str:
-    """A table in Markdown."""
-    cells = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
-    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

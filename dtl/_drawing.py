@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 import seaborn as sns
@@ -17,14 +17,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dtl._checks import InputError, check_images, check_kind
+from dtl.influence import Influence
 
 if TYPE_CHECKING:
     from dtl.data import ImageDataset
     from dtl.datasets.thumbnails import Thumbnails
-    from dtl.influence import Influence
 
-    Pictures = ImageDataset | Thumbnails
-
+Pictures: TypeAlias = "ImageDataset | Thumbnails"
 Draws = TypeVar("Draws", bound=Callable[..., Any])
 
 HELPS, HURTS, NEUTRAL = "#0067A5", "#C34700", "#6B7280"

@@ -2,15 +2,16 @@
 
 import logging
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 import xarray as xr
 from numpy.typing import ArrayLike
+from scipy.stats import pearsonr, rankdata
+from scipy.stats import t as student
 
 from dtl._checks import InputError, check_between, check_kind, choice, floats, listed
-from dtl._estimators import checked, plain, sums_of_squares
+from dtl._estimators import checked, plain
 from dtl.design import DESIGNS, checked_design, subset_masks
 from dtl.influence import Influence, estimate_influence, group_means
 from dtl.results import Results
@@ -61,7 +62,7 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
         logger.warning("%d of %d targets do not vary and are left out of the score.", (~varies).sum(), n_targets)
     y, p = y[:, varies], predictions[:, varies]
     score = _rank_correlation(y, p)
-    covariance = _correlation(y, p) * y.std(axis=0) * p.std(axis=0) * (n_classes - 1) / n_classes
+    covariance = ((y - y.mean(axis=0)) * p).mean(axis=0) * (n_classes - 1) / n_classes
     shrinkage = influence.reliability[varies] if influence.method == "ridge" else 1.0
     additive = np.clip(covariance / np.maximum(shrinkage * y.var(axis=0), np.finfo(float).tiny), 0, 1)
     return float(score), float((6 / np.pi * np.arcsin(np.sqrt(additive) / 2)).mean())
@@ -126,7 +127,7 @@ def evaluate(
     errors = [math.sqrt((n - 1) ** 2 / n * found[1:].var(ddof=1)) for found in (ceilings, shares)]
     if ceilings[0] <= 2 * errors[0]:
         raise InputError("the outputs do not follow the subsets: is row i of both that of model i?")
-    ceiling, share, half = float(ceilings[0]), float(shares[0]), scipy.stats.t.isf((1 - level) / 2, n - 1) * errors[1]
+    ceiling, share, half = float(ceilings[0]), float(shares[0]), student.isf((1 - level) / 2, n - 1) * errors[1]
     return Evaluation(share * ceiling, ceiling, share, float(share - half), float(share + half))
 
 
@@ -154,10 +155,7 @@ def _ceiling(masks: np.ndarray, y: np.ndarray, design: str | None) -> float:
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's, of the columns that vary in both, averaged; 0 if there is none."""
     varies = (np.ptp(a, axis=0) > 0) & (np.ptp(b, axis=0) > 0)
-    ranks = (scipy.stats.rankdata(x[:, varies], axis=0) for x in (a, b))
-    return float(_correlation(*ranks).mean()) if varies.any() else 0.0
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    return np.einsum("ij,ij->j", a, b) / np.sqrt(sums_of_squares(a) * sums_of_squares(b))
+    if not varies.any():
+        return 0.0
+    found: Any = pearsonr(*(rankdata(x[:, varies], axis=0) for x in (a, b)), axis=0)
+    return float(found.statistic.mean())

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from dtl._checks import InputError, check_images, check_kind, choice, several, whole
-from dtl._drawing import WIDTH, inches, new_axes, shown, verbatim
-
-if TYPE_CHECKING:
-    from dtl._drawing import Pictures
+from dtl._drawing import WIDTH, Pictures, inches, new_axes, shown, verbatim
 
 PIXEL_ART = 24  # images up to this size are enlarged without smoothing
 _LETTER = 0.08  # inches, of text of 10 points

@@ -68,9 +68,11 @@ def report(
     found = Results(results.results) if isinstance(results, Study) else results
     found = found if isinstance(found, Results) else open_results(found)
     whole, classes = found.influence(by="all", **options), found.influence(by="class", **options)
-    bias = [("Bias", text) for text in (audit.looked, audit.verdict)] if audit else []
-    said = [*_decision(advice), *bias, *_established(whole, classes), *_sureness(found, whole, classes, options)]
-    facts = pd.DataFrame([*said, *_origin(found, whole)], columns=["topic", "fact"])
+    nothing = "Nothing was retrained, so nothing is advised: dtl.advise(study), or --seeds 20 here, tries removals."
+    said = {"Decision": [str(advice or nothing)]} | ({"Bias": [audit.looked, audit.verdict]} if audit else {})
+    said |= {"Established": _established(whole, classes), "How sure this is": _sureness(found, whole, classes, options)}
+    said["Certificate"] = _origin(found, whole)
+    facts = pd.Series(said, name="fact").rename_axis("topic").explode().reset_index()
     tables = {"whole": _judged(whole), "classes": _judged(classes), "facts": facts}
     tables |= {} if scores is None else {"scores": scores}
     tables |= {} if audit is None else {"cells": audit.cells, "sources": audit.sources}
@@ -78,11 +80,11 @@ def report(
     template = Environment(loader=PackageLoader("dtl", "."), autoescape=True).get_template("report.html.j2")
     page = template.render(
         title=f"{whole.problem or 'A study'}: which source classes help, which hurt",
-        facts=facts.groupby("topic", sort=False)["fact"].agg(list).to_dict(),
+        facts=said,
         figures=_figures(whole, classes, study, top),
         strongest={name: _strongest(tables[name], top) for name in ("whole", "classes")},
         scores=None if scores is None else _compared(scores),
-        audit={caption: _shown(of) for caption, of in audit.tables.items()} if audit else {},
+        audit=audit.tables if audit else {},
         tables={name: _beside(out, name).name for name in tables},
     )
     for name, table in tables.items():
@@ -95,12 +97,7 @@ def _beside(out: Path, name: str) -> Path:
     return out.with_name(f"{out.stem}-{name}.csv")
 
 
-def _decision(advice: Advice | None) -> list[tuple[str, str]]:
-    nothing = "Nothing was retrained, so nothing is advised: dtl.advise(study), or --seeds 20 here, tries removals."
-    return [("Decision", str(advice or nothing))]
-
-
-def _established(whole: Influence, classes: Influence) -> list[tuple[str, str]]:
+def _established(whole: Influence, classes: Influence) -> list[str]:
     """Counts of what is not chance, at a false discovery rate."""
     found = []
     for influence, what in ((whole, "source classes, on the whole target"), (classes, "pairs of source and target")):
@@ -110,8 +107,7 @@ def _established(whole: Influence, classes: Influence) -> list[tuple[str, str]]:
             f"Of {sure.size} {what}, {helps} help and {hurts} hurt beyond chance, at a false discovery rate of "
             f"{FDR:.0%}; of the other {sure.size - helps - hurts} nothing is established."
         )
-    found.append("Helping and hurting are meant against the average of the other source classes.")
-    return [("Established", text) for text in found]
+    return [*found, "Helping and hurting are meant against the average of the other source classes."]
 
 
 def _sure(influence: Influence) -> np.ndarray:
@@ -120,7 +116,7 @@ def _sure(influence: Influence) -> np.ndarray:
     return (false_discovery_control(p.ravel()) < FDR).reshape(p.shape)
 
 
-def _sureness(found: Results, whole: Influence, classes: Influence, options: dict[str, Any]) -> list[tuple[str, str]]:
+def _sureness(found: Results, whole: Influence, classes: Influence, options: dict[str, Any]) -> list[str]:
     """Reliabilities, what the errors cover, and what more models would buy."""
     specific = found.influence(by="class", part="specific", **options)
     parts = {"the whole target": whole, "target classes": classes, "what each has beyond the whole": specific}
@@ -131,10 +127,10 @@ def _sureness(found: Results, whole: Influence, classes: Influence, options: dic
             said.append(f"A reliability of {WANTED} for {name} takes {models_needed(of, WANTED)} models in all.")
         except InputError as error:
             said.append(f"A reliability of {WANTED} for {name}: {str(error).rstrip('.')}.")
-    return [("How sure this is", text) for text in said]
+    return said
 
 
-def _origin(found: Results, whole: Influence) -> list[tuple[str, str]]:
+def _origin(found: Results, whole: Influence) -> list[str]:
     """What was trained, on what, with which versions."""
     what = f"{whole.method} of the {whole.output} on {whole.split} images, {whole.transfer}"
     facts, said = found.data.attrs, [f"{whole.n_models} models; {what}"]
@@ -145,7 +141,7 @@ def _origin(found: Results, whole: Influence) -> list[tuple[str, str]]:
         said.append(f"{name}: {value}")
     for run in facts.get("runs", []):
         said.append("run: " + ", ".join(f"{name} {value}" for name, value in run.items()))
-    return [("Certificate", text) for text in said + [f"{name}: sha256 {digest}" for name, digest in data.items()]]
+    return said + [f"{name}: sha256 {digest}" for name, digest in data.items()]
 
 
 def _compared(scores: pd.DataFrame) -> dict[str, Any]:
@@ -153,11 +149,6 @@ def _compared(scores: pd.DataFrame) -> dict[str, Any]:
     numbers = scores[["r", "low", "high", "behind", "behind_low", "behind_high"]].map("{:+.2f}".format)
     rows = pd.concat([scores["predictor"], numbers.replace("+nan", ""), scores["kind"]], axis=1)
     return scores.iloc[0].to_dict() | {"rows": rows.to_numpy().tolist()}
-
-
-def _shown(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    rounded = table.map(lambda value: f"{value:.3f}" if isinstance(value, float) else value)
-    return list(table.columns), rounded.to_numpy().tolist()
 
 
 def _judged(influence: Influence) -> pd.DataFrame:

@@ -108,12 +108,14 @@ def retrain(
         again.append(
             Study(problem, recipe, masks, regimes, folder, seed, unit=study.groups or study.unit, weights=weights)
         )
-    found = [
-        _by_arm(part.run(device=device, client=client, progress=progress).results, list(members), seeds)
-        for part, members in zip(again, groups.values(), strict=True)
-    ]
+    found = []
+    for part, members in zip(again, groups.values(), strict=True):
+        results = part.run(device=device, client=client, progress=progress).results
+        said = results.drop_dims("source").drop_vars(["model", "seed"])
+        said = said.coarsen(model=seeds).construct(model=("arm", "seed"))
+        found.append(said.assign_coords(arm=list(members), seed=np.arange(seeds)))
     judged = xr.concat(found, "arm").sel(arm=list(arms)) if len(found) > 1 else found[0]
-    judged = judged.assign_attrs(problem=study.problem.name, seeds=seeds, unit=study.unit)
+    judged = judged.drop_attrs(deep=False).assign_attrs(problem=study.problem.name, seeds=seeds, unit=study.unit)
     return judged if not (transfer is None or isinstance(transfer, str)) else judged.isel(transfer=0)
 
 
@@ -125,14 +127,3 @@ def _check_judges(arm: str, problem: TransferProblem, ours: TransferProblem) -> 
         theirs, judge = problem.judges[split], ours.judges[split]
         if theirs.classes != judge.classes or not torch.equal(theirs.labels, judge.labels):
             raise InputError(f"arm {arm!r} has {split} images of other labels than the study: judge all on the same")
-
-
-def _by_arm(results: xr.Dataset, arms: list[str], seeds: int) -> xr.Dataset:
-    """Outputs (transfer, model, target, ...) of models in the order of arms and seeds, the two told apart."""
-    found = {
-        name: (("transfer", "arm", "seed", *v.dims[2:]), v.data.reshape(len(v), len(arms), seeds, *v.shape[2:]))
-        for name, v in results.data_vars.items()
-        if v.dims[:2] == ("transfer", "model")
-    }
-    targets = {name: results[name] for name in ("transfer", "split", "label", "class") if name in results.coords}
-    return xr.Dataset(found, {"arm": arms, "seed": np.arange(seeds)} | targets)

@@ -151,55 +151,31 @@ def trak(
     nets = _nets(problem, nets, recipe)
     device, x = nets.weight.device, embed(nets, train, like, recipe).features
     probes = (p.to(device) for p in solve_probes(x, train.labels, train.n_classes, recipe.probe_l2))
-    models = unstack(nets)
-    for net, *probe in zip(models, *probes, strict=True):  # logits of both heads, those of the source first
+    models = [nn.Sequential(net, nn.Flatten(0, 1)) for net in unstack(nets)]  # logits (batch, classes)
+    for (net, _), *probe in zip(models, *probes, strict=True):  # of both heads, those of the source first
         net.weight, net.bias = (nn.Parameter(torch.cat([a, b[None]], 2)) for a, b in zip(net.head, probe, strict=True))
+
+    def without(model: nn.Module, classes: slice) -> Any:  # the margin is then that under the other head
+        state = {name: values.clone() for name, values in model.state_dict().items()}
+        state["0.bias"][..., classes] = -torch.inf
+        return state
+
     with TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):  # no option turns its progress bars off
         tracer = TRAKer(
-            deepcopy(models[0]), cast(Any, _Margin(like.n_classes)), len(like), folder, device=str(device),
+            deepcopy(models[0]), "image_classification", len(like), folder, device=str(device),
             proj_dim=dimension, projector_seed=seed, use_half_precision=False, logging_level=logging.WARNING,
-            grad_wrt=[name for name, _ in models[0].named_parameters() if name.startswith("backbone")],
+            grad_wrt=[name for name, _ in models[0].named_parameters() if name.startswith("0.backbone")],
         )  # fmt: skip
         source, target = (part.batches(like, device) for part in (like, evaluated))
         for number, model in enumerate(models):
-            tracer.load_checkpoint(cast(Any, model.state_dict()), number)
+            tracer.load_checkpoint(without(model, slice(like.n_classes, None)), number)
             for images, labels in zip(source.in_order(100), source.labels.split(100), strict=True):
                 tracer.featurize((images, labels), num_samples=len(labels))
         tracer.finalize_features()
         cast(Any, tracer.projector).model_id = None  # it has dropped its matrix: it must draw that of net 0 again
         for number, model in enumerate(models):
-            tracer.start_scoring_checkpoint("target", cast(Any, model.state_dict()), number, len(evaluated))
+            of_target = without(model, slice(like.n_classes))
+            tracer.start_scoring_checkpoint("target", of_target, number, len(evaluated))
             for images, labels in zip(target.in_order(100), target.labels.split(100), strict=True):
                 tracer.score((images, labels + like.n_classes), num_samples=len(labels))
         return np.array(tracer.finalize_scores("target"))
-
-
-class _Margin:
-    """The output function that TRAK explains: the margin under the head that a label belongs to."""
-
-    def __init__(self, n_source: int) -> None:
-        self.n_source = n_source
-
-    def logits(
-        self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
-        images: torch.Tensor, labels: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        logits = torch.func.functional_call(model, (weights, buffers), images)[0]
-        of_source = torch.arange(logits.shape[1], device=logits.device) < self.n_source
-        return logits.masked_fill(of_source != (labels < self.n_source)[:, None], -torch.inf)
-
-    def get_output(
-        self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
-        image: torch.Tensor, label: torch.Tensor,
-    ) -> torch.Tensor:  # fmt: skip
-        logits = self.logits(model, weights, buffers, image[None], label[None])
-        correct = torch.arange(logits.shape[1], device=logits.device) == label
-        return logits[0].gather(0, label[None])[0] - logits[0].masked_fill(correct, -torch.inf).logsumexp(0)
-
-    def get_out_to_loss_grad(
-        self, model: nn.Module, weights: dict[str, torch.Tensor], buffers: dict[str, torch.Tensor],
-        batch: tuple[torch.Tensor, torch.Tensor],
-    ) -> torch.Tensor:  # fmt: skip
-        """Derivative of the loss with respect to the margin, up to its sign: 1 - p of the correct class, (batch, 1)."""
-        p = self.logits(model, weights, buffers, *batch).softmax(1)
-        return 1 - p.gather(1, batch[1][:, None]).detach()

@@ -127,7 +127,6 @@ def _by_group(outputs: xr.DataArray, groups: np.ndarray) -> xr.DataArray:
 def compare(values: xr.DataArray, other: xr.DataArray | float = 0.0) -> xr.Dataset:
     """Mean `difference` of two measures, paired by seed, with `stderr` and a 95% interval, `low` to `high` (Student).
 
-    >>> import xarray as xr
     >>> few = xr.DataArray([0.1, 0.2, 0.3], dims="seed")
     >>> dtl.bias.compare(few, few - 0.1).difference.round(3).item()
     0.1

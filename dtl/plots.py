@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import xarray as xr
 from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -27,14 +28,9 @@ from scipy import stats
 
 from dtl import _drawing as draw
 from dtl._checks import InputError, check_kind, check_number, choice, floats, real, several
-from dtl._drawing import CATEGORIES, FAINT, HELPS, HURTS, INK, MUTED, NEUTRAL, WIDTH, shown, verbatim
+from dtl._drawing import CATEGORIES, FAINT, HELPS, HURTS, INK, MUTED, NEUTRAL, WIDTH, Pictures, shown, verbatim
 from dtl._pictures import image_grid, images, pairs, strips
-
-if TYPE_CHECKING:
-    import xarray as xr
-
-    from dtl._drawing import Pictures
-    from dtl.influence import Influence
+from dtl.influence import Influence
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +220,6 @@ def removal_curves(curve: xr.Dataset, split: str = "test", chosen: int | None = 
 
     >>> accuracy = 0.7 + 0.01 * np.random.default_rng(0).normal(size=(2, 3, 5))
     >>> coords = {"order": ["negative", "random"], "count": [0, 2, 4], "seed": np.arange(5)}
-    >>> import xarray as xr
     >>> curve = xr.Dataset({"test": (("order", "count", "seed"), accuracy)}, coords)
     >>> ax = dtl.plots.removal_curves(curve, chosen=2)
     """
@@ -279,7 +274,6 @@ def reliability_curve(table: pd.DataFrame, threshold: float = 0.8, ax: Axes | No
         interval.
     threshold : reliability to aim at, drawn as a dashed line.
 
-    >>> import pandas as pd
     >>> table = pd.DataFrame({"models": [64, 128], "reliability": [0.7, 0.82], "design": "balanced"})
     >>> ax = dtl.plots.reliability_curve(table)
     """
@@ -329,7 +323,6 @@ def flip_bars(flips: xr.Dataset, example: int, without: str | None = None, ax: A
     example : the picture, one of those in `flips`.
     without : the class left out; the default is the first that was.
 
-    >>> import xarray as xr
     >>> share = xr.DataArray([[[0.2, 0.8], [0.7, 0.3]]], dims=("example", "arm", "label"))
     >>> coords = {"example": [17], "arm": ["full", "dots"], "label": ["sky", "chess"], "true": ("example", ["sky"])}
     >>> flips = xr.Dataset({"share": share, "low": share / 2, "high": (share + 1) / 2}, coords, {"seeds": 20})

@@ -5,6 +5,8 @@ chess, cards, travel); each kind has two symbols, its latent subpopulations. In 
 texture of the paper gives the kind away (the cue); in validation and test it does not.
 """
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -106,16 +108,8 @@ def make(
     names, role, helps, scenes = zip(*sources, strict=True)
     labels = np.repeat(np.arange(len(names)), per_class)
     source = _dataset(_draw(pd.concat(scenes), size, noise, rng), labels, names)
-    splits = [_dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for v in target.values()]
-    truth = Truth(
-        role=np.array(role),
-        helps=np.array(helps),
-        subpopulations=TARGET_SYMBOLS,
-        subpopulation={split: v.symbol.to_numpy() for split, v in target.items()},
-        cue_agrees={split: (v.texture == v.symbol // 2).to_numpy() for split, v in target.items()},
-        leaked_by=leaked_by,
-    )
-    return TransferProblem(f"testbed-{seed}", source, *splits, truth=truth)
+    planted = {"role": np.array(role), "helps": np.array(helps), "leaked_by": leaked_by}
+    return _problem(f"testbed-{seed}", source, target, noise, rng, **planted)
 
 
 COPIES = (1, 2, 5)  # near copies that a leaked picture has in the source
@@ -175,20 +169,10 @@ def make_examples(
     moved[role == "leaked"] = is_moved
     leaked_by = {split: np.full(len(scenes), -1) for split, scenes in target.items()}
     leaked_by["validation"][chosen] = target["validation"].symbol.iloc[chosen]
-    truth = Truth(
-        role=np.full(N_TARGET, "helpful"),
-        helps=symbols,
-        subpopulations=TARGET_SYMBOLS,
-        subpopulation={split: v.symbol.to_numpy() for split, v in target.items()},
-        cue_agrees={split: (v.texture == v.symbol // 2).to_numpy() for split, v in target.items()},
-        leaked_by=leaked_by,
-        example_role=role,
-        copy_of=copy_of,
-        moved=moved,
-    )
-    splits = [_dataset(_draw(v, size, noise, rng), v.symbol.to_numpy() // 2, tuple(KINDS)) for v in target.values()]
+    planted = {"role": np.full(N_TARGET, "helpful"), "helps": symbols, "leaked_by": leaked_by}
+    planted |= {"example_role": role, "copy_of": copy_of, "moved": moved}
     source = _dataset(torch.cat(list(images.values())), labels, TARGET_SYMBOLS)
-    return TransferProblem(f"testbed-examples-{seed}", source, *splits, truth=truth)
+    return _problem(f"testbed-examples-{seed}", source, target, noise, rng, **planted)
 
 
 def score(influence: Influence | ArrayLike, problem: TransferProblem) -> dict[str, float]:
@@ -293,6 +277,18 @@ def _cue(rng: np.random.Generator, symbol: np.ndarray, share: float) -> np.ndarr
 def _target(rng: np.random.Generator, per_symbol: int, cue: float = 1 / len(TEXTURES)) -> pd.DataFrame:
     symbol = np.repeat(np.arange(N_TARGET), per_symbol)
     return _scenes(rng, len(symbol), symbol=symbol, texture=_cue(rng, symbol, cue))
+
+
+def _problem(
+    name: str, source: ImageDataset, parts: dict[str, pd.DataFrame], noise: float, rng: np.random.Generator, **own: Any
+) -> TransferProblem:
+    """The target drawn, and what is known of its pictures beside what the source has of its own."""
+    kinds = {split: v.symbol.to_numpy() // 2 for split, v in parts.items()}
+    target = (_dataset(_draw(v, source.size[0], noise, rng), kinds[k], tuple(KINDS)) for k, v in parts.items())
+    shown = {split: v.symbol.to_numpy() for split, v in parts.items()}
+    agrees = {split: (v.texture == kinds[split]).to_numpy() for split, v in parts.items()}
+    known = Truth(subpopulations=TARGET_SYMBOLS, subpopulation=shown, cue_agrees=agrees, **own)
+    return TransferProblem(name, source, *target, truth=known)
 
 
 def _dataset(images: torch.Tensor, labels: np.ndarray, classes: tuple[str, ...]) -> ImageDataset:

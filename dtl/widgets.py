@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, cast
 import ipywidgets
 import numpy as np
 import pandas as pd
+import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from scipy.stats import false_discovery_control
 
 from dtl import _html, plots
 from dtl._checks import InputError, check_images, check_kind, check_number, choice, several
-from dtl._drawing import named_by, shown
+from dtl._drawing import Pictures, named_by, shown
+from dtl.influence import Influence
 from dtl.projection import project
 
 if TYPE_CHECKING:
-    import xarray as xr
-
-    from dtl._drawing import Pictures
     from dtl.data import TransferProblem
-    from dtl.influence import Influence
 
 
 def picker(
@@ -127,7 +125,6 @@ def projection_picker(influence: Influence, problem: TransferProblem, k: int = 8
     >>> picker = dtl.widgets.projection_picker(study.influence(), problem, k=4)
     """
     check_kind(influence, "dtl.Influence", "influence")
-    check_kind(problem, "dtl.TransferProblem", "problem")
     influence.check(problem, by="image")
     check_number(k, 1, 10, "k, the examples per side,")
     sources, target = problem.source.classes, problem.parts[f"target_{influence.split or 'validation'}"]
@@ -172,7 +169,6 @@ def mistake_picker(influence: Influence, flips: xr.Dataset, problem: TransferPro
     """
     check_kind(influence, "dtl.Influence", "influence")
     check_kind(flips, "xarray.Dataset", "flips")
-    check_kind(problem, "dtl.TransferProblem", "problem")
     influence.check(problem, by="image")
     choice(flips.attrs["split"], [influence.split or flips.attrs["split"]], "split of the influence")
     dataset, sources = problem.parts[f"target_{flips.attrs['split']}"], problem.source.classes
@@ -216,7 +212,6 @@ def flag_slider(
     step : examples between two stops of the slider; it has at most 12 stops.
     k : images shown, those flagged last.
 
-    >>> import pandas as pd
     >>> ranking = pd.DataFrame({"source": np.arange(40)})
     >>> slider = dtl.widgets.flag_slider(ranking, problem.source, hits=np.arange(40) < 6)
     """
