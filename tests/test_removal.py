@@ -39,7 +39,7 @@ def no_training(monkeypatch):
     """Models whose share of correct answers is their share of classes, more on test than on validation."""
     calls = []
 
-    def train_batch(problem, masks, seeds, recipe, regimes, device, unit):
+    def train_batch(problem, masks, seeds, recipe, regimes, device, unit, weights=None):
         calls.append((masks, regimes))
         correct = np.zeros((len(regimes), len(masks), 80), dtype=np.float32)
         for row, mask in zip(correct[0], masks, strict=True):
@@ -114,7 +114,7 @@ def test_orders_of_ones_own_as_a_mapping_or_as_before(study, no_training, tmp_pa
 def test_steps_can_be_held_fixed(study, monkeypatch):
     steps = []
 
-    def train_batch(problem, masks, seeds, recipe, regimes, device, unit):
+    def train_batch(problem, masks, seeds, recipe, regimes, device, unit, weights=None):
         steps.append(recipe.steps)
         return dict.fromkeys(dtl.transfer.Outputs._fields, np.zeros((1, len(masks), 80), dtype=np.float32))
 
@@ -261,7 +261,7 @@ def judged(monkeypatch):
     assert labels[0] == 0
     calls = []
 
-    def train_batch(problem, masks, seeds, recipe, regimes, device, unit):
+    def train_batch(problem, masks, seeds, recipe, regimes, device, unit, weights=None):
         calls.append(masks)
         prediction = np.tile(labels, (len(masks), 1))
         prediction[masks[:, 5], 0] = 1

@@ -201,7 +201,7 @@ class Experiment:
             "runs": runs,
             # measured by tests/benchmarks/gpu.py on the same machine
             "step": json.loads((self.folder / "step.json").read_text()),
-            "cut": [name for name, pieces in runs.items() if not any(piece["finished"] for piece in pieces)],
+            "cut": cut(runs),
         }
         folder = dtl.results.save(out / PROBLEM, parts, about)
         print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
@@ -217,6 +217,7 @@ class Experiment:
             facts["settings"][name] = json.loads(curves[0].attrs["settings"]) | {"pictures": FEW}
             facts["runs"][name] = read_log(self.folder, "two-cores")
             found[name] = xr.concat(curves, "seed").assign_coords(seed=range(2 * len(curves)))
+        facts["cut"] = cut(facts["runs"])
         for part in (parts := {**shipped.parts, **found}).values():
             part.attrs.pop("settings", None)  # which the manifest holds
         dtl.results.save(out / PROBLEM, parts, facts)
@@ -293,6 +294,11 @@ def of_block(folder: Path, like: xr.Dataset, test: np.ndarray) -> tuple[xr.Datas
         "transfer": ["fixed"],
     }  # fmt: skip
     return part, removal, {"runs": [run], "settings": settings}
+
+
+def cut(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """The parts whose run was stopped before its end."""
+    return [name for name, pieces in runs.items() if not any(piece["finished"] for piece in pieces)]
 
 
 def few(dataset: ImageDataset, n: int) -> ImageDataset:
