@@ -63,7 +63,10 @@ def linear_datamodeling_score(influence: Influence, masks: ArrayLike, outputs: A
     y, p = y[:, varies], predictions[:, varies]
     score = _rank_correlation(y, p)
     covariance = ((y - y.mean(axis=0)) * p).mean(axis=0) * (n_classes - 1) / n_classes
-    shrinkage = influence.reliability[varies] if influence.method == "ridge" else 1.0
+    shrinkage = 1.0
+    if influence.method == "ridge":  # how much its values are shrunk, which is not quite their reliability
+        noise = (np.square(influence.stderr) - np.square(influence.image_stderr)).mean(axis=0)[varies]
+        shrinkage = 1 - noise / np.maximum(noise + influence.values.var(axis=0)[varies], np.finfo(float).tiny)
     additive = np.clip(covariance / np.maximum(shrinkage * y.var(axis=0), np.finfo(float).tiny), 0, 1)
     return float(score), float((6 / np.pi * np.arcsin(np.sqrt(additive) / 2)).mean())
 
