@@ -12,8 +12,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
-# A book starts a kernel a page and the tests start many processes more: each would compile all it imports once more,
-# three times the work of starting, where this is set (as it is in containers and on build servers).
+# A book starts a kernel for each page, and the tests start many processes more. Where this is set, as it often is in
+# containers, each would compile all that it imports, which is more work than to import it.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help book test lab check notebooks lock clean

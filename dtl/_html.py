@@ -7,8 +7,10 @@ import html
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from PIL import Image
 
 _DPI = 192  # two device pixels for each CSS pixel
 _TEXT = "color: inherit; line-height: 1.5"  # the page or the notebook knows its own background, light or dark
@@ -37,12 +39,19 @@ def paragraph(text: str) -> str:
     return f'<p style="font-size: 0.9em; margin: 0.3em 0; {_TEXT}">{html.escape(text)}</p>'
 
 
-def image(figure: Figure, alt: str) -> str:
-    """The figure as an `<img>` with its data inside; the figure is closed, or the notebook would show it once more."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="webp", dpi=_DPI, facecolor="white", pil_kwargs={"quality": 80, "method": 6})
-    plt.close(figure)
-    width, height = (figure.get_size_inches() * 96).round().astype(int)
+def image(figure: Figure | np.ndarray, alt: str) -> str:
+    """An `<img>` with its data inside, of a figure, or of pixels, uint8 (height, width, 3), shown three times as large.
+
+    The figure is closed, or the notebook would show it once more.
+    """
+    buffer, quality = io.BytesIO(), {"quality": 80, "method": 6}
+    if isinstance(figure, Figure):
+        figure.savefig(buffer, format="webp", dpi=_DPI, facecolor="white", pil_kwargs=quality)
+        plt.close(figure)
+        width, height = (figure.get_size_inches() * 96).round().astype(int)
+    else:
+        Image.fromarray(figure).save(buffer, "webp", **quality)
+        height, width = 3 * figure.shape[0], 3 * figure.shape[1]
     data = base64.b64encode(buffer.getvalue()).decode()
     return (
         f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" style="max-width: 100%; height: auto" '

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ipywidgets
 import numpy as np
@@ -28,10 +28,12 @@ from dtl.projection import project
 if TYPE_CHECKING:
     from dtl.data import TransferProblem
 
+MANY = 30  # names that a list shows without a box to search it
+
 
 def picker(
     names: Sequence[str],
-    figures: Sequence[Figure] | Callable[[int], Figure],
+    figures: Sequence[Figure | np.ndarray] | Callable[[int], Figure | np.ndarray],
     alts: Sequence[str],
     description: str,
     captions: Sequence[str] | None = None,
@@ -39,12 +41,15 @@ def picker(
 ) -> ipywidgets.VBox:
     """A drop-down list of names, or a slider over them, and below it the figure of the chosen one.
 
+    A list of more than thirty names has a box that finds a name by any part of it.
+
     Parameters
     ----------
     names : the items to choose from; the first is shown at the start, and alone where there is no JavaScript. Two items
         of one name are told apart by their position.
     figures : one figure for each name, or a function from the position of a name to its figure. They are closed once
-        drawn; draw them all in one size, so that the page does not move when the reader chooses.
+        drawn; draw them all in one size, so that the page does not move when the reader chooses. Pixels, uint8
+        (height, width, 3), do as well, and are shown at three times their size.
     alts : for each figure, a sentence that says what there is to see; InputError without one.
     description : label of the list.
     captions : HTML to put under each figure, such as a table of its numbers.
@@ -75,7 +80,21 @@ def picker(
     )
     stack = ipywidgets.Stack([ipywidgets.HTML(child) for child in children], selected_index=0)
     ipywidgets.jsdlink((control, "index"), (stack, "selected_index"))
-    return ipywidgets.VBox([control, stack])
+    return ipywidgets.VBox([_search(names, control), control, stack] if len(names) > MANY else [control, stack])
+
+
+def _search(names: Sequence[str], control: Any) -> ipywidgets.Combobox:
+    """A box that finds a name in a list; the built book, which has no kernel, does the same in book/_static/book.js."""
+    box = ipywidgets.Combobox(options=names, placeholder="part of a name", description="find", layout=control.layout)
+    box.style.description_width = "initial"
+
+    def find(typed: dict[str, str]) -> None:
+        at = [name.casefold().find(typed["new"].casefold()) for name in names]  # -1 for no match
+        if typed["new"] and max(at) >= 0:
+            control.index = min(range(len(at)), key=lambda i: (at[i] < 0, at[i]))
+
+    box.observe(find, "value")
+    return box
 
 
 def class_picker(
@@ -91,19 +110,17 @@ def class_picker(
 
     >>> picker = dtl.widgets.class_picker(influence, images=problem.source)
     """
-    if hasattr(images, "fingerprints"):
-        influence.check(cast("TransferProblem", images))
-    source = cast("Pictures | None", getattr(images, "source", images))
-    influence = named_by(influence, source)
+    influence, source = _by_class(influence, images)
     targets = influence.names[1]
-    if influence.by == "image":
-        raise InputError("a figure for each image is too much: estimate with study.influence(by='class')")
     tables = [plots.strongest(influence, column, k) for column in range(len(targets))]
     # One scale for all figures, so that target classes can be compared.
     ends = pd.concat(tables)[["value", "low", "high"]].to_numpy()
     low, high = np.min(ends, initial=0, where=np.isfinite(ends)), np.max(ends, initial=0, where=np.isfinite(ends))
     margin = 0.04 * (high - low) or 1.0
-    notes = [f"{influence.n_models} models, reliability {value:.2f}" for value in influence.reliability]
+    heads = [
+        f"Influence of source classes on {t} ± standard error ({influence.n_models} models, reliability {value:.2f})."
+        for t, value in zip(targets, influence.reliability, strict=True)
+    ]
 
     def figure(column: int) -> Figure:
         ax = plots.influence_bars(influence, column, k, source, n_images, title=targets[column])
@@ -111,8 +128,51 @@ def class_picker(
         return cast(Figure, ax.figure)
 
     alts = list(map(influence_alt, tables, targets))
-    captions = list(map(_table, tables, targets, notes))
-    return picker(targets, figure, alts, "target class", captions)
+    return picker(targets, figure, alts, "target class", list(map(_table, tables, heads)))
+
+
+def source_picker(
+    influence: Influence, images: Pictures | TransferProblem, k: int = 5, n_images: int = 4
+) -> ipywidgets.VBox:
+    """Choose a source class: see pictures of it, the k target classes that it helps most and the k that it hurts most.
+
+    Parameters
+    ----------
+    influence : one column for each target class; InputError for other columns.
+    images : the source (or its problem), for `n_images` pictures of each class; InputError if it has none of a class.
+
+    >>> picker = dtl.widgets.source_picker(influence, images=problem)
+    """
+    influence, source = _by_class(influence, images)
+    check_number(k, 1, 10**6, "k, the target classes per side,")
+    check_number(n_images, 1, 100, "n_images")
+    sources, targets = influence.names
+    columns = [
+        plots.strongest(influence, column, len(sources)).assign(name=name) for column, name in enumerate(targets)
+    ]
+    every = pd.concat(columns).sort_values("value", ascending=False, kind="stable")
+    labels, strips, captions = np.asarray(source.labels), [], []
+    for c, name in enumerate(shown(sources, 60)):
+        shots = np.asarray(source.images[np.flatnonzero(labels == c)[:n_images]])
+        if not len(shots):
+            raise InputError(f"there is no picture of {name}: give images of all source classes")
+        strips.append(np.concatenate([*shots], axis=2).transpose(1, 2, 0))
+        of = cast(pd.DataFrame, every[every["source"] == c])
+        ends = pd.concat([of.query("value > 0").head(k), of.query("value < 0").tail(k)])
+        captions.append(_table(ends, f"Influence of {name} on target classes ± standard error."))
+    alts = [f"Pictures of {name}." for name in shown(sources, 60)]
+    return picker(sources, strips, alts, "source class", captions)
+
+
+def _by_class(influence: Influence, images: Pictures | TransferProblem | None) -> tuple[Influence, Any]:
+    """The influence on target classes, with the names of the source, and the source."""
+    check_kind(influence, "dtl.Influence", "influence")
+    if hasattr(images, "fingerprints"):
+        influence.check(cast("TransferProblem", images))
+    source: Any = getattr(images, "source", images)
+    if influence.by == "image":
+        raise InputError("a figure for each image is too much: estimate with study.influence(by='class')")
+    return named_by(influence, source), source
 
 
 def projection_picker(influence: Influence, problem: TransferProblem, k: int = 8) -> ipywidgets.VBox:
@@ -274,12 +334,11 @@ def _sides(table: pd.DataFrame, star: str = "") -> tuple[list[str], list[str]]:
     return sides[0], sides[1][::-1]
 
 
-def _table(table: pd.DataFrame, target: str, note: str) -> str:
+def _table(table: pd.DataFrame, caption: str) -> str:
     """The numbers of the figure as a table: the most helpful on the left, the most harmful on the right."""
     star = " * The 95% interval covers 0." if "unclear" in table["verdict"].tolist() else ""
-    caption = f"Influence of source classes on {target} ± standard error ({note}).{star}"
     rows = list(zip_longest(*_sides(table, "*"), fillvalue=""))
-    return _html.table(("most helpful", "most harmful"), rows, caption)
+    return _html.table(("most helpful", "most harmful"), rows, caption + star)
 
 
 def _shares(of: xr.Dataset, suspect: str) -> str:

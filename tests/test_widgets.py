@@ -183,6 +183,36 @@ def test_picker_refuses_what_does_not_fit(names, alts, captions, message):
         widgets.picker(["a"], [], ["A."], "which")
 
 
+def test_a_long_list_is_searched_by_any_part_of_a_name():
+    names = ["sea urchin", "urn", "Cat", "lynx cat", *(f"thing {i}" for i in range(27))]
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    box, choice, _ = widgets.picker(names, [pixels] * 31, ["Black."] * 31, "which").children
+    assert isinstance(box, ipywidgets.Combobox)
+    assert box.options == tuple(names)
+    for typed, found in [("u", 1), ("cat", 2), ("thing 26", 30), ("nothing of this", 30), ("", 30), ("URCHIN", 0)]:
+        box.value = typed
+        assert choice.index == found, typed
+    assert len(widgets.picker(names[:30], [pixels] * 30, ["Black."] * 30, "which").children) == 2
+
+
+def test_source_picker_shows_a_class_with_what_it_helps_and_hurts():
+    few = dataset(SOURCES, n=3)
+    few.images[few.labels == 2] = 200
+    choice, stack = parts(widgets.source_picker(influence(), few, k=1, n_images=2))
+    assert [name for name, _ in choice.options] == list(SOURCES)
+    cup, tent = stack.children[2].value, stack.children[4].value
+    (image,) = Page(cup).images
+    with Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))) as strip:
+        assert strip.size == (32, 16)
+        assert abs(np.asarray(strip.convert("RGB")).astype(int) - 200).max() < 4
+    assert "ring +0.30" in cup and "star" not in cup and "cross" not in cup  # one a side, and nothing is hurt
+    assert "star −0.30" in tent and "ring" not in tent and "cross" not in tent
+    with pytest.raises(InputError, match="no picture of ball"):
+        widgets.source_picker(influence(), few.subset(few.labels != 1))
+    with pytest.raises(InputError, match="by='class'"):
+        widgets.source_picker(of_images(np.zeros((6, 40))), few)
+
+
 def test_class_picker_has_an_item_for_each_target_class():
     choice, stack = parts(widgets.class_picker(influence(), problem().source, k=2))
     assert [name for name, _ in choice.options] == list(TARGETS) and choice.description == "target class"

@@ -30,3 +30,15 @@ document.addEventListener("DOMContentLoaded", () => {
     ),
   ).observe(document.body, { childList: true, subtree: true });
 });
+
+// The box that searches a long list; in a notebook the kernel does this (dtl.widgets).
+document.addEventListener("input", ({ target }) => {
+  const list = target.closest(".widget-combobox")?.parentElement.querySelector("select");
+  const wanted = target.value.toLowerCase();
+  if (!list || !wanted) return;
+  const hits = [...list.options].map((option) => [option.text.toLowerCase().indexOf(wanted), option.index]);
+  const [hit] = hits.filter(([at]) => at >= 0).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+  if (!hit) return;
+  list.selectedIndex = hit[1];
+  list.dispatchEvent(new Event("change", { bubbles: true }));
+});
