@@ -151,17 +151,16 @@ def source_picker(
         plots.strongest(influence, column, len(sources)).assign(name=name) for column, name in enumerate(targets)
     ]
     every = pd.concat(columns).sort_values("value", ascending=False, kind="stable")
-    labels, strips, captions = np.asarray(source.labels), [], []
+    strips, captions = [], []
     for c, name in enumerate(shown(sources, 60)):
-        shots = np.asarray(source.images[np.flatnonzero(labels == c)[:n_images]])
+        shots = np.asarray(source.images[np.flatnonzero(np.asarray(source.labels) == c)[:n_images]])
         if not len(shots):
             raise InputError(f"there is no picture of {name}: give images of all source classes")
         strips.append(np.concatenate([*shots], axis=2).transpose(1, 2, 0))
         of = cast(pd.DataFrame, every[every["source"] == c])
         ends = pd.concat([of.query("value > 0").head(k), of.query("value < 0").tail(k)])
         captions.append(_table(ends, f"Influence of {name} on target classes ± standard error."))
-    alts = [f"Pictures of {name}." for name in shown(sources, 60)]
-    return picker(sources, strips, alts, "source class", captions)
+    return picker(sources, strips, [f"Pictures of {name}." for name in shown(sources, 60)], "source class", captions)
 
 
 def _by_class(influence: Influence, images: Pictures | TransferProblem | None) -> tuple[Influence, Any]:
@@ -343,14 +342,9 @@ def _table(table: pd.DataFrame, caption: str) -> str:
 
 def _shares(of: xr.Dataset, suspect: str) -> str:
     """The share of each predicted label with the full source and without the suspect, as a table."""
-    of = of.isel(arm=[0, of.arm.values.tolist().index(suspect)])
-    rows = []
+    of, space, rows = of.isel(arm=[0, of.arm.values.tolist().index(suspect)]), "\N{NO-BREAK SPACE}", []
     for label in of.label.values[(of.share > 0).any("arm").values]:
-        row = [label]
-        for share, low, high in of.sel(label=label)[["share", "low", "high"]].to_array().values.T:
-            row.append(
-                f"{share:.0%} ({low:.0%} to {high:.0%})".replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
-            )
-        rows.append(row)
+        numbers = of.sel(label=label)[["share", "low", "high"]].to_array().values.T
+        rows.append([label, *(f"{share:.0%} ({low:.0%}{space}to{space}{high:.0%})" for share, low, high in numbers)])
     caption = f"Share of {of.attrs['seeds']} retrained models, with 95% intervals. True label: {of.true.item()}."
     return _html.table(["predicted", "full source", f"without {suspect}"], rows, caption)
