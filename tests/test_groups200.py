@@ -7,6 +7,7 @@ import imagenet200
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 import dtl
 from dtl.data import ImageDataset, TransferProblem
@@ -83,3 +84,43 @@ def test_what_two_cores_find_is_added_to_what_ships(experiment: imagenet200.Expe
         assert curve.sizes["seed"] == 2
     assert after.parts.keys() == before.parts.keys() | {f"removal-{target}" for target in imagenet200.KEPT_OUT}
     assert after.manifest["settings"].keys() >= before.manifest["settings"].keys()
+
+
+@pytest.mark.gpu
+def test_models_of_the_shipped_block_come_out_again() -> None:
+    """By today's step and not the prototype that trained them, so they are compared in distribution."""
+    try:
+        (data, *_) = dtl.datasets.targets.data_folders(None, "ImageNet-200")
+        problem = dtl.load("imagenet200-cifar10", data)
+    except (ValueError, FileNotFoundError) as missing:
+        pytest.skip(f"no images to train on: {missing}")
+    results = dtl.results.open("imagenet200-cifar10")
+    assert results.manifest["settings"]["block"]["data"] == problem.fingerprints
+    study, shipped = dtl.Study(problem, imagenet200.RECIPE), results["block"].isel(model=slice(16))
+    study.run(16, "cuda", progress=False)
+    assert_alike(study, shipped)
+
+
+def assert_alike(study: dtl.Study, shipped: xr.Dataset) -> None:
+    """The same subsets and seeds, as accurate on test images, and subsets that do to a class what they did."""
+    np.testing.assert_array_equal(study.masks, shipped["mask"])
+    np.testing.assert_array_equal(study.results.seed, shipped.seed)
+    apart = study.outputs("correct", split="test").mean(1) - shipped.accuracy.values[0]
+    assert abs(apart.mean()) < 0.01 and np.abs(apart).max() < 0.06, apart
+    mine, theirs = (dtl.influence.group_means(y, shipped.label.values) for y in (study.outputs(), shipped.margin[0]))
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(mine.T, theirs.T, strict=True)]
+    assert np.mean(r) > 0.25, r
+
+
+def test_models_that_learnt_something_else_are_not_alike(experiment: imagenet200.Experiment) -> None:
+    study = dtl.Study(experiment.problems["small"], dtl.Recipe(widths=(4, 4), steps=1))
+    shipped = study.run(6, "cpu", progress=False).results
+    accuracy = shipped.correct.sel(transfer="fixed").values[:, (shipped.split == "test").values].mean(1)[None]
+    of = xr.Dataset({"mask": shipped["mask"], "seed": shipped.seed, "accuracy": (("transfer", "model"), accuracy)})
+    label = experiment.problems["small"].target_validation.labels.numpy()
+    of = of.assign(margin=(("transfer", "model", "target"), study.outputs()[None]), label=("target", label))
+    assert_alike(study, of)
+    with pytest.raises(AssertionError):
+        assert_alike(study, of.assign(margin=of.margin[:, ::-1].variable))
+    with pytest.raises(AssertionError):
+        assert_alike(study, of.assign(accuracy=of.accuracy + 0.05))
