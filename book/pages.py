@@ -102,7 +102,7 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
     where = {"metadata": {"path": str(page.parent)}}
-    client = NotebookClient(notebook, timeout=None, startup_timeout=IDLE, kernel_name="python3", resources=where)
+    client = NotebookClient(notebook, timeout=None, startup_timeout=WORK, kernel_name="python3", resources=where)
     kept(page).parent.mkdir(parents=True, exist_ok=True)
     start, package_before = time.perf_counter(), package_files()
     with open(KEPT.parent / "kernels.log", "a") as log:  # each kernel warns about its transport on the console
