@@ -28,8 +28,6 @@ from dtl.projection import project
 if TYPE_CHECKING:
     from dtl.data import TransferProblem
 
-MANY = 30  # names that a list shows without a box to search it
-
 
 def picker(
     names: Sequence[str],
@@ -72,15 +70,17 @@ def picker(
     draw = figures if callable(figures) else figures.__getitem__
     children = [_html.image(draw(i), alt) + captions[i] for i, alt in enumerate(alts)]
     control = (ipywidgets.SelectionSlider if slider else ipywidgets.Dropdown)(
-        options=[(name, i) for i, name in enumerate(names)],
+        options=[*zip(names, range(len(names)), strict=True)],
         index=0,
         description=description,
         style={"description_width": "initial"},
         layout={"width": "auto", "max_width": "30rem", "min_width": "0"},  # never wider than a phone
     )
-    stack = ipywidgets.Stack([ipywidgets.HTML(child) for child in children], selected_index=0)
+    first = ipywidgets.HTML(children[0])
+    rest = [ipywidgets.HTML(child, layout=first.layout, style=first.style) for child in children[1:]]  # half the bytes
+    stack = ipywidgets.Stack([first, *rest], selected_index=0)
     ipywidgets.jsdlink((control, "index"), (stack, "selected_index"))
-    return ipywidgets.VBox([_search(names, control), control, stack] if len(names) > MANY else [control, stack])
+    return ipywidgets.VBox([_search(names, control), control, stack] if len(names) > 30 else [control, stack])
 
 
 def _search(names: Sequence[str], control: Any) -> ipywidgets.Combobox:

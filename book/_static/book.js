@@ -33,7 +33,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
 // The box that searches a long list; in a notebook the kernel does this (dtl.widgets).
 document.addEventListener("input", ({ target }) => {
-  const list = target.closest(".widget-combobox")?.parentElement.querySelector("select");
+  const list = target.list && target.closest(".widget-vbox")?.querySelector("select");
   const wanted = target.value.toLowerCase();
   if (!list || !wanted) return;
   const hits = [...list.options].map((option) => [option.text.toLowerCase().indexOf(wanted), option.index]);

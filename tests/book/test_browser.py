@@ -154,9 +154,9 @@ def select_answers(page: Page, picker: int, select: Locator) -> tuple[list, list
 
 def test_a_long_list_is_searched_without_a_kernel(visit) -> None:
     opened = visit("chapters/13-forty-groups.html")
-    box = opened.page.locator(".widget-combobox input")
+    box = opened.page.locator("input[list]")
     picker = next(
-        i for i, area in enumerate(opened.page.locator(".widget-subarea").all()) if area.locator("input").count()
+        i for i, area in enumerate(opened.page.locator(".widget-subarea").all()) if area.locator("input[list]").count()
     )
     box.scroll_into_view_if_needed()
     _, first = visible_image(opened.page, picker)
