@@ -80,7 +80,8 @@ def picker(
     rest = [ipywidgets.HTML(child, layout=first.layout, style=first.style) for child in children[1:]]  # half the bytes
     stack = ipywidgets.Stack([first, *rest], selected_index=0)
     ipywidgets.jsdlink((control, "index"), (stack, "selected_index"))
-    return ipywidgets.VBox([_search(names, control), control, stack] if len(names) > 30 else [control, stack])
+    searched = [_search(names, control)] if len(names) > 30 and not slider else []
+    return ipywidgets.VBox([*searched, control, stack])
 
 
 def _search(names: Sequence[str], control: Any) -> ipywidgets.Combobox:
@@ -147,9 +148,7 @@ def source_picker(
     check_number(k, 1, 10**6, "k, the target classes per side,")
     check_number(n_images, 1, 100, "n_images")
     sources, targets = influence.names
-    columns = [
-        plots.strongest(influence, column, len(sources)).assign(name=name) for column, name in enumerate(targets)
-    ]
+    columns = [plots.strongest(influence, t, len(sources)).assign(name=name) for t, name in enumerate(targets)]
     every = pd.concat(columns).sort_values("value", ascending=False, kind="stable")
     strips, captions = [], []
     for c, name in enumerate(shown(sources, 60)):

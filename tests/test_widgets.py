@@ -193,6 +193,7 @@ def test_a_long_list_is_searched_by_any_part_of_a_name():
         box.value = typed
         assert choice.index == found, typed
     assert len(widgets.picker(names[:30], [pixels] * 30, ["Black."] * 30, "which").children) == 2
+    assert len(widgets.picker(names, [pixels] * 31, ["Black."] * 31, "which", slider=True).children) == 2
 
 
 def test_source_picker_shows_a_class_with_what_it_helps_and_hurts():

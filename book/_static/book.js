@@ -34,8 +34,8 @@ document.addEventListener("DOMContentLoaded", () => {
 // The box that searches a long list; in a notebook the kernel does this (dtl.widgets).
 document.addEventListener("input", ({ target }) => {
   const list = target.list && target.closest(".widget-vbox")?.querySelector("select");
-  const wanted = target.value.toLowerCase();
-  if (!list || !wanted) return;
+  const wanted = list && target.value.toLowerCase();
+  if (!wanted) return;
   const hits = [...list.options].map((option) => [option.text.toLowerCase().indexOf(wanted), option.index]);
   const [hit] = hits.filter(([at]) => at >= 0).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
   if (!hit) return;
