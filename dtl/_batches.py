@@ -62,8 +62,11 @@ class Batches(ABC):
     def normalised(self, x: torch.Tensor) -> torch.Tensor:
         """uint8 (batch, models, 3, height, width) -> float (batch, models * 3, height, width)"""
         models = x.shape[1]
-        # reordered while a pixel is still one byte
-        x = x.flatten(1, 2).contiguous(memory_format=torch.channels_last).float()
+        # reordered while a pixel is still one byte, for a CPU as dtl._patches wants it
+        if x.device.type == "cpu":
+            x = x.flatten(1).T.contiguous().view(*x[0].flatten(0, 1).shape, len(x)).permute(3, 0, 1, 2).float()
+        else:
+            x = x.flatten(1, 2).contiguous(memory_format=torch.channels_last).float()
         return x.mul_(self.scale.repeat(models, 1, 1)).add_(self.shift.repeat(models, 1, 1))
 
 

@@ -1,55 +1,59 @@
-"""The convolution of patches that do not overlap, with a gradient that is twice as fast on a CPU."""
+"""Small nets side by side on a CPU: every convolution a product of matrices, with the batch as the last dimension.
 
-from itertools import product
-from typing import Any
+There a pixel of all images lies in one piece of memory. So patches are copied row by row, and no layer has to reorder
+what the one before it made. The sums are those of torch's grouped convolutions, which take a good third longer.
+"""
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.grad import conv2d_weight
 
 
-class Patches(nn.Conv2d):
-    """Convolution of 2 x 2 patches that do not overlap, for `n_models` nets side by side."""
-
-    def __init__(self, n_in: int, n_out: int, n_models: int) -> None:
-        super().__init__(n_in * n_models, n_out * n_models, 2, stride=2, groups=n_models, bias=False)
+class Convolutions(nn.Sequential):
+    """Layers of convolution, BatchNorm and ReLU, then the mean over the picture."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Images (batch, n_models * 3, h, w), or shared ones (batch, 3, h, w) -> (batch, n_models * n_features)"""
         if input.device.type != "cpu":
-            return super().forward(input)
-        weight = self.weight
-        if torch.is_autocast_enabled("cpu"):
-            dtype = torch.get_autocast_dtype("cpu")
-            input, weight = input.to(dtype), weight.to(dtype)
-        return _PatchConvolution.apply(input, weight, self.groups)
+            return super().forward(input).permute(0, 2, 3, 1).flatten(1, 2).mean(1)  # with a channels-last gradient
+        x = input.permute(1, 2, 3, 0)
+        for convolution, norm, relu in self:
+            x = product(convolution, x)
+            x = relu(normalised(norm, x.flatten(1, 2)[None])).view(x.shape)
+        # by way of one dimension, for a gradient that has the batch last again
+        return x.mean((1, 2)).flatten().view(-1, len(input)).T
 
 
-class _PatchConvolution(torch.autograd.Function):
-    """Its input gradient by four 1 x 1 convolutions: twice as fast on a CPU as the one call, with the same sums."""
+def product(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    """A convolution of images with the batch last, (channels, h, w, batch) -> (n_out, h', w', batch).
 
-    generate_vmap_rule = True  # per-example gradients by torch.func
+    It has as many groups as the images bring channels for; of one group, all nets share the images.
+    """
+    n_in, side, _ = convolution.weight.shape[1:]
+    stride, pad = convolution.stride[0], convolution.padding[0]
+    if pad:
+        x = F.pad(x, (0, 0, pad, pad, pad, pad))  # pyright: ignore[reportArgumentType]
+    if side == stride:  # patches that do not overlap: a view, and so is its gradient
+        x = x[:, : x.shape[1] // side * side, : x.shape[2] // side * side]
+        patches = x.unflatten(2, (-1, side)).unflatten(1, (-1, side)).permute(0, 2, 4, 1, 3, 5)
+    else:
+        patches = x.unfold(1, side, stride).unfold(2, side, stride).permute(0, 4, 5, 1, 2, 3)
+    weight = convolution.weight.reshape(len(x) // n_in, -1, n_in * side * side)
+    return torch.bmm(weight, patches.reshape(*weight.shape[::2], -1)).view(-1, *patches.shape[3:])
 
-    @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor, groups: int) -> torch.Tensor:
-        return F.conv2d(x, weight, stride=2, groups=groups)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, torch.Tensor, int], output: torch.Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.groups = inputs[2]
+def normalised(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """What BatchNorm makes of one row of pixels a channel, (1, channels, pixels, batch), and of its statistics.
 
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]: the base class promises any arguments
-        ctx: Any, *gradients: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None]:
-        (x, weight), (gradient,) = ctx.saved_tensors, gradients
-        back = weight.unflatten(0, (ctx.groups, -1)).transpose(1, 2).flatten(0, 1)
-        of_x = torch.zeros_like(x)
-        height, width = (2 * side for side in gradient.shape[2:])
-        for i, j in product((0, 1), (0, 1)):
-            of_x[:, :, i:height:2, j:width:2] = F.conv2d(gradient, back[:, :, i, j, None, None], groups=ctx.groups)
-        of_weight = conv2d_weight(x, weight.shape, gradient, stride=2, groups=ctx.groups)
-        return of_x, of_weight, None
+    In training that is GroupNorm with a group a channel, of which torch's is several times as fast for such rows.
+    """
+    if not norm.training:
+        return norm(x)
+    channels, n = x.shape[1], x[0, 0].numel()
+    y, mean, scale = torch.native_group_norm(x, norm.weight, norm.bias, 1, channels, n, channels, norm.eps)
+    with torch.no_grad():
+        variance = (scale[0] ** -2 - norm.eps) * n / (n - 1)
+        norm.running_mean.lerp_(mean[0].float(), norm.momentum)
+        norm.running_var.lerp_(variance.float(), norm.momentum)
+        norm.num_batches_tracked += 1
+    return y

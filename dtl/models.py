@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dtl._checks import InputError, check_kind, several, whole
-from dtl._patches import Patches
+from dtl._patches import Convolutions
 
 torchvision: Any = lazy_loader.load("torchvision")  # takes as long as torch itself, and our own nets do without
 
@@ -119,8 +119,8 @@ _SEEDING = threading.Lock()  # torch draws initial weights from one generator, w
 
 def _backbone(model: str, n_models: int, widths: Sequence[int]) -> tuple[nn.Module, int]:
     if model == "small":
-        patches = (_layer(Patches(a, b, n_models)) for a, b in pairwise(widths))
-        return nn.Sequential(_layer(_Stem(widths[0], n_models, 2)), *patches, _Mean()), widths[-1]
+        later = (nn.Conv2d(a * n_models, b * n_models, 2, 2, groups=n_models, bias=False) for a, b in pairwise(widths))
+        return Convolutions(*map(_layer, (_Stem(widths[0], n_models, 2), *later))), widths[-1]
     if model == "resnet9":
         return _resnet9(n_models, widths), widths[-1]
     check_model(model)
@@ -145,16 +145,6 @@ class _Stem(nn.Conv2d):
 
 def _layer(conv: nn.Conv2d, *pool: nn.Module) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU(inplace=True), *pool)
-
-
-class _Mean(nn.Module):
-    """Average over the picture, (batch, channels, h, w) -> (batch, channels), with a channels-last gradient.
-
-    That of AdaptiveAvgPool2d is not, which slows the step before it down several times.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
 class _Residual(nn.Sequential):

@@ -7,10 +7,8 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional as F
 
 import dtl
-from dtl._patches import Patches
 from dtl.models import Nets, initialise, states_of, unstack
 from dtl.training import check_size
 
@@ -66,21 +64,33 @@ def test_a_stack_is_its_nets(model, train):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize(("height", "width"), [(6, 8), (5, 7), (2, 3)])
-def test_patches_are_a_convolution_with_its_gradients(height, width, dtype):
-    patches = Patches(3, 5, n_models=2)
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(("height", "width"), [(16, 8), (9, 14), (4, 11)])
+def test_products_of_matrices_are_torchs_convolutions_and_batchnorm(height, width, train, dtype):
+    nets = [shaken("small", seed) for seed in (0, 1)]
+    found, wanted = (Nets("small", 5, 2, WIDTHS["small"]).backbone.train(train) for _ in range(2))
+    for backbone in (found, wanted):
+        backbone.load_state_dict(stacked([net.backbone for net in nets]))
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(4, 6, height, width, generator=generator, requires_grad=True)
+    x = torch.randn(6, 6, height, width, generator=generator)
+    tolerance = 1e-5 if dtype is None else 5e-2
+    own, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        found = patches(x)
-        wanted = F.conv2d(x, patches.weight, stride=2, groups=2)
-    assert found.dtype == wanted.dtype and torch.equal(found, wanted)
-    up = torch.randn(found.shape, generator=generator).to(found.dtype)
-    tolerance = 1e-5 if dtype is None else 2e-2
-    for of in (x, patches.weight):
-        got, want = (torch.autograd.grad(y, of, up, retain_graph=True)[0] for y in (found, wanted))
-        assert got.dtype == torch.float32 and want.abs().sum() > 0
-        torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+        y, z = found(own), nn.Sequential.forward(wanted, theirs).mean((2, 3))  # as torch has them, and as on a GPU
+    assert y.dtype == z.dtype and y.shape == (6, 2 * 8)
+    torch.testing.assert_close(y, z, rtol=tolerance, atol=tolerance)
+    up = torch.randn(y.shape, generator=generator).to(y.dtype)
+    y.backward(up)
+    z.backward(up)
+    for (name, mine), other in zip(found.named_parameters(), wanted.parameters(), strict=True):
+        assert other.grad.abs().sum() > 0
+        torch.testing.assert_close(mine.grad, other.grad, rtol=10 * tolerance, atol=10 * tolerance, msg=name)
+    torch.testing.assert_close(own.grad, theirs.grad, rtol=10 * tolerance, atol=10 * tolerance)
+    before = stacked([net.backbone for net in nets])
+    for name, mine in found.named_buffers():
+        other = wanted.get_buffer(name)
+        assert train != torch.equal(other, before[name])
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance, msg=name)
 
 
 def test_nets_of_a_stack_see_their_own_channels_alone():

@@ -227,7 +227,8 @@ def test_looking_changes_no_net_even_in_other_threads(problem, nets):
     before = copy.deepcopy(nets.state_dict())
     convolutions = [m for m in nets.modules() if isinstance(m, nn.Conv2d)]
     groups, seen = [m.groups for m in convolutions], []
-    hooks = [m.register_forward_hook(lambda module, *_: seen.append(module.groups)) for m in convolutions]
+    norms = [m for m in nets.modules() if isinstance(m, nn.BatchNorm2d)]
+    hooks = [m.register_forward_hook(lambda *_: seen.extend(c.groups for c in convolutions)) for m in norms]
     embed(nets, problem.target_test, problem.source)
     for hook in hooks:
         hook.remove()
