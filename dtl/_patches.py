@@ -17,7 +17,7 @@ class Convolutions(nn.Sequential):
         if input.device.type != "cpu":
             return super().forward(input).permute(0, 2, 3, 1).flatten(1, 2).mean(1)  # with a channels-last gradient
         x = input.permute(1, 2, 3, 0)
-        for convolution, norm, relu in self:
+        for convolution, norm, relu in self:  # pyright: ignore[reportGeneralTypeIssues]
             x = product(convolution, x)
             x = relu(normalised(norm, x.flatten(1, 2)[None])).view(x.shape)
         # by way of one dimension, for a gradient that has the batch last again
@@ -51,9 +51,9 @@ def normalised(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
         return norm(x)
     channels, n = x.shape[1], x[0, 0].numel()
     y, mean, scale = torch.native_group_norm(x, norm.weight, norm.bias, 1, channels, n, channels, norm.eps)
+    of_batch = mean[0], (scale[0] ** -2 - norm.eps) * n / (n - 1)
     with torch.no_grad():
-        variance = (scale[0] ** -2 - norm.eps) * n / (n - 1)
-        norm.running_mean.lerp_(mean[0].float(), norm.momentum)
-        norm.running_var.lerp_(variance.float(), norm.momentum)
-        norm.num_batches_tracked += 1
+        for kept, new in zip((norm.running_mean, norm.running_var), of_batch, strict=True):
+            kept.lerp_(new.float(), norm.momentum)  # pyright: ignore
+        norm.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
     return y
