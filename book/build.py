@@ -42,8 +42,8 @@ def execute(names: list[str]) -> dict[str, str]:
 
 
 async def side_by_side(todo: dict[str, pages.Path]) -> dict[str, str]:
-    """Execute pages, six at a time: while some start or draw others train. The first that opens a study trains it."""
-    free, done, problems = asyncio.Semaphore(6), {name: asyncio.Event() for name in todo}, {}
+    """Execute pages, four at a time: while some start or draw others train. The first that opens a study trains it."""
+    free, done, problems = asyncio.Semaphore(4), {name: asyncio.Event() for name in todo}, {}
     trains: dict[str, str] = {}
 
     async def one(name: str, page: pages.Path) -> None:
