@@ -1,7 +1,7 @@
 """Small nets side by side on a CPU: every convolution a product of matrices, with the batch as the last dimension.
 
 There a pixel of all images lies in one piece of memory. So patches are copied row by row, and no layer has to reorder
-what the one before it made. The sums are those of torch's grouped convolutions, which take a good third longer.
+what the one before it made. The sums are those of torch's grouped convolutions, which take half as long again.
 """
 
 import torch
@@ -19,7 +19,7 @@ class Convolutions(nn.Sequential):
         x = input.permute(1, 2, 3, 0)
         for convolution, norm, relu in self:  # pyright: ignore[reportGeneralTypeIssues]
             x = product(convolution, x)
-            x = relu(normalised(norm, x.flatten(1, 2)[None])).view(x.shape)
+            x = relu(batch_norm(norm, x.flatten(1, 2)[None])).view(x.shape)
         # by way of one dimension, for a gradient that has the batch last again
         return x.mean((1, 2)).flatten().view(-1, len(input)).T
 
@@ -42,7 +42,7 @@ def product(convolution: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     return torch.bmm(weight, patches.reshape(*weight.shape[::2], -1)).view(-1, *patches.shape[3:])
 
 
-def normalised(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+def batch_norm(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
     """What BatchNorm makes of one row of pixels a channel, (1, channels, pixels, batch), and of its statistics.
 
     In training that is GroupNorm with a group a channel, of which torch's is several times as fast for such rows.
