@@ -21,6 +21,7 @@ from textwrap import shorten
 from typing import Any
 
 import jupytext
+import kernels
 import nbformat
 import numpy as np
 import psutil
@@ -39,6 +40,7 @@ print(sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, res
 print("wheel" in getattr(sys.modules.get("dtl"), "__file__", "").split("/"))"""
 STUDIES_NEED = ["dtl.study", "dtl.testbed", "dtl.engine.workers", "dtl.engine.store"]
 STUDIES_SPARE = {"dtl.influence", "dtl.results", "dtl.engine.progress"}  # only look at what is trained
+kernels.begin()
 IDLE = 600  # seconds in which a kernel does nothing at all, before it is taken for hung
 WORK = (
     1800  # seconds of processor time for a page at scale ci on the processor of `slowness`, many times what one takes

@@ -3,12 +3,17 @@
 import asyncio
 import base64
 import json
+import subprocess
+import sys
 import tarfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import build
 import nbformat
 import pages
+import psutil
 import pytest
 import static_widgets
 import sync_notebooks
@@ -360,3 +365,32 @@ def test_a_page_waits_for_the_earlier_one_that_trains_its_study(book: Path, monk
     assert list(build.execute(["03-third", "02-second", "04-fourth"]).values()) == ["", "", ""]
     assert happened[:2] == ["02-second starts", "04-fourth starts"], "others do not wait"
     assert happened.index("02-second ends") < happened.index("03-third starts")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")
+def test_a_forked_kernel_is_a_new_one(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAID", "for this one")
+    page = book / "chapters/02-second.md"
+    say = "import os, sys, torch\nfrom pathlib import Path\ndtl = 'dtl' in sys.modules\n"
+    say += "print(os.environ['SAID'], Path.cwd().name, sys.argv[0], __name__, dtl)\ntorch.manual_seed(os.getpid())"
+    for _ in range(2):
+        page.write_text(HEADER + f"```{{code-cell}}\n{say}\n```\n")
+        assert pages.run(page) == ""
+        said = nbformat.read(pages.kept(page), as_version=4).cells[0].outputs[0]["text"]
+        assert said == "for this one chapters ipykernel_launcher __main__ False\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")
+def test_kernels_end_when_the_build_is_killed(book: Path) -> None:
+    page, said = book / "chapters/02-second.md", book / "pid"
+    cell = f"import os, time\nwith open({str(said)!r}, 'w') as file: print(os.getpid(), file=file)\ntime.sleep(1000)"
+    page.write_text(HEADER + f"```{{code-cell}}\n{cell}\n```\n")
+    script = f"import pages, pathlib\npages.KEPT = pathlib.Path({str(pages.KEPT)!r})\n"
+    script += f"pages.ROOT = pathlib.Path({str(book)!r})\npages.run(pathlib.Path({str(page)!r}))"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=Path(build.__file__).parent) as run:
+        while not (said.is_file() and said.read_text().endswith("\n")):
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.kill()
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int(said.read_text())).wait(600)
