@@ -113,8 +113,9 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
         *modules, used, wheel = "".join(str(part["text"]) for part in notebook.cells[-1].outputs).split()
         spent = float(used)
         problem = untrue(written, notebook)
+    same = package_files() == package_before and to_run(read(page)) == to_run(written)
     notebook.metadata["dtl"] = {
-        "key": page_key(page, modules) if package_files() == package_before else "edited while it ran",
+        "key": page_key(page, modules) if same else "edited while it ran",
         "modules": modules,
         "problem": problem,
         "seconds": time.perf_counter() - start,

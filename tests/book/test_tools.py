@@ -208,6 +208,14 @@ def test_a_key_holds_what_a_page_needs_and_no_more(book: Path, monkeypatch: pyte
     assert pages.page_key(page, ["dtl.data"]) != changed
 
 
+def test_a_page_that_is_edited_while_it_runs_is_not_finished(book: Path) -> None:
+    page = book / "chapters/02-second.md"
+    edit = f"from pathlib import Path\npage = Path({str(page)!r})\npage.write_text(page.read_text().replace('= 3', '= 7'))"
+    page.write_text(HEADER + f"```{{code-cell}}\n{edit}\nn = 3\n```\n")
+    assert pages.run(page) == "" and not pages.finished(page)
+    assert pages.run(page) == "" and pages.finished(page)
+
+
 def test_pages_run_again_when_pictures_are_left_out(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page, sheet = book / "chapters/01-first.md", book / "book/results/a/pictures.avif"
     sheet.parent.mkdir(parents=True)
