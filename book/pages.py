@@ -100,7 +100,8 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
     replace : text in its cells and other text to put there, for a run under other conditions
     """
     written = read(page)
-    cells = [new_code_cell(source.replace(*replace) if replace[0] else source) for source in to_run(written)]
+    sources = to_run(written)
+    cells = [new_code_cell(source.replace(*replace) if replace[0] else source) for source in sources]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
     where = {"metadata": {"path": str(page.parent)}}
@@ -113,7 +114,7 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
         *modules, used, wheel = "".join(str(part["text"]) for part in notebook.cells[-1].outputs).split()
         spent = float(used)
         problem = untrue(written, notebook)
-    same = package_files() == package_before and to_run(read(page)) == to_run(written)
+    same = package_files() == package_before and to_run(read(page)) == sources
     notebook.metadata["dtl"] = {
         "key": page_key(page, modules) if same else "edited while it ran",
         "modules": modules,

@@ -212,7 +212,7 @@ def test_a_page_that_is_edited_while_it_runs_is_not_finished(book: Path) -> None
     page = book / "chapters/02-second.md"
     edit = f"from pathlib import Path\npage = Path({str(page)!r})\n"
     edit += "page.write_text(page.read_text().replace('= 3', '= 7'))"
-    page.write_text(HEADER + f"```{{code-cell}}\n{edit}\nn = 3\n```\n")
+    page.write_text(HEADER + f"```{{code-cell}}\n{edit}\nn = 3\n```\nIt is {{{{n}}}}{{{{? n > 2}}}}.\n")
     assert pages.run(page) == "" and not pages.finished(page)
     assert pages.run(page) == "" and pages.finished(page)
 
