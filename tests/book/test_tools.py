@@ -210,7 +210,7 @@ def test_a_key_holds_what_a_page_needs_and_no_more(book: Path, monkeypatch: pyte
 
 def test_a_page_that_is_edited_while_it_runs_is_not_finished(book: Path) -> None:
     page = book / "chapters/02-second.md"
-    edit = f"from pathlib import Path\npage = Path({str(page)!r})\n"
+    edit = f"import dtl\nfrom pathlib import Path\npage = Path({str(page)!r})\n"
     edit += "page.write_text(page.read_text().replace('= 3', '= 7'))"
     page.write_text(HEADER + f"```{{code-cell}}\n{edit}\nn = 3\n```\nIt is {{{{n}}}}{{{{? n > 2}}}}.\n")
     assert pages.run(page) == "" and not pages.finished(page)
