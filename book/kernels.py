@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint
@@ -29,6 +30,10 @@ class Fork(psutil.Process):
 
     def poll(self) -> int | None:
         return None if self.is_running() else 0
+
+    def send_signal(self, sig: int) -> None:
+        with suppress(psutil.NoSuchProcess):  # it may end at any time, and nobody waits for it
+            super().send_signal(sig)
 
 
 class Forking(LocalProvisioner):

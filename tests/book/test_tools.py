@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import build
+import kernels
 import nbformat
 import pages
 import psutil
@@ -387,6 +389,14 @@ def test_a_forked_kernel_is_a_new_one(book: Path, monkeypatch: pytest.MonkeyPatc
         assert pages.run(page) == ""
         said = nbformat.read(pages.kept(page), as_version=4).cells[0].outputs[0]["text"]
         assert said == "for this one chapters ipykernel_launcher __main__ False\n"
+
+
+def test_a_signal_may_come_too_late() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    fork = kernels.Fork(ended.pid)
+    ended.wait()
+    assert fork.poll() == 0
+    fork.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")
