@@ -55,7 +55,8 @@ class Forking(LocalProvisioner):
 def begin() -> None:
     """Fork the kernels that this process starts from now on, where that is safe: not on macOS, not without `fork`."""
     if sys.platform == "linux":
-        factory = KernelProvisionerFactory.instance(default_provisioner_name="forking")
+        factory = KernelProvisionerFactory.instance()
+        factory.default_provisioner_name = "forking"
         factory.provisioners["forking"] = EntryPoint("forking", "kernels:Forking", factory.GROUP_NAME)
 
 
@@ -83,8 +84,8 @@ def serve() -> None:
 
 def become_kernel(argv: list[str], cwd: str, env: dict[str, str], log: str) -> None:
     os.setsid()
-    for number in (signal.SIGINT, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number in (1, 2):
         os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), number)

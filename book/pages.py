@@ -40,7 +40,6 @@ print(sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, res
 print("wheel" in getattr(sys.modules.get("dtl"), "__file__", "").split("/"))"""
 STUDIES_NEED = ["dtl.study", "dtl.testbed", "dtl.engine.workers", "dtl.engine.store"]
 STUDIES_SPARE = {"dtl.influence", "dtl.results", "dtl.engine.progress"}  # only look at what is trained
-kernels.begin()
 IDLE = 600  # seconds in which a kernel does nothing at all, before it is taken for hung
 WORK = (
     1800  # seconds of processor time for a page at scale ci on the processor of `slowness`, many times what one takes
@@ -105,6 +104,7 @@ async def execute(page: Path, replace: tuple[str, str] = ("", "")) -> str:
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=cells, metadata=metadata)
     where = {"metadata": {"path": str(page.parent)}}
+    kernels.begin()
     client = NotebookClient(notebook, timeout=None, startup_timeout=WORK, kernel_name="python3", resources=where)
     kept(page).parent.mkdir(parents=True, exist_ok=True)
     start, package_before = time.perf_counter(), package_files()
