@@ -1,7 +1,7 @@
 """A picker that computes in the page, without a kernel: influences of a shipped study, from its subsets and outputs.
 
 The arrays are written beside the site's scripts and read when a reader comes to the picker. `book/_static/explorer.js`
-estimates as `dtl.estimate_influence` does; tests/book/test_browser.py compares the two.
+estimates as `dtl.estimate_influence` does; tests/book/test_pickers.py compares the two.
 """
 
 import base64

@@ -1,5 +1,5 @@
 // Influences of source classes, computed in the page by the formulas of dtl.estimate_influence (dtl/_estimators.py and
-// dtl/_images.py; method "difference"). tests/book/test_browser.py compares the two.
+// dtl/_images.py; method "difference"). tests/book/test_pickers.py compares the two.
 
 (() => {
   const sum = (x) => x.reduce((a, b) => a + b, 0);

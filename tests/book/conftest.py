@@ -10,10 +10,49 @@ from pathlib import Path
 
 import pytest
 from built import SITE, missing
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, Request, Route, sync_playwright
 
 ARGUMENTS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync""".split()
+
+
+class Visit:
+    """A page that is open, and what went wrong while it loaded."""
+
+    def __init__(self, browser: Browser, address: str, name: str, theme: str = "light", **options) -> None:
+        self.context = browser.new_context(color_scheme=theme, viewport={"width": 1280, "height": 900}, **options)  # type: ignore[arg-type]
+        self.page: Page = self.context.new_page()
+        self.problems: list[str] = []
+        self.address = address
+        self.context.route("**/*", self.only_this_site)
+        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        self.page.on("console", lambda m: self.problems.append(f"console: {m.text}") if m.type == "error" else None)
+        self.page.on("requestfailed", self.failed)
+        self.page.goto(address + name)
+        self.page.wait_for_load_state("networkidle")
+
+    def only_this_site(self, route: Route) -> None:
+        if route.request.url.startswith((self.address, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.problems.append(f"third party: {route.request.url}")
+            route.abort()
+
+    def failed(self, request: Request) -> None:
+        self.problems.append(f"failed: {request.url}")
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator:
+    visits: list[Visit] = []
+
+    def open_page(name: str, theme: str = "light", **options) -> Visit:
+        visits.append(Visit(browser, address, name, theme, **options))
+        return visits[-1]
+
+    yield open_page
+    for opened in visits:
+        opened.context.close()
 
 
 @pytest.fixture(scope="session")
