@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -355,10 +356,40 @@ def test_models_needed_predicts_the_reliability_reached(method, design, pilot):
     assert actual == pytest.approx(0.9, abs=0.03) or (design == "balanced" and actual > 0.9)
 
 
+@pytest.mark.parametrize("n_models", [30, 400])
+@pytest.mark.parametrize(
+    ("method", "design", "lost", "step"),
+    [("difference", "random", 0, 1), ("ols", "random", 12, 1), ("ols", "paired", 24, 2), ("ridge", "paired", 0, 2)]
+    + [("ols", "balanced", 0, 22)],
+)
+def test_models_needed_is_the_first_number_that_reaches_it(method, design, lost, step, n_models):
+    rng, images = np.random.default_rng(0), 0.2
+    values, stderr = rng.normal(size=(12, 5)), rng.uniform(0.3, 0.6, size=(12, 5))
+    noise = (stderr**2 - images**2).mean(axis=0)
+    spread = values.var(axis=0) + (noise if method == "ridge" else 0)
+
+    def corrected(noise, spread, dof):
+        plain = 1 - noise / spread
+        return plain + 2 / dof * (1 - plain) * plain / (plain + 2 / dof)
+
+    now, most = corrected(noise.sum(), spread.sum(), 55), 0.9
+    found = Influence(values, stderr, most * corrected(noise, spread, 11), method, design, n_models)
+    found = dataclasses.replace(found, image_stderr=images)
+    for wanted in (0.01, 0.5, 0.7, 0.85):
+        models = step * math.ceil(2 / step)
+        while models <= lost or most / (1 + (1 - now) / now * (n_models - lost) / (models - lost)) < wanted:
+            models += step
+        assert models_needed(found, wanted) == models
+    with pytest.raises(InputError, match=r"at most 0\.90: take more target images"):
+        models_needed(found, most + 1e-9)
+    with pytest.raises(InputError, match=r"at most 0\.00: take more"):
+        models_needed(dataclasses.replace(found, reliability=np.full(5, -1e-9)), 0.5)
+
+
 def test_models_needed_refuses_what_it_cannot_know():
     masks = subset_masks(K, 76)
     noise = estimate_influence(masks, np.random.default_rng(0).normal(size=(76, 400)))
-    with pytest.raises(ValueError, match="No measurable signal with 76 models"):
+    with pytest.raises(ValueError, match="No measurable signal with 76 models: .* train more models first"):
         models_needed(Influence(noise.values / 2, noise.stderr, noise.reliability, "difference", "balanced", 76))
     for reliability in (0, 1, 80, float("nan")):
         with pytest.raises(ValueError, match="reliability must lie strictly between 0 and 1"):
@@ -562,6 +593,7 @@ def test_a_table_has_a_row_for_each_target_and_source():
     )
     table = named.to_frame().set_index(["target", "source"])
     assert table.index.tolist() == [("x", "a"), ("x", "b"), ("x", "c"), ("y", "a"), ("y", "b"), ("y", "c")]
+    assert table.columns.tolist() == ["influence", "stderr", "reliability"]
     assert table["influence"].tolist() == [0, 2, 4, 1, 3, 5] and table.loc[("y", "c")].tolist() == [5, 0.5, 0.7]
     bare = Influence(values, values, np.zeros(2), "ols", "random", 9).to_frame()
     assert bare["target"].tolist() == list("000111") and bare["source"].tolist() == list("012012")
