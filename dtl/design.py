@@ -147,7 +147,7 @@ def open_groups(classes: Sequence[str], groups: Sequence[str], chosen: Iterable[
     >>> open_groups(("cat", "dog", "car", "bus"), ("animal", "animal", "vehicle", "vehicle"), ["animal"])
     ('cat', 'dog', 'vehicle', 'vehicle')
     """
-    classes, groups, chosen = several(classes, "classes"), several(groups, "groups"), several(chosen, "chosen")
+    classes, groups, chosen = several(classes, "classes"), groups_of(classes, groups), several(chosen, "chosen")
     unknown = set(chosen) - set(groups)
     if unknown:
         raise InputError(f"{', '.join(sorted(unknown))} is none of the groups {', '.join(dict.fromkeys(groups))}")

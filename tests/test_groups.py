@@ -89,8 +89,13 @@ def test_wrong_groups_are_refused(problem, unit, message):
 
 def test_what_stands_alone_and_what_is_no_group():
     assert groups_of(("a", "b", "c"), {"a": "x"}) == ("x", "b", "c")
-    with pytest.raises(InputError, match="z is none of the groups x, y"):
-        open_groups(("a", "b"), ("x", "y"), ["z"])
+    with pytest.raises(InputError, match="w, z is none of the groups x, y"):
+        open_groups(("a", "b", "c"), ("x", "y", "y"), ["z", "w"])
+    with pytest.raises(InputError, match="give a group for each of the 3 classes"):
+        open_groups(("a", "b", "c"), ("x", "y"), ["x"])
+    for what, given in (("classes", (1, "xy", "x")), ("unit", ("ab", 1, "x")), ("chosen", ("ab", ["x", "y"], 1))):
+        with pytest.raises(InputError, match=f"{what} must be a name or a sequence, not 1"):
+            open_groups(*given)  # type: ignore[arg-type]
 
 
 def test_two_groups_leave_one_and_are_refused_where_it_has_one_class(problem, recipe):

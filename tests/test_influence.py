@@ -396,6 +396,23 @@ def test_models_needed_refuses_what_it_cannot_know():
             models_needed(noise, reliability)
 
 
+def test_a_single_block_takes_its_errors_from_the_sums_over_pairs(caplog):
+    masks, y = subset_masks(8, 14), np.random.default_rng(0).normal(size=(14, 3))
+    found, sums = estimate_influence(masks, y), y[0::2] + y[1::2]
+    np.testing.assert_allclose(found.stderr, np.tile(sums.std(axis=0, ddof=1) / np.sqrt(7), (8, 1)), rtol=1e-6)
+    assert found.dof == 6
+    assert "Only 0 residual degrees of freedom: standard errors come from the sums over pairs." in caplog.messages
+
+
+@pytest.mark.parametrize(("design", "n"), [("random", 2), ("paired", 3)])
+def test_models_too_few_for_errors_still_have_values(design, n, caplog):
+    masks, y = np.array([[1, 0, 0, 1], [0, 1, 1, 0], [1, 0, 1, 0]], bool)[:n], np.array([[1.0], [4.0], [11.0]])[:n]
+    found = estimate_influence(masks, y, design=design)
+    means = [y[masks[:, c]].mean() - y[~masks[:, c]].mean() for c in range(4)]
+    np.testing.assert_allclose(found.values[:, 0], means, rtol=1e-6)
+    assert np.isinf(found.stderr).all() and f"{n} models are too few for standard errors of a {design}" in caplog.text
+
+
 def test_datamodeling_score_is_the_mean_spearman_correlation():
     world = World((0.4, 0.2, 0.0, 0.4))
     train, held_out = subset_masks(K, 114), subset_masks(K, 50, "random", seed=1)
