@@ -93,7 +93,7 @@ def test_what_stands_alone_and_what_is_no_group():
         open_groups(("a", "b", "c"), ("x", "y", "y"), ["z", "w"])
     with pytest.raises(InputError, match="give a group for each of the 3 classes"):
         open_groups(("a", "b", "c"), ("x", "y"), ["x"])
-    for what, given in (("classes", (1, "xy", "x")), ("unit", ("ab", 1, "x")), ("chosen", ("ab", ["x", "y"], 1))):
+    for what, given in (("classes", (1, "xy", "x")), ("unit", ("ab", 1, "x")), ("chosen", (["a", "b"], ["x", "y"], 1))):
         with pytest.raises(InputError, match=f"{what} must be a name or a sequence, not 1"):
             open_groups(*given)  # type: ignore[arg-type]
 
