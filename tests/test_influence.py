@@ -396,6 +396,15 @@ def test_models_needed_refuses_what_it_cannot_know():
             models_needed(noise, reliability)
 
 
+def test_whole_blocks_leave_these_degrees_of_freedom(caplog):
+    """Pairs less contrasts of classes, less one for sizes that differ; below ten, those of sums over pairs."""
+    y = np.random.default_rng(0).normal(size=(200, 1))
+    for k, m, dof in ((24, 92, 46 - 23), (11, 44, 22 - 10 - 1), (11, 22, 11 - 1), (10, 76, 38 - 9 - 1), (12, 44, 22 - 11)):
+        caplog.clear()
+        assert estimate_influence(subset_masks(k, m), y[:m]).dof == dof, (k, m)
+        assert ("sums over pairs" in caplog.text) == (m == 22)
+
+
 def test_a_single_block_takes_its_errors_from_the_sums_over_pairs(caplog):
     masks, y = subset_masks(8, 14), np.random.default_rng(0).normal(size=(14, 3))
     found, sums = estimate_influence(masks, y), y[0::2] + y[1::2]
@@ -614,6 +623,33 @@ def test_a_table_has_a_row_for_each_target_and_source():
     assert table["influence"].tolist() == [0, 2, 4, 1, 3, 5] and table.loc[("y", "c")].tolist() == [5, 0.5, 0.7]
     bare = Influence(values, values, np.zeros(2), "ols", "random", 9).to_frame()
     assert bare["target"].tolist() == list("000111") and bare["source"].tolist() == list("012012")
+
+
+def test_check_says_what_is_needed(problem):
+    def of(n, **names):
+        return Influence(np.zeros((24, n)), np.ones((24, n)), np.zeros(n), "ols", "random", 9, **names)
+
+    of(40).check(problem, by="image")
+    of(4, by="class", split="test").check(problem, by="class")
+    class_needed = (
+        r'a column for each target class is needed, 4 in all, as study.influence\(by="class"\) gives: these are '
+    )
+    image_needed = r"a column for each target image is needed, 40 in all, as study.influence\(\) gives: these are "
+    for influence, by, message in (
+        (of(5, by="class"), "class", class_needed + "class$"),
+        (of(4, by="group"), "class", class_needed + "group$"),
+        (of(4), "image", image_needed + "other$"),
+        (
+            of(40, data=problem.fingerprints | {"source": "", "target_test": ""}),
+            "image",
+            "the influences are of problem arrays, whose source, target_test differ from those of testbed-0: "
+            "estimate them from a study of this problem",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            influence.check(problem, by)
+    with pytest.raises(InputError, match="problem must be a dtl.TransferProblem"):
+        of(4).check("testbed")  # type: ignore[arg-type]
 
 
 def test_tensors_with_gradients_are_arrays():
