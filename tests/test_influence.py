@@ -128,6 +128,36 @@ def test_ridge_intervals_cover_where_signal_is_weak_or_models_are_few(design):
     assert 0.93 <= trial("ridge", design, 76, (0.4, 0.3, 0.0, 0.3), repetitions=40).coverage <= 0.97
 
 
+@pytest.mark.parametrize(("design", "n_models", "k"), [("random", 60, 20), ("paired", 80, 20), ("random", 30, 40)])
+def test_ridge_is_least_squares_with_the_penalty_of_cross_validation(design, n_models, k):
+    """By hat matrices, one for each penalty; the errors are those of the smallest penalty that fits about as well."""
+    world = World((0.4, 0.2, 0.0, 0.4), n=3, n_classes=k)
+    masks = subset_masks(k, n_models, design)
+    y = world.outputs(masks)
+    x, d, nuisance = 1.0 * masks, y, np.ones((n_models, 1))
+    if design == "paired":
+        x, d, nuisance = 2.0 * masks[::2] - 1, y[::2] - y[1::2], np.zeros((n_models // 2, 0))
+    nuisance = np.hstack([nuisance, x.sum(axis=1, keepdims=True)])
+    contrasts, rest = np.eye(k) - 1 / k, np.eye(len(x)) - nuisance @ np.linalg.pinv(nuisance)
+    x, d, dof = rest @ x @ contrasts, rest @ d, len(x) - np.linalg.matrix_rank(nuisance)
+    fits = []
+    for penalty in np.logspace(-4, 2, 49) * np.linalg.eigvalsh(x.T @ x).max():
+        inverse = np.linalg.inv(x.T @ x + penalty * np.eye(k))
+        hat = x @ inverse @ x.T
+        left = dof - np.trace(hat)
+        if left >= dof / 3:
+            squares = ((d - hat @ d) ** 2).sum(axis=0)
+            fits.append((len(x) * np.log(squares / left**2), inverse, squares / left))
+    found = estimate_influence(masks, y, "ridge", design)
+    for j in range(3):
+        scores = [score[j] for score, *_ in fits]
+        _, inverse, _ = fits[int(np.argmin(scores))]
+        np.testing.assert_allclose(found.values[:, j], k / (k - 1) * inverse @ x.T @ d[:, j], rtol=1e-5, atol=1e-8)
+        _, inverse, variance = next(fit for fit, score in zip(fits, scores, strict=True) if score <= min(scores) + 2)
+        spread = np.diag(contrasts @ inverse @ contrasts) * variance[j]
+        np.testing.assert_allclose(found.stderr[:, j], k / (k - 1) * np.sqrt(spread), rtol=1e-5)
+
+
 def test_ridge_beats_the_difference_with_fewer_models_than_classes(caplog):
     shares = (0.4, 0.3, 0.0, 0.3)
     ridge, difference = (trial(method, "random", 30, shares, 20, n_classes=40) for method in ("ridge", "difference"))
