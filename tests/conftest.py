@@ -1,11 +1,13 @@
 """Small problems and quick recipes that the tests share."""
 
 import os
+import shutil
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: many tiny nets, and other tests at the same time
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,22 @@ def no_figure_stays() -> Iterator[None]:
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A store with what `make book` has trained of a study by the very code that is tested, else with nothing."""
+
+    def copy(name: str) -> Path:
+        import pages
+
+        built, folder = pages.ROOT / "_build/studies", tmp_path_factory.mktemp("kept") / name
+        key = built / "key"
+        if (built / name).is_dir() and key.is_file() and key.read_text() == pages.studies_key():
+            shutil.copytree(built / name, folder)
+        return folder
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -112,6 +112,7 @@ def test_outputs_of_extreme_logits_stay_finite():
     log2 = np.log(2)
     np.testing.assert_allclose(found.margin[0], [1e4, -1e4 - log2, 300 - log2], rtol=1e-6)
     assert found.probability[0].tolist() == [1, 0, 1] and found.correct[0].tolist() == [True, False, True]
+    assert not outputs(torch.zeros(1, 2, 3), torch.tensor([0, 2])).correct.any()  # a tie is no answer
 
 
 def test_fixed_changes_nothing_and_computes_features_once(problem, nets, monkeypatch):
