@@ -162,11 +162,12 @@ def test_fine_tuning_moves_a_model_the_same_in_any_company(problem, nets):
     torch.testing.assert_close(margin[0], together[1], rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("decay", [{"weight_decay": 0.1}, {"weight_decay": 0.9, "finetune_weight_decay": 0.1}])
 @pytest.mark.parametrize(("regime", "augment"), [("full", 0), ("full", 2), ("fixed+bn", 2)])
-def test_fine_tuning_equals_a_plain_loop(problem, nets, regime, augment):
+def test_fine_tuning_equals_a_plain_loop(problem, nets, regime, augment, decay):
     """Own padding, crops, optimiser and rates; order and shifts from the model's own stream for transfer."""
     recipe = dataclasses.replace(
-        RECIPE, augment=augment, batch_size=16, finetune_lr=0.03, finetune_epochs=3, momentum=0.8, weight_decay=0.1
+        RECIPE, augment=augment, batch_size=16, finetune_lr=0.03, finetune_epochs=3, momentum=0.8, **decay
     )
     seed, target = 9, problem.target_train
     net, changed = unstack(nets)[1], unstack(nets)[1]
@@ -195,6 +196,15 @@ def test_fine_tuning_equals_a_plain_loop(problem, nets, regime, augment):
         torch.testing.assert_close(changed.state_dict()[name], value, rtol=1e-3, atol=2e-4, msg=name)
     moved = (net.weight - unstack(nets)[1].weight[..., :4]).abs().max()
     assert moved > 0.02  # a hundred times the tolerance
+
+
+def test_from_scratch_is_to_train_on_the_target_as_on_a_source(problem, nets):
+    parts = problem.target_train, problem.target_train, problem.target_validation, problem.target_test
+    own = dtl.TransferProblem("own", *parts)
+    alone = train_sources(own.source, np.ones((3, 4), bool), [5, 6, 7], RECIPE, "cpu")
+    said = transfer.target_logits(nets, own, [5, 6, 7], dataclasses.replace(RECIPE, finetune_lr=1e-9), "scratch")
+    for name, images in own.judges.items():
+        torch.testing.assert_close(said[name], embed(alone, images, own.source).logits)
 
 
 def test_embeddings_are_features_and_logits_of_each_net(problem, nets):
