@@ -23,11 +23,9 @@ def test_influences_on_classes_are_reliable(study):
     assert reliability.min() >= 0.9, reliability
 
 
-def test_removing_what_hurts_helps_and_what_helps_hurts(study, kept):
-    influence, store = study.influence(by="all"), kept("testbed-removal")
-    curve = dtl.removal_curve(
-        study, influence, [3, 6, 9], ("negative", "positive"), seeds=10, store=store, progress=False
-    )
+def test_removing_what_hurts_helps_and_what_helps_hurts(study):
+    influence = study.influence(by="class")
+    curve = dtl.removal_curve(study, influence, [3, 6, 9], ("negative", "positive"), seeds=10, progress=False)
     chosen = dtl.removal.select(curve, "negative")
     assert chosen.count > 0 and chosen.gain > 2 * chosen.stderr > 0, chosen
     full, removed = (curve.test.sel(order="positive", count=k).values for k in (0, chosen.count))
