@@ -1,5 +1,7 @@
 """Groups of classes as units: what is trained, stored, read, estimated and removed; coarse to fine."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -93,9 +95,10 @@ def test_what_stands_alone_and_what_is_no_group():
         open_groups(("a", "b", "c"), ("x", "y", "y"), ["z", "w"])
     with pytest.raises(InputError, match="give a group for each of the 3 classes"):
         open_groups(("a", "b", "c"), ("x", "y"), ["x"])
-    for what, given in (("classes", (1, "xy", "x")), ("unit", ("ab", 1, "x")), ("chosen", (["a", "b"], ["x", "y"], 1))):
+    wrong: Any = {"classes": (1, "xy", "x"), "unit": ("ab", 1, "x"), "chosen": (["a", "b"], ["x", "y"], 1)}
+    for what, given in wrong.items():
         with pytest.raises(InputError, match=f"{what} must be a name or a sequence, not 1"):
-            open_groups(*given)  # type: ignore[arg-type]
+            open_groups(*given)
 
 
 def test_two_groups_leave_one_and_are_refused_where_it_has_one_class(problem, recipe):

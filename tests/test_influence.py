@@ -678,8 +678,9 @@ def test_check_says_what_is_needed(problem):
     ):
         with pytest.raises(InputError, match=message):
             influence.check(problem, by)
+    name: Any = "testbed"
     with pytest.raises(InputError, match="problem must be a dtl.TransferProblem"):
-        of(4).check("testbed")  # type: ignore[arg-type]
+        of(4).check(name)
 
 
 def test_tensors_with_gradients_are_arrays():

@@ -7,6 +7,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from built import SITE, missing
@@ -16,11 +17,14 @@ ARGUMENTS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-r
     --disable-component-update --disable-sync""".split()
 
 
+Theme = Literal["light", "dark"]
+
+
 class Visit:
     """A page that is open, and what went wrong while it loaded."""
 
-    def __init__(self, browser: Browser, address: str, name: str, theme: str = "light", **options) -> None:
-        self.context = browser.new_context(color_scheme=theme, viewport={"width": 1280, "height": 900}, **options)  # type: ignore[arg-type]
+    def __init__(self, browser: Browser, address: str, name: str, theme: Theme = "light", **options: Any) -> None:
+        self.context = browser.new_context(color_scheme=theme, viewport={"width": 1280, "height": 900}, **options)
         self.page: Page = self.context.new_page()
         self.problems: list[str] = []
         self.address = address
@@ -46,7 +50,7 @@ class Visit:
 def visit(browser: Browser, address: str) -> Iterator:
     visits: list[Visit] = []
 
-    def open_page(name: str, theme: str = "light", **options) -> Visit:
+    def open_page(name: str, theme: Theme = "light", **options: Any) -> Visit:
         visits.append(Visit(browser, address, name, theme, **options))
         return visits[-1]
 

@@ -92,7 +92,7 @@ def test_whatever_happens_to_a_file_is_noticed_and_can_be_repaired(whole, traini
         return {name: expected[name].values[:, models].astype(np.float32) for name in OUTPUTS}
 
     training.replace(look_up)
-    cases = 250 if os.environ.get("CI") else 60
+    cases = 520 if os.environ.get("CI") else 60
 
     @settings(
         max_examples=cases, deadline=None, database=None, derandomize=True, suppress_health_check=list[Any](HealthCheck)
