@@ -33,9 +33,9 @@ from .bias import bias_transfer as bias_transfer
 from .data import ImageDataset as ImageDataset
 from .data import TransferProblem as TransferProblem
 from .data import Truth as Truth
-from .data import load as load
 from .datasets.folders import from_folders as from_folders
 from .datasets.overlays import plant as plant
+from .datasets.registry import load as load
 from .design import subset_masks as subset_masks
 from .engine.files import influence_to_zarr as influence_to_zarr
 from .influence import Influence as Influence

@@ -1,35 +1,21 @@
-"""Images with labels, transfer problems made of them, and where both come from."""
+"""Images with labels, and transfer problems made of them."""
 
 import hashlib
-import inspect
-import json
 import logging
-import pkgutil
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from itertools import combinations
-from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from dtl._batches import Batches, Images, InMemory, resident
-from dtl._checks import (
-    InputError,
-    check_kind,
-    check_mapping,
-    class_names,
-    floats,
-    hinted,
-    several,
-    shown,
-    some,
-)
+from dtl._checks import InputError, check_kind, check_mapping, class_names, floats, several, shown, some
 
 logger = logging.getLogger(__name__)
 
@@ -262,8 +248,6 @@ class TransferProblem:
         )
 
     def __reduce__(self) -> tuple[Callable[..., "TransferProblem"], tuple[Any, ...]]:
-        if self.origin is not None:
-            return reopen, (self.origin, self.fingerprints, dict(self.views))
         return TransferProblem, (self.name, *self.parts.values(), self.truth, self.per_class_accuracy, dict(self.views))
 
     @property
@@ -358,86 +342,3 @@ class TransferProblem:
 
 
 PLAIN = "plain"  # the view that changes nothing
-
-LOADERS = {  # name of a problem: the function that loads it, imported when it is asked for
-    "testbed": "dtl.testbed:make",
-    "testbed-examples": "dtl.testbed:make_examples",
-    "folders": "dtl.datasets.folders:make",
-    "file": "dtl.datasets.saved:make",
-    "imagenet200-cifar10": "dtl.datasets.imagenet200:make",
-    "imagenet-<target>": "dtl.datasets.targets:make",
-}
-
-
-def options_of(name: str) -> Callable[..., TransferProblem]:
-    """The function that loads the problem of a name: its arguments are the problem's options.
-
-    >>> list(inspect.signature(options_of("file")).parameters)
-    ['path']
-    """
-    family = "imagenet-<target>" if str(name).startswith("imagenet-") else name
-    if family not in LOADERS:
-        raise InputError(
-            f"unknown problem {name!r}: known are {', '.join(LOADERS)}; for your own images use "
-            "dtl.from_folders(source_dir, target_dir)"
-        )
-    return pkgutil.resolve_name(LOADERS[family])
-
-
-def load(name: str, root: str | Path | None = None, **options: object) -> TransferProblem:
-    """A transfer problem by name.
-
-    Parameters
-    ----------
-    name : "testbed" or "testbed-examples" (procedural images with planted truth, option `seed`), "folders" (your own
-        images, see `dtl.datasets.folders.make`), "file" (a problem in a file, see `dtl.datasets.saved`),
-        "imagenet200-cifar10" (see `dtl.datasets.imagenet200`) or "imagenet-<target>" (see `dtl.datasets.targets`)
-    root : folder of the data, for problems that are read from disk; default is $DTL_DATA
-    options : passed to the problem's own loader; folders may begin with `~`
-
-    Raises
-    ------
-    InputError : an unknown name, or an option that the problem does not take
-
-    >>> dtl.load("testbed", seed=0).truth.role[:3].tolist()
-    ['helpful', 'helpful', 'helpful']
-    """
-    function = options_of(name)
-    signature, given = inspect.signature(function), options if root is None else {"root": root, **options}
-    if "target" in signature.parameters:
-        given = {"target": name.removeprefix("imagenet-"), **given}
-    try:
-        signature.bind(**given)
-    except TypeError as error:
-        known = ", ".join(key for key in signature.parameters if key != "target")
-        raise InputError(f"problem {name!r}: {error}; its options are {known}") from None
-    hints = get_type_hints(function)
-    given = {key: hinted(value, hints[key], key) for key, value in given.items()}
-    problem = function(**given)
-    plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in given.items() if k != "target"}
-    try:
-        json.dumps(plain)
-    except TypeError:  # such as a source that was handed over
-        return problem
-    object.__setattr__(problem, "origin", {"load": name, "options": plain})
-    return problem
-
-
-def reopen(
-    origin: dict[str, Any],
-    fingerprints: dict[str, str] | None = None,
-    views: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] | None = None,
-) -> TransferProblem:
-    """The problem that an `origin` describes, and the same data if `fingerprints` of its parts are given, or an error.
-
-    >>> reopen(dtl.load("testbed", seed=1).origin).name
-    'testbed-1'
-    """
-    check_mapping(fingerprints or {}, "fingerprints")
-    if "from_folders" in check_mapping(origin, "origin"):  # as stores of version 0.1 say it
-        origin = {"load": "folders", "options": origin["from_folders"]}
-    problem = load(origin["load"], **origin.get("options", {}))
-    other = [part for part, digest in problem.fingerprints.items() if fingerprints and digest != fingerprints[part]]
-    if other:
-        raise InputError(f"the data of {problem.name} have changed: {origin} now gives another {', '.join(other)}")
-    return problem.with_views(views) if views else problem

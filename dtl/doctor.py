@@ -18,7 +18,7 @@ import platformdirs
 import torch
 
 from dtl import book
-from dtl.data import load
+from dtl.datasets.registry import load
 from dtl.engine.store import array_of
 from dtl.study import Study
 from dtl.training import resolve_device

@@ -175,7 +175,7 @@ def test_a_saved_problem_is_the_same_with_all_that_was_planted(tmp_path, name):
     held[-1] ^= 1
     (tmp_path / "new" / "p.safetensors").write_bytes(held)
     with pytest.raises(ValueError, match="p.safetensors is damaged"):
-        dtl.data.reopen(again.origin or {})
+        dtl.datasets.registry.reopen(again.origin or {})
     with pytest.raises(FileNotFoundError, match="nothing is no file: give one that dtl.datasets.saved.save wrote"):
         dtl.load("file", path=tmp_path / "nothing")
 
@@ -184,15 +184,15 @@ def test_both_notations_of_older_stores_are_understood(tmp_path, folders):
     tree(tmp_path / "t")
     options = {"source_dir": str(tmp_path / "t"), "target_dir": str(tmp_path / "t"), "size": 8,
                "cache": str(tmp_path / "cache"), "show_progress": False}  # fmt: skip
-    problem = dtl.data.reopen({"from_folders": options})
+    problem = dtl.datasets.registry.reopen({"from_folders": options})
     assert problem.origin == {"load": "folders", "options": options}
     assert same(problem, folders(tmp_path / "t", tmp_path / "t"))
-    assert dtl.data.reopen({"load": "testbed", "options": {"seed": 1}}).name == "testbed-1"
+    assert dtl.datasets.registry.reopen({"load": "testbed", "options": {"seed": 1}}).name == "testbed-1"
 
 
-@pytest.mark.parametrize("name", [n for n in dtl.data.LOADERS if "<" not in n] + ["imagenet-pets"])
+@pytest.mark.parametrize("name", [n for n in dtl.datasets.registry.LOADERS if "<" not in n] + ["imagenet-pets"])
 def test_every_name_has_a_loader_whose_options_have_types(name):
-    options = typing.get_type_hints(dtl.data.options_of(name))
+    options = typing.get_type_hints(dtl.datasets.registry.options_of(name))
     assert options.pop("return") is TransferProblem and options
 
 

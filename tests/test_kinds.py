@@ -92,7 +92,7 @@ def test_another_kind_of_thing_is_refused(name, names_in_examples, tmp_path, mon
 
 @pytest.mark.parametrize("loader", ["testbed", "testbed-examples", "imagenet200-cifar10", "imagenet-pets"])
 def test_each_option_of_a_problem_is_checked(loader):
-    for option in arguments(dtl.data.options_of(loader)):
+    for option in arguments(dtl.datasets.registry.options_of(loader)):
         with pytest.raises(InputError, match=option.name):
             dtl.load(loader, **{option.name: cast(Any, Odd())})
 

@@ -22,7 +22,8 @@ from zarr.storage import ZipStore
 
 import dtl
 from dtl import __main__ as command_line
-from dtl import data, doctor
+from dtl import doctor
+from dtl.datasets import registry
 from dtl.engine import store as engine_store
 from dtl.engine.store import array_of
 from dtl.results import open as open_results
@@ -113,7 +114,7 @@ def no_data(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("data were loaded")
 
-    monkeypatch.setattr(data, "load", refuse)
+    monkeypatch.setattr(registry, "load", refuse)
 
 
 def facts(store) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 
 from dtl._checks import InputError, check_between, class_names, shown, some, whole
 from dtl._files import load_tensors, save_tensors
-from dtl.data import ImageDataset, TransferProblem, load
+from dtl.data import ImageDataset, TransferProblem
+from dtl.datasets.registry import load
 from dtl.engine.progress import progress
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,8 @@ from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.backend import get_context
 
 from dtl._checks import InputError
-from dtl.data import PLAIN, TransferProblem, reopen
+from dtl.data import PLAIN, TransferProblem
+from dtl.datasets.registry import reopen
 from dtl.datasets.saved import save
 from dtl.engine.store import SPLITS, Store
 from dtl.engine.views import done_in, save_missing, splits_of, stores_of

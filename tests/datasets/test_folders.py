@@ -439,7 +439,7 @@ def test_groups_stay_on_one_side(tmp_path, good, read, kind):
     assert [len(part) for part in splits_of(problem)] == [48, 16, 16]
     assert (problem.origin is None) == (kind == "function")
     if kind != "function":
-        assert dtl.data.reopen(problem.origin, problem.fingerprints).name == problem.name
+        assert dtl.datasets.registry.reopen(problem.origin, problem.fingerprints).name == problem.name
 
 
 def test_groups_that_do_not_work(tmp_path, good, read, caplog):

@@ -61,7 +61,7 @@ def test_classes_by_name_or_wnid_in_the_order_of_wordnet(root: Path) -> None:
     problem = load(root, classes=["sports car", "n01443537"])
     assert problem.source.classes == ("goldfish", "sports car")
     assert problem.source.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 120, 121, 122, 123]
-    again = dtl.data.reopen(problem.origin or {})
+    again = dtl.datasets.registry.reopen(problem.origin or {})
     assert again.fingerprints == problem.fingerprints
 
 
