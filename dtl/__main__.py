@@ -15,10 +15,10 @@ from dtl import doctor as health
 from dtl._advise import advise
 from dtl._audit import audit as find_bias
 from dtl._checks import Diverged, InputError, choice, whole
+from dtl._commands import client_of, merge, resume, run, status, study_in
 from dtl._flags import Parser, read_file
 from dtl._report import report as write_report
 from dtl.datasets.overlays import NAMED
-from dtl.engine.commands import client_of, merge, resume, run, status, study_in
 from dtl.engine.files import check_file, write
 from dtl.removal import ORDERS, removal_curve, select
 from dtl.results import open as open_results
