@@ -364,9 +364,18 @@ def test_two_models_have_values_and_infinite_errors(caplog):
 
 
 def test_a_class_in_one_subset_only_gets_the_pooled_variance(caplog):
-    masks = np.array([[1, 0, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1]])
-    estimate = estimate_influence(masks, [[2.0], [1.0], [4.0], [3.0]])
-    assert np.isfinite(estimate.stderr).all() and "pooled variance" in caplog.text
+    """As scipy's test of equal variances does; from two subsets on, and where all but two hold a class, Welch's."""
+    masks = np.array(
+        [[1, 0, 0, 0, 1], [0, 1, 0, 1, 1], [0, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 1, 1, 0], [0, 0, 0, 1, 0]]
+    )
+    y = np.array([[2.0], [1.0], [4.0], [3.0], [7.0], [5.0]])
+    estimate = estimate_influence(masks, y, design="random")
+    for c, pooled in enumerate([True, False, False, True, False]):
+        with_it, without = y[masks[:, c] == 1], y[masks[:, c] == 0]
+        statistic: Any = scipy.stats.ttest_ind(with_it, without, equal_var=pooled)[0]
+        np.testing.assert_allclose(estimate.values[c] / estimate.stderr[c], statistic, rtol=1e-6)
+    message = "A class is in, or left out of, one subset only: its standard errors use the pooled variance."
+    assert caplog.messages.count(message) == 1
 
 
 @pytest.mark.parametrize(
@@ -416,6 +425,14 @@ def test_models_needed_is_the_first_number_that_reaches_it(method, design, lost,
         models_needed(dataclasses.replace(found, reliability=np.full(5, -1e-9)), 0.5)
 
 
+@pytest.mark.parametrize(("design", "n_models"), [("random", 61), ("paired", 80), ("balanced", 76)])
+def test_the_reliability_that_there_is_needs_the_models_that_there_are(design, n_models):
+    masks = subset_masks(K, n_models, design)
+    y = masks @ np.arange(float(K))[:, None] / 10 + np.random.default_rng(0).normal(size=(n_models, 1))
+    found = estimate_influence(masks, y, design=design)
+    assert models_needed(found, float(found.reliability[0])) == n_models
+
+
 def test_models_needed_refuses_what_it_cannot_know():
     masks = subset_masks(K, 76)
     noise = estimate_influence(masks, np.random.default_rng(0).normal(size=(76, 400)))
@@ -449,6 +466,7 @@ def test_models_too_few_for_errors_still_have_values(design, n, caplog):
     found = estimate_influence(masks, y, design=design)
     means = [y[masks[:, c]].mean() - y[~masks[:, c]].mean() for c in range(4)]
     np.testing.assert_allclose(found.values[:, 0], means, rtol=1e-6)
+    assert found.dof == 1
     assert np.isinf(found.stderr).all() and f"{n} models are too few for standard errors of a {design}" in caplog.text
 
 
@@ -569,6 +587,24 @@ def test_regressions_say_how_many_models_pairs_and_blocks_they_need():
         estimate_influence(subset_masks(K, 40, "paired"), outputs, "ols")
     with pytest.raises(ValueError, match='within one balanced block: train more than 38 models, or use method="diff'):
         estimate_influence(subset_masks(K, 38), outputs[:38], "ridge")
+
+
+@pytest.mark.parametrize(("design", "needed"), [("random", 11), ("paired", 20)])
+def test_ridge_is_content_with_the_models_that_it_says_it_needs(design, needed):
+    """Ten degrees of freedom are left: of models less one for the mean, or of pairs."""
+    masks, outputs = subset_masks(4, needed, design), np.random.default_rng(0).normal(size=(needed, 2))
+    less = needed - (1 if design == "random" else 2)
+    with pytest.raises(ValueError, match=f"Ridge needs at least {needed} models for its penalty, got {less}"):
+        estimate_influence(masks[:less], outputs[:less], "ridge", design=design)
+    assert estimate_influence(masks, outputs, "ridge", design=design).dof == 10
+
+
+def test_ridge_says_when_its_intervals_are_too_narrow(caplog):
+    masks, outputs = subset_masks(8, 12, "random"), np.random.default_rng(0).normal(size=(12, 2))
+    estimate_influence(masks, outputs, "ridge", design="random")
+    assert not caplog.messages
+    estimate_influence(masks[:11], outputs[:11], "ridge", design="random")
+    assert caplog.messages == ["Few models for ridge, 11 rows for 8 classes: its 95% intervals cover about 90%."]
 
 
 def test_p_values_are_those_of_a_t_test_on_pair_differences():
