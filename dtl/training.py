@@ -127,7 +127,7 @@ def images_of(masks: np.ndarray, source: Images, unit: str = "class") -> np.ndar
     choice(unit, ("class", "example"), "unit")
     n = check_images(source, "source").n_classes if unit == "class" else len(source)
     if np.asarray(masks).dtype != bool or np.shape(masks)[1:] != (n,):
-        raise InputError(f"masks must be bool, models x {n}, not {np.shape(masks)}")
+        raise InputError(f"masks must be bool, models x {n}, not {np.asarray(masks).dtype} {np.shape(masks)}")
     return masks[:, source.labels.numpy()] if unit == "class" else masks
 
 

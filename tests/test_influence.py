@@ -178,6 +178,7 @@ def test_welch_errors_agree_with_scipy():
     for c in range(0, K, 5):
         statistic: Any = scipy.stats.ttest_ind(outputs[masks[:, c]], outputs[~masks[:, c]], equal_var=False)[0]
         np.testing.assert_allclose(estimate.values[c] / estimate.stderr[c], statistic)
+    assert estimate.dof == 50 - 2
 
 
 @pytest.mark.parametrize("n_classes", [18, 20])

@@ -23,6 +23,7 @@ from dtl.training import (
     draw_order,
     draw_plan,
     fit,
+    images_of,
     learning_rates,
     resolve_device,
     schedule,
@@ -128,6 +129,21 @@ def test_absent_classes_get_no_gradient(problem):
         moved = (trained.weight[m] - new.weight[m]).abs().amax(0)
         assert (moved[torch.from_numpy(~mask)] == 0).all() and (moved[torch.from_numpy(mask)] > 1e-3).all()
         assert (trained.bias[m, 0, torch.from_numpy(~mask)] == 0).all()
+
+
+def test_a_model_sees_the_images_of_its_subset(uneven):
+    masks, labels = dtl.subset_masks(uneven.source.n_classes, 4, "random"), uneven.source.labels.tolist()
+    expected = [[bool(mask[label]) for label in labels] for mask in masks]
+    np.testing.assert_array_equal(images_of(masks, uneven.source), expected)
+    np.testing.assert_array_equal(images_of(np.array(expected), uneven.source, "example"), expected)
+    shape = f"({len(masks)}, {masks.shape[1]})"
+    for wrong, unit, columns, kind in (
+        (masks.astype(int), "class", masks.shape[1], "int64"),
+        (masks, "example", len(labels), "bool"),
+    ):
+        with pytest.raises(InputError) as refused:
+            images_of(wrong, uneven.source, unit)
+        assert str(refused.value) == f"masks must be bool, models x {columns}, not {kind} {shape}"
 
 
 def test_schedule_drops_the_incomplete_batch():
