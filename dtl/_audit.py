@@ -24,7 +24,8 @@ class Audit:
     Attributes
     ----------
     cells : view, measure and target class, what the transferred models and those from scratch do, the difference with
-        its standard error, and q, the false discovery rate that pays for the number of cells looked at
+        its standard error, and q, the false discovery rate of "transferred models are moved, and more than those from
+        scratch", of two t-tests over seeds the one that is less sure
     sources : for each view that was found, source classes whose influence on it is established
     repairs : what each repair leaves of the strongest finding, and what it costs; None where nothing was found
     """
@@ -105,32 +106,34 @@ def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: f
     check_between(level, "level")
     regime = study.transfer[0] if transfer is None else transfer
     choice(regime, study.transfer, "transfer")
-    own = study.results.sel(transfer=regime)
+    results = study.results.sel(transfer=regime)
     both = retrain(study, {"model": study.problem}, seeds, transfer=(regime, "scratch"), **options).isel(arm=0)
-    rows = []
+    rows, own = [], []
     for view in study.problem.views:
-        for measure, toward in [("drop", None), ("changed", None)] + [("toward", c) for c in own["class"].values]:
+        for measure, toward in [("drop", None), ("changed", None)] + [("toward", c) for c in results["class"].values]:
             each = shift(both, view, measure, toward)
             pair = compare(each.sel(transfer=regime), each.sel(transfer="scratch"))
             row = {"view": view, "measure": measure, "class": toward or ""}
             row |= {"transferred": float(each.sel(transfer=regime).mean()), "scratch": float(each[1].mean())}
             rows.append(row | {"difference": float(pair.difference), "stderr": float(pair.stderr)})
+            own.append(float(each.sel(transfer=regime).std("seed", ddof=1)) / seeds**0.5)
     cells = pd.DataFrame(rows)
     errors = cells.stderr.where(cells.stderr > 0, np.inf)  # predictions that never change say nothing of luck
+    # both are needed: a model that is moved less than one from scratch need not be moved at all
     p = student.sf(cells.difference / errors, seeds - 1)
-    p[cells.transferred <= 0] = 1  # less moved away from a class than from scratch is not moved
-    cells["q"] = false_discovery_control(p)
+    moved = student.sf(cells.transferred / np.maximum(own, np.finfo(float).tiny), seeds - 1)
+    cells["q"] = false_discovery_control(np.maximum(p, moved))
     looked = Audit(study.problem.name, regime, seeds, level, cells, pd.DataFrame(), None)
     if (found := looked.found).empty:
         return looked
-    sources = pd.concat([_bringers(study, own, view, level) for view in found["view"].unique()], ignore_index=True)
+    sources = pd.concat([_bringers(study, results, view, level) for view in found["view"].unique()], ignore_index=True)
     fixes = _repairs(study, found.iloc[0], sources, seeds, transfer=regime, **options)
     return replace(looked, sources=sources, repairs=fixes)
 
 
-def _bringers(study: Study, own: xr.Dataset, view: str, level: float) -> pd.DataFrame:
+def _bringers(study: Study, results: xr.Dataset, view: str, level: float) -> pd.DataFrame:
     """Source classes with an established influence on the share of predictions that a view changes."""
-    moved = shift(own, view, "changed", split="validation").values
+    moved = shift(results, view, "changed", split="validation").values
     influence = estimate_influence(study.masks, moved[:, None])
     found = pd.DataFrame({"view": view, "source": study.problem.source.classes, "influence": influence.values[:, 0]})
     found = found.assign(stderr=influence.stderr[:, 0], q=false_discovery_control(influence.p_values("greater")[:, 0]))
