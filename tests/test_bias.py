@@ -364,6 +364,8 @@ def test_what_moves_only_a_model_from_scratch_is_no_finding(problem, recipe, mon
     assert (cell["transferred"] > 0) == (effect > 0) and cell["q"] > 0.2
     assert "drop" not in set(found.found.measure)
     if not effect:
+        cell = found.cells.set_index("class").loc["travel"]
+        assert cell["difference"] > 3 * cell["stderr"] > 0 and cell["scratch"] < cell["transferred"] == 0
         assert found.found.empty and found.repairs is None
 
 
