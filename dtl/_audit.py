@@ -111,12 +111,12 @@ def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: f
     rows, own = [], []
     for view in study.problem.views:
         for measure, toward in [("drop", None), ("changed", None)] + [("toward", c) for c in results["class"].values]:
-            each = shift(both, view, measure, toward)
-            pair = compare(each.sel(transfer=regime), each.sel(transfer="scratch"))
+            ours, scratch = (shift(both, view, measure, toward).sel(transfer=of) for of in (regime, "scratch"))
+            pair = compare(ours, scratch)
             row = {"view": view, "measure": measure, "class": toward or ""}
-            row |= {"transferred": float(each.sel(transfer=regime).mean()), "scratch": float(each[1].mean())}
+            row |= {"transferred": float(ours.mean()), "scratch": float(scratch.mean())}
             rows.append(row | {"difference": float(pair.difference), "stderr": float(pair.stderr)})
-            own.append(float(each.sel(transfer=regime).std("seed", ddof=1)) / seeds**0.5)
+            own.append(float(ours.std("seed", ddof=1)) / seeds**0.5)
     cells = pd.DataFrame(rows)
     errors = cells.stderr.where(cells.stderr > 0, np.inf)  # predictions that never change say nothing of luck
     # both are needed: a model that is moved less than one from scratch need not be moved at all
