@@ -20,7 +20,8 @@ WNIDS = [wnid for wnid, name in dtl.datasets.imagenet200.NAMES.items() if name i
 TOY = run.Size(
     "toy", dtl.Recipe(widths=(8, 16, 32), epochs=6, batch_size=16, augment=2, finetune_epochs=3, models_at_once=4),
     {"classes": list(CLASSES), "target_limit": 40, "holdout": 0.3},
-    models=dtl.design.block_length(4), random=6, counts=(1, 2), seeds=2, examples=2, flips=2,
+    models=dtl.design.block_length(4), random=6, counts=(1, 2), seeds=2, held=(1, 2), held_seeds=3,
+    fresh=(1,), fresh_seeds=4, examples=2, flips=2,
 )  # fmt: skip
 
 
@@ -82,11 +83,33 @@ def test_every_run_and_the_results(
     assert again.manifest["runs"] == results.manifest["runs"]
 
 
+def test_removals_with_the_steps_held_are_added_to_what_ships(
+    trees: Path, experiment: run.Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where neither models nor the new parts are at hand, all comes out as if they had been."""
+    monkeypatch.setitem(run.SIZES, "cpu", TOY)
+    run.main("all", trees, "cpu", experiment.studies, "cpu", experiment.out)
+    whole, added = dtl.results.open("toy", experiment.out), ("removal-steps", "removal-fresh")
+    old = {name: part.drop_attrs(deep=False) for name, part in whole.parts.items() if name not in added}
+    runs = {name: run for name, run in whole.manifest["runs"].items() if name not in added}
+    dtl.results.save(tmp_path / "toy", old, whole.manifest | {"runs": runs})
+    with pytest.raises(typer.BadParameter, match="first run removal-steps, removal-fresh to the end"):
+        run.main("add", trees, "cpu", tmp_path / "new", "cpu", tmp_path)
+    for command in ("removal-steps", "removal-fresh", "add"):
+        run.main(command, trees, "cpu", tmp_path / "new", "cpu", tmp_path)
+    after = dtl.results.open("toy", tmp_path)
+    assert after.parts.keys() == whole.parts.keys() and after.manifest["settings"] == whole.manifest["settings"]
+    for name, part in whole.parts.items():
+        assert part.equals(after[name]), name
+    assert after["removal-steps"].order.values.tolist() == ["negative", "random"]
+    assert after["removal-fresh"].sizes == {"order": 1, "count": 2, "seed": 4}
+
+
 def test_runs_in_the_wrong_order_are_refused(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(run.SIZES, "cpu", TOY)
     with pytest.raises(typer.BadParameter, match="first run balanced to the end"):
         run.main("removal", trees, "cpu", tmp_path, "cpu", tmp_path)
-    with pytest.raises(typer.BadParameter, match="first run balanced, random, baselines, removal, flips to the end"):
+    with pytest.raises(typer.BadParameter, match="first run balanced, random, baselines, removal, removal-steps,"):
         run.main("pack", trees, "cpu", tmp_path, "cpu", tmp_path)
     monkeypatch.setattr(dtl.Study, "run", lambda *_, **__: sys.exit(143))
     with pytest.raises(SystemExit):

@@ -4,7 +4,8 @@
 
 DATA holds `imagenet200` and `cifar10` (see `dtl.load`). Every command may be stopped at any time and given again: it
 goes on where it was and loses at most the batch of models in flight. Commands may run in any order, except that
-`removal` and `flips` read the influences of `balanced`, and `pack` reads all of them.
+`removal` and `flips` read the influences of `balanced`, and `pack` reads all of them. Where these models are not
+at hand, `removal-steps` and `removal-fresh` read what ships of them, and `add` puts the two to what ships.
 
     scale cpu: 20 source classes, 100 training images of each target class; two cores, about an hour
     (200 source classes on one GPU are the matter of imagenet200.py)
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 import typer
 import xarray as xr
 
@@ -68,6 +70,10 @@ class Size:
     random: int  # models of the random design
     counts: tuple[int, ...]  # classes removed
     seeds: int  # of removal and of baselines
+    held: tuple[int, ...]  # classes removed with the steps held
+    held_seeds: int
+    fresh: tuple[int, ...]  # classes removed with the steps held once more, by nets that chose no number of them
+    fresh_seeds: int
     examples: int = 8  # of the flip test
     flips: int = 20  # seeds of it
 
@@ -76,6 +82,7 @@ SIZES = {
     "cpu": Size(
         "imagenet20-cifar10", RECIPES["cpu"], {"classes": list(TWENTY), "target_limit": 100},
         models=152, random=152, counts=(2, 4, 6, 8, 10, 12, 14, 16), seeds=8,
+        held=(2, 4, 6, 8, 10, 12), held_seeds=16, fresh=(2, 4), fresh_seeds=40,
     ),
 }  # fmt: skip
 
@@ -122,18 +129,33 @@ class Experiment:
     def removal(self) -> xr.Dataset:
         """Curves of Jain et al. 2022, Fig. 2, and hand-picked: classes near to no target class first."""
         by_hand = hand_picked(self.problem.source.classes)
+        orders = dict.fromkeys(dtl.removal.ORDERS) | {"hand-picked": by_hand}
+        return self.curve("removal", self.size.counts, orders, self.size.seeds)
+
+    def removal_steps(self) -> xr.Dataset:
+        """Two of these curves with the steps of the full source for every source: a smaller one trains no shorter."""
+        return self.curve("removal-steps", self.size.held, ("negative", "random"), self.size.held_seeds, steps="full")
+
+    def removal_fresh(self) -> xr.Dataset:
+        """The start of one of them by many nets of other seeds."""
+        return self.curve("removal-fresh", self.size.fresh, "negative", self.size.fresh_seeds, 5, steps="full")
+
+    def curve(
+        self, name: str, counts: Sequence[int], orders: Any, seeds: int, seed: int = 3, **options: Any
+    ) -> xr.Dataset:
+        at_hand = finished(self.folder, "balanced")
+        study = self.balanced if at_hand else dtl.results.open(self.size.name, self.out).part("balanced")
+        influence, store = study.influence(by="all"), self.folder / name
         return dtl.removal_curve(
-            self.balanced, self.balanced.influence(by="all"), self.size.counts,
-            (*dtl.removal.ORDERS, "hand-picked"), self.size.seeds, given={"hand-picked": by_hand},
-            store=self.folder / "removal", seed=3, device=self.device,
-        )  # fmt: skip
+            self.balanced, influence, counts, orders, seeds, store=store, seed=seed, device=self.device, **options
+        )
 
     def flips(self) -> xr.Dataset:
         return flips_of(self.balanced, self.size.examples, self.size.flips, self.folder / "flips", self.device)
 
     def need(self, *names: str) -> None:
         """Stop unless these runs have ended: influences of a part of a study order other classes than those of all."""
-        cut = [name for name in names if not any(piece["finished"] for piece in read_log(self.folder, name))]
+        cut = [name for name in names if not finished(self.folder, name)]
         if cut:
             raise typer.BadParameter(f"first run {', '.join(cut)} to the end, in {self.folder}")
 
@@ -144,13 +166,26 @@ class Experiment:
         studies = {"balanced": self.balanced, "random": self.random, **self.baselines}
         parts = {name: compact(study.results) for name, study in studies.items()}
         parts["random"] = parts["random"].isel(target=parts["random"].split == "validation")  # all that pages read
-        parts |= {"removal": self.removal(), "flips": self.flips()}
+        parts |= {name: run(self) for name, run in CURVES.items()} | {"flips": self.flips()}
         facts = {
             "problem": {"load": "imagenet200-cifar10", "options": self.size.options},
             "settings": {name: study.settings for name, study in studies.items()},
             "rounding": f"margins are float32 with {BITS} bits after the leading one",
             "runs": runs,
         }
+        self.save(parts, facts)
+
+    def add(self) -> None:
+        """The removals with the steps held, to results that ship without them; nothing else of them changes."""
+        shipped, added = dtl.results.open(self.size.name, self.out), ("removal-steps", "removal-fresh")
+        facts = {key: value for key, value in shipped.manifest.items() if key != "files"}
+        facts["runs"] |= {name: read_log(self.folder, name) for name in added}
+        parts = {**shipped.parts, **{name: CURVES[name](self) for name in added}}
+        for part in parts.values():
+            part.attrs.pop("settings", None)  # which the manifest holds
+        self.save(parts, facts)
+
+    def save(self, parts: dict[str, xr.Dataset], facts: dict[str, Any]) -> None:
         folder = dtl.results.save(self.out / self.size.name, parts, facts)
         print(*(f"{path}: {path.stat().st_size / 1e6:.1f} MB" for path in folder.iterdir()), sep="\n")
 
@@ -197,11 +232,16 @@ def compact(results: xr.Dataset) -> xr.Dataset:
     )
 
 
+CURVES: dict[str, Callable[[Experiment], xr.Dataset]] = {
+    "removal": Experiment.removal,
+    "removal-steps": Experiment.removal_steps,
+    "removal-fresh": Experiment.removal_fresh,
+}
 RUNS: dict[str, Callable[[Experiment], object]] = {
     "balanced": lambda e: e.balanced.run(e.size.models, e.device),
     "random": lambda e: e.random.run(e.size.random, e.device),
     "baselines": lambda e: [study.run(device=e.device) for study in e.baselines.values()],
-    "removal": Experiment.removal,
+    **CURVES,
     "flips": Experiment.flips,
 }
 
@@ -211,11 +251,15 @@ def read_log(folder: Path, name: str) -> list[dict[str, Any]]:
     return json.loads(log.read_text()) if log.exists() else []
 
 
+def finished(folder: Path, name: str) -> bool:
+    return any(piece["finished"] for piece in read_log(folder, name))
+
+
 @contextmanager
 def logged(folder: Path, name: str, command: str) -> Iterator[None]:
     """Add a piece of a run to its log, when it ends or is stopped; a run that has ended is not logged again."""
     before = read_log(folder, name)
-    if any(piece["finished"] for piece in before):
+    if finished(folder, name):
         yield
         return
     piece: dict[str, Any] = {
@@ -223,6 +267,7 @@ def logged(folder: Path, name: str, command: str) -> Iterator[None]:
         "commit": os.environ.get("DTL_COMMIT") or commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "hardware": doctor.hardware(),
+        "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()} | {n: version(n) for n in ("dtl", "torch", "numpy")},
         "finished": False,
     }
@@ -251,7 +296,9 @@ def commit() -> str:
 
 
 def main(
-    command: Literal["balanced", "random", "baselines", "removal", "flips", "pack", "all"],
+    command: Literal[
+        "balanced", "random", "baselines", "removal", "removal-steps", "removal-fresh", "flips", "pack", "add", "all"
+    ],
     data: Annotated[Path, typer.Option(envvar="DTL_DATA", help="folder of the images")],
     scale: Literal["cpu"] = "cpu",
     studies: Annotated[Path, typer.Option(help="folder of the studies")] = Path("studies"),
@@ -270,6 +317,9 @@ def main(
     if command in ("pack", "all"):
         experiment.need(*RUNS)
         experiment.pack()
+    if command == "add":
+        experiment.need("removal-steps", "removal-fresh")
+        experiment.add()
 
 
 if __name__ == "__main__":
