@@ -11,19 +11,13 @@ import torch
 from dask.utils import format_bytes
 from jsonargparse import auto_cli
 
+import dtl
 from dtl import doctor as health
-from dtl._advise import advise
-from dtl._audit import audit as find_bias
 from dtl._checks import Diverged, InputError, choice, whole
 from dtl._commands import client_of, merge, resume, run, status, study_in
 from dtl._flags import Parser, read_file
-from dtl._report import report as write_report
 from dtl.datasets.overlays import NAMED
 from dtl.engine.files import check_file, write
-from dtl.removal import ORDERS, removal_curve, select
-from dtl.results import open as open_results
-from dtl.scores import benchmark
-from dtl.study import Study
 from dtl.training import resolve_device
 
 BAD_USE, FAILURE, INTERRUPTED = 2, 1, 130
@@ -55,7 +49,7 @@ def influence(
     """
     whole("--top", top, 1)
     check_file(out, ".csv")
-    found = open_results(store).influence(method, output, transfer, split, by)
+    found = dtl.results.open(store).influence(method, output, transfer, split, by)
     table = found.to_frame()
     print(f"{found.n_models} models, {found.method} of the {output} on {split} examples")
     width = max(len(str(name)) for name in table["source"])
@@ -78,13 +72,13 @@ def export(store: str, out: str) -> None:
         out: x.nc or x.zarr.zip for all results, x.csv for the influence of each source class on each target class
     """
     check_file(out, ".nc", ".zarr.zip", ".csv")
-    print_written(open_results(store).save(out))
+    print_written(dtl.results.open(store).save(out))
 
 
 def remove(
     study: str,
     counts: str = "",
-    orders: str = ",".join(ORDERS),
+    orders: str = ",".join(dtl.removal.ORDERS),
     seeds: int = 10,
     store: str | None = None,
     out: str | None = None,
@@ -121,14 +115,14 @@ def remove(
     found = ours.influence(method, output, by="all")
     with client_of(scheduler) as client:
         chosen: Any = {"store": store, "seed": seed, "device": device, "client": client}
-        curve = removal_curve(ours, found, numbers, names, seeds, **chosen)
+        curve = dtl.removal_curve(ours, found, numbers, names, seeds, **chosen)
     accuracy = curve["test"].to_series().unstack("seed")
     cells = accuracy.mean(axis=1).map("{:.3f}".format) + accuracy.sem(axis=1).map(" +- {:.3f}".format)
     print(f"test accuracy, {curve.attrs['transfer']} transfer, mean +- standard error of {seeds} retrainings")
     print(cells.unstack("count").loc[names].to_string())
     print("\nnumber chosen on validation, its gain on test")
     for order in names:
-        best = select(curve, order)
+        best = dtl.removal.select(curve, order)
         print(f"{order:<8} {best.count:>4}  {best.gain:+.3f} +- {best.stderr:.3f}")
     if out:
         print_written(write(out, curve.to_dataframe().reset_index()))
@@ -159,11 +153,11 @@ def audit(
     ours = study_in(study, None, weights, **data)
     problem = ours.problem.with_views({name: NAMED[name]() for name in views.split(",")})
     settings = (ours.recipe, ours.design or "balanced", ours.transfer, study, ours.seed, ours.fraction, ours.unit)
-    viewed = Study(problem, *settings, weights).run(ours.results.sizes["model"], device)
-    found = find_bias(viewed, seeds, device=device)
+    viewed = dtl.Study(problem, *settings, weights).run(ours.results.sizes["model"], device)
+    found = dtl.audit(viewed, seeds, device=device)
     print(found)
     if out and out.endswith(".html"):
-        write_report(viewed, out, audit=found)
+        dtl.report(viewed, out, audit=found)
     elif out:
         Path(out).write_text(str(found), "utf8")
 
@@ -194,8 +188,8 @@ def scores(
     check_file(out, ".csv")
     if weights is None:
         raise InputError("scores look at source models: add --weights FOLDER, where the study kept them")
-    ours, again = study_in(study, None, weights, **data), open_results(replicate) if replicate else None
-    found = benchmark(ours, truth=truth, split=split, replicate=again, device=device)
+    ours, again = study_in(study, None, weights, **data), dtl.results.open(replicate) if replicate else None
+    found = dtl.scores.benchmark(ours, truth=truth, split=split, replicate=again, device=device)
     table = found.drop_dims("model").to_dataframe().reset_index()
     print(f"{len(ours.masks)} models, test accuracy after {found.truth.item()} transfer, scores of {split} images")
     print(table.drop(columns=["models", "truth", "split"]).to_string(index=False, float_format="{:.3f}".format))
@@ -216,9 +210,9 @@ def report(
         device: as in run
     """
     check_file(Path(out), ".html")
-    results = study_in(store, None, None, **data) if seeds else open_results(store)
-    advice = advise(results, seeds, device=device) if isinstance(results, Study) else None
-    print(f"wrote {write_report(results, out, advice, pd.read_csv(scores) if scores else None)}")
+    results = study_in(store, None, None, **data) if seeds else dtl.results.open(store)
+    advice = dtl.advise(results, seeds, device=device) if isinstance(results, dtl.Study) else None
+    print(f"wrote {dtl.report(results, out, advice, pd.read_csv(scores) if scores else None)}")
 
 
 def print_written(out: Path) -> None:

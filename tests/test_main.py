@@ -234,7 +234,7 @@ def test_bugs_show_their_traceback(tmp_path, monkeypatch):
     def bug(*args, **options):
         raise ValueError("operands could not be broadcast together")
 
-    monkeypatch.setattr(command_line.Study, "run", bug)
+    monkeypatch.setattr(dtl.Study, "run", bug)
     with pytest.raises(ValueError, match="broadcast"):
         invoke("run", saved(tmp_path))
 
