@@ -317,7 +317,8 @@ def put(cell: Notebook, values: Any) -> None:
     """Put values into the texts of a cell, in the order of its places."""
 
     def filled(text: str) -> str:
-        return PLACE.sub(lambda _: next(values), text)
+        text = PLACE.sub(lambda _: next(values), text)
+        return text.replace(" ± ", "\u00a0±\u00a0")  # no line ends between a value and its error
 
     if cell.cell_type == "markdown":
         cell.source = filled(cell.source)

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -12,6 +13,11 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
+
+# The head of a data frame: an empty corner and names of columns, then a row with nothing but the name of the index.
+CELLS = r"(?:\s*<th>[^<]*</th>)*\s*</tr>"
+NAME = r"\s*<tr>\s*<th>([^<]+)</th>(?:\s*<th></th>)+\s*</tr>"
+LONE_NAME = re.compile(rf"(<thead>\s*<tr[^>]*>\s*)<th></th>({CELLS}){NAME}")
 
 
 def repository_url(root: Path) -> str:
@@ -55,8 +61,12 @@ def disconnect_thebe(app: Sphinx) -> None:
 
 
 def empty_corners(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
-    """The empty corner of a data frame is no header: screen readers would announce a column without a name."""
-    context["body"] = context.get("body", "").replace("<th></th>", "<td></td>")
+    """The empty corner of a data frame is no header: screen readers would announce a column without a name.
+
+    The name of its index, if it has one, stands there, and not in a row of its own.
+    """
+    body = LONE_NAME.sub(r"\1<th>\3</th>\2", context.get("body", ""))
+    context["body"] = body.replace("<th></th>", "<td></td>")
 
 
 def resolve_public_name(
@@ -82,10 +92,40 @@ def give_examples_a_heading(app: Sphinx, what: str, name: str, obj: Any, options
         lines[start:start] = ["Examples", "--------"]
 
 
+SECTIONS = ("Parameters", "Attributes", "Returns", "Raises")
+
+
+def describe_below(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Sections say `name : description`, over several lines if it is long; napoleon would take that for a type.
+
+    A paragraph that follows a section is no parameter either: it gets a heading.
+    """
+    if what in ("attribute", "property", "data") and lines:
+        lines[0] = lines[0].replace(": ", " – ")  # what is left of a colon would be its type
+    done, section = [], ""
+    for i, line in enumerate(lines):
+        underlined = i + 1 < len(lines) and lines[i + 1].strip() and set(lines[i + 1]) == {"-"}
+        if underlined:
+            section = line if line in SECTIONS else ""
+        entry, colon, text = line.partition(" : ")
+        if section and not underlined and line and set(line) != {"-"} and not line.startswith(" "):
+            if colon and (section != "Returns" or lines[i + 1 : i + 2] and lines[i + 1].startswith("  ")):
+                done += [entry, f"    {text}"]
+                continue
+            if not lines[i - 1].strip():
+                done += ["Notes", "-----"]
+                section = ""
+        if not section and re.match(r"[a-z_]+(, [a-z_]+)* : ", line):  # a list of terms in the text
+            line = f"- **{entry}**: {text}"
+        done.append(line)
+    lines[:] = done
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     disconnect_thebe(app)
     app.connect("config-inited", add_launch_buttons)
     app.connect("autodoc-process-docstring", give_examples_a_heading, priority=400)  # before napoleon, at 500
+    app.connect("autodoc-process-docstring", describe_below, priority=401)
     app.connect("missing-reference", resolve_public_name)
     # The theme adds its launch buttons, then its download buttons, at 501 in the order of connection.
     app.connect("html-page-context", offer_notebook, priority=500)
