@@ -144,8 +144,9 @@ def schedule(n: int, recipe: Recipe) -> tuple[int, int]:
 class Plan(NamedTuple):
     """All that changes from step to step of models side by side, drawn before the first step.
 
-    order : (steps, models, batch) int64, numbers of images;  draws : (steps, models, batch, d) int32, what is random
-    about them (`Batches.draw`);  lr : (steps,) float64
+    order : (steps, models, batch) int64, numbers of images
+    draws : (steps, models, batch, d) int32, what is random about them (`Batches.draw`)
+    lr : (steps,) float64
     """
 
     order: torch.Tensor

@@ -92,6 +92,7 @@ def give_examples_a_heading(app: Sphinx, what: str, name: str, obj: Any, options
         lines[start:start] = ["Examples", "--------"]
 
 
+TERM = re.compile(r"^([a-z_]+(?:, [a-z_]+)*) : ", re.MULTILINE)
 SECTIONS = ("Parameters", "Attributes", "Returns", "Raises")
 
 
@@ -115,9 +116,12 @@ def describe_below(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
             if not lines[i - 1].strip():
                 done += ["Notes", "-----"]
                 section = ""
-        if not section and re.match(r"[a-z_]+(, [a-z_]+)* : ", line):  # a list of terms in the text
-            line = f"- **{entry}**: {text}"
-        done.append(line)
+        if not section and TERM.match(line):  # a list of terms in the text, sometimes several in a line
+            line = re.sub(r";  (?=[a-z_]+ : )", "\n", line)
+            line = TERM.sub(r"- **\1**: ", line)
+        elif done and done[-1].startswith("- **") and line.strip():
+            line = f"  {line.strip()}"
+        done += line.split("\n")
     lines[:] = done
 
 
