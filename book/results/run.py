@@ -7,7 +7,7 @@ goes on where it was and loses at most the batch of models in flight. Commands m
 `removal` and `flips` read the influences of `balanced`, and `pack` reads all of them. Where these models are not
 at hand, `removal-steps` and `removal-fresh` read what ships of them, and `add` puts the two to what ships.
 
-    scale cpu: 20 source classes, 100 training images of each target class; two cores, about an hour
+    scale cpu: 20 source classes, 100 training images of each target class; two cores, about three hours
     (200 source classes on one GPU are the matter of imagenet200.py)
 """
 
