@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from numpy.typing import ArrayLike
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
+from sphinx.util.typing import stringify_annotation
 
 # The head of a data frame: an empty corner and names of columns, then a row with nothing but the name of the index.
 CELLS = r"(?:\s*<th>[^<]*</th>)*\s*</tr>"
@@ -125,11 +127,21 @@ def describe_below(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
     lines[:] = done
 
 
+def read_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """`ArrayLike` by its name, not as the dozen types that it stands for; a default made by a factory as Python."""
+    whole = stringify_annotation(ArrayLike, "smart")
+    signature, returns = (text and text.replace(whole, "ArrayLike") for text in (signature, returns))
+    return signature and signature.replace("<factory>", "{}"), returns
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     disconnect_thebe(app)
     app.connect("config-inited", add_launch_buttons)
     app.connect("autodoc-process-docstring", give_examples_a_heading, priority=400)  # before napoleon, at 500
     app.connect("autodoc-process-docstring", describe_below, priority=401)
+    app.connect("autodoc-process-signature", read_signature)
     app.connect("missing-reference", resolve_public_name)
     # The theme adds its launch buttons, then its download buttons, at 501 in the order of connection.
     app.connect("html-page-context", offer_notebook, priority=500)
