@@ -110,9 +110,13 @@ def describe_below(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
         underlined = i + 1 < len(lines) and lines[i + 1].strip() and set(lines[i + 1]) == {"-"}
         if underlined:
             section = line if line in SECTIONS else ""
+        if section == "Returns":  # text all of it; two empty lines end the section before
+            rule = bool(line) and set(line) == {"-"}
+            done += [] if rule else ["", ":returns:"] if underlined else [f"   {line}" if line else ""]
+            continue
         entry, colon, text = line.partition(" : ")
         if section and not underlined and line and set(line) != {"-"} and not line.startswith(" "):
-            if colon and (section != "Returns" or lines[i + 1 : i + 2] and lines[i + 1].startswith("  ")):
+            if colon:
                 done += [entry, f"    {text}"]
                 continue
             if not lines[i - 1].strip():

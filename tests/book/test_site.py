@@ -125,6 +125,14 @@ def test_examples_in_docstrings_are_not_read_as_parameters() -> None:
     assert not lost, f"Put these examples under an Examples heading: {lost}"
 
 
+def test_the_reference_reads_as_text() -> None:
+    """No markup of docstrings is left in it, and what stands beside a parameter is not taken for its name or type."""
+    page = soup(SITE / "book/dtl.html")
+    assert not re.findall(r".{0,40}(?::raises|:param|:rtype|~dtl\.|<factory>).{0,40}", page.get_text())
+    fields = [item.get_text() for item in page.select("dl.field-list strong")]
+    assert len(fields) > 100 and not [name for name in fields if not re.fullmatch(r"\**\w+", name)]
+
+
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
 def test_downloads_are_clean(chapter: Path) -> None:
     page = SITE / f"chapters/{chapter.stem}.html"
