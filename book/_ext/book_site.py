@@ -71,6 +71,15 @@ def empty_corners(app: Sphinx, pagename: str, templatename: str, context: dict[s
     context["body"] = body.replace("<th></th>", "<td></td>")
 
 
+def signatures_in_lines(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """A parameter a line, without the list of definitions that Sphinx makes of them, which defines nothing."""
+
+    def lines(match: re.Match[str]) -> str:
+        return f'<span class="sig-lines">{re.sub(r"<(/?)dd>", r"<\1span>", match[1])}</span>'
+
+    context["body"] = re.sub(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", lines, context.get("body", ""), flags=re.DOTALL)
+
+
 def resolve_public_name(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: nodes.TextElement
 ) -> nodes.Element | None:
@@ -150,5 +159,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     # The theme adds its launch buttons, then its download buttons, at 501 in the order of connection.
     app.connect("html-page-context", offer_notebook, priority=500)
     app.connect("html-page-context", empty_corners, priority=900)
+    app.connect("html-page-context", signatures_in_lines, priority=900)
     app.connect("build-finished", copy_notebooks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
