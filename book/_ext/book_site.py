@@ -75,9 +75,10 @@ def signatures_in_lines(app: Sphinx, pagename: str, templatename: str, context: 
     """A parameter a line, without the list of definitions that Sphinx makes of them, which defines nothing."""
 
     def lines(match: re.Match[str]) -> str:
-        return f'<span class="sig-lines">{re.sub(r"<(/?)dd>", r"<\1span>", match[1])}</span>'
+        return match[1].replace("dd>", "span>").join(('<span class="sig-lines">', "</span>"))
 
-    context["body"] = re.sub(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", lines, context.get("body", ""), flags=re.DOTALL)
+    listed = re.compile(r"<dl>\s*((?:<dd>.*?</dd>\s*)+)</dl>", re.DOTALL)
+    context["body"] = listed.sub(lines, context.get("body", ""))
 
 
 def resolve_public_name(
