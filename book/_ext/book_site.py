@@ -53,6 +53,34 @@ def copy_notebooks(app: Sphinx, exception: Exception | None) -> None:
                 shutil.copy2(notebook, target)
 
 
+HEAD_SCRIPT = re.compile(r'<script ([^>]*src="(?![^"]*(?:documentation_options|widgets/setup))[^"]+"[^>]*)></script>')
+ICONS = re.compile(r'<script defer src="[^"]*/fontawesome\.js[^"]*"></script>')
+
+
+# MathJax adds style sheets, on which browsers think again of fonts that came too late, and the text would move.
+FONTS = """<script>new PerformanceObserver((_, observer) => { observer.disconnect(); setTimeout(() => {
+  for (const [name, font] of [["sans-late", "Source Sans 3"], ["serif-late", "Source Serif 4"]])
+    document.documentElement.classList.toggle(name, !document.fonts.check(`1em "${font}"`));
+}, 100); }).observe({type: "paint", buffered: true});</script>
+"""
+
+
+def scripts_wait(app: Sphinx, exception: Exception | None) -> None:
+    """No script holds up what a page shows: all run after it, in their order; the two large ones when they are there.
+
+    Icons come from a font that the style sheet loads anyway; the half megabyte that would draw them again is left out.
+    """
+
+    def later(match: re.Match[str]) -> str:
+        attributes = match[1].replace('defer="defer" ', "").replace("defer ", "")
+        large = "mathjax/" in attributes or "widgets/embed" in attributes
+        return f"<script {'async' if large else 'defer'} {attributes}></script>"
+
+    for page in Path(app.outdir).rglob("*.html") if exception is None and app.builder.format == "html" else ():
+        head, end, body = page.read_text(encoding="utf8").partition("</head>")
+        page.write_text(HEAD_SCRIPT.sub(later, ICONS.sub("", head)) + FONTS + end + body, encoding="utf8")
+
+
 def disconnect_thebe(app: Sphinx) -> None:
     """Jupyter Book always loads sphinx-thebe, which writes a third-party address into every page."""
     for listeners in list(app.events.listeners.values()):
@@ -162,4 +190,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", empty_corners, priority=900)
     app.connect("html-page-context", signatures_in_lines, priority=900)
     app.connect("build-finished", copy_notebooks)
+    app.connect("build-finished", scripts_wait)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
