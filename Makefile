@@ -16,7 +16,7 @@ JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 # containers, each would compile all that it imports, which is more work than to import it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help book test lab check notebooks lock clean
+.PHONY: help book pdf test lab check notebooks lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ book: $(INSTALLED) ## Execute what changed and build the site into _build/html; 
 	@SECONDS=0; echo "== Building the book: any warning or failed cell fails the build"; \
 	$(BIN)/python book/build.py $(PAGES); \
 	echo "   book built in $$SECONDS s"
+
+pdf: $(INSTALLED) ## Print the site that make book wrote as one file, _build/book.pdf
+	@$(BIN)/python book/pdf.py
 
 test: $(INSTALLED) ## Run the tests (those of the site need `make book` first)
 	@echo "== Running the tests"; \

@@ -1,11 +1,14 @@
 """Every page of the built site in a browser: nothing blocked or broken, accessible in both themes, fit for a phone."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from built import SITE, built_pages, missing
 from playwright.sync_api import Browser, Page
+from pypdf import PdfReader
 
 import dtl
 
@@ -46,6 +49,15 @@ def test_page_is_whole_accessible_and_fits_a_phone(visit, name: str) -> None:
     opened.page.set_viewport_size({"width": 390, "height": 800})
     width = opened.page.evaluate("document.documentElement.scrollWidth")
     assert width <= 390, f"{name} is {width} px wide on a 390 px screen."
+
+
+def test_the_book_is_printed_with_what_is_folded(site: Path, tmp_path: Path) -> None:
+    script, to = site.parents[1] / "book/pdf.py", tmp_path / "book.pdf"
+    subprocess.run([sys.executable, script, "chapters/01-question", "book/timings", f"--to={to}"], check=True)
+    book = PdfReader(to)
+    assert len(book.outline) == 2
+    text = " ".join(page.extract_text() for page in book.pages)
+    assert "Timings" in text and text.count("Right.") >= 3  # the answers of the quick questions
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
