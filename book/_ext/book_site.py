@@ -61,7 +61,7 @@ ICONS = re.compile(r'<script defer src="[^"]*/fontawesome\.js[^"]*"></script>')
 FONTS = """<script>new PerformanceObserver((_, observer) => { observer.disconnect(); setTimeout(() => {
   for (const [name, font] of [["sans-late", "Source Sans 3"], ["serif-late", "Source Serif 4"]])
     document.documentElement.classList.toggle(name, !document.fonts.check(`1em "${font}"`));
-}, 100); }).observe({type: "paint", buffered: true});</script>
+}, 40); }).observe({type: "paint", buffered: true});</script>
 """
 
 
