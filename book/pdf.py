@@ -1,8 +1,9 @@
-"""The whole book as one PDF, _build/book.pdf, printed from the site that `make book` wrote; links become bookmarks.
+"""The whole book as one PDF, _build/book.pdf, printed from the site that `make book` wrote; each page has a bookmark.
 
     python book/pdf.py      # needs Chromium, as the tests of the site do
 
-Everything folded is printed open: code, hints, answers and solutions.
+Everything folded is printed open: code, hints, answers and solutions. Links to other pages become plain text, since
+they would lead to a server that is gone.
 """
 
 import argparse
@@ -24,6 +25,8 @@ MARGIN: Any = dict.fromkeys(("top", "bottom", "left", "right"), "18mm")
 OPEN = """async () => {
     document.querySelectorAll("details").forEach(folded => { folded.open = true; });
     document.querySelectorAll("img").forEach(image => { image.loading = "eager"; });
+    const elsewhere = link => link.origin === location.origin && link.pathname !== location.pathname;
+    document.querySelectorAll("a[href]").forEach(link => { if (elsewhere(link)) link.removeAttribute("href"); });
     await window.MathJax?.startup?.promise;
 }"""
 

@@ -51,12 +51,14 @@ def test_page_is_whole_accessible_and_fits_a_phone(visit, name: str) -> None:
     assert width <= 390, f"{name} is {width} px wide on a 390 px screen."
 
 
-def test_the_book_is_printed_with_what_is_folded(site: Path, tmp_path: Path) -> None:
+def test_the_book_is_printed_with_what_is_folded(browser: Browser, site: Path, tmp_path: Path) -> None:
     script, to = site.parents[1] / "book/pdf.py", tmp_path / "book.pdf"
     subprocess.run([sys.executable, script, "chapters/01-question", "book/timings", f"--to={to}"], check=True)
     book = PdfReader(to)
     assert len(book.outline) == 2
     text = " ".join(page.extract_text() for page in book.pages)
+    links = [note.get_object().get("/A", {}).get("/URI", "") for page in book.pages for note in page.get("/Annots", [])]
+    assert links and not [link for link in links if "127.0.0.1" in link]
     assert "Timings" in text and text.count("Right.") >= 3  # the answers of the quick questions
 
 
