@@ -51,7 +51,7 @@ pdf: $(INSTALLED) ## Print the site that make book wrote as one file, _build/boo
 
 test: $(INSTALLED) ## Run the tests (those of the site need `make book` first)
 	@echo "== Running the tests"; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lab: $(INSTALLED) ## Open the chapters in JupyterLab
 	@echo "== Starting JupyterLab in chapters/ (stop it with Ctrl+C)"; \

@@ -322,7 +322,7 @@ def test_facts_of_a_run_may_come_in_several_messages(book: Path, monkeypatch: py
 
 
 def test_a_kernel_that_hangs_is_ended(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "IDLE", 4)
+    monkeypatch.setattr(pages, "IDLE", 2)
     page = book / "chapters/02-second.md"
     page.write_text(page.read_text().replace("n = 3", "import time; time.sleep(1000)"))
     assert "has done nothing" in pages.run(page)

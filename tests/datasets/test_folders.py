@@ -577,7 +577,7 @@ def build(place: Path, node: dict, made: dict[Path, str], count: list[int]) -> N
 BYTES = [png(i) for i in range(400)]
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list[Any](HealthCheck))
+@settings(max_examples=500 if os.environ.get("CI") else 80, deadline=None, suppress_health_check=list[Any](HealthCheck))
 @given(source=TREES, target=TREES)
 def test_any_tree_gives_a_right_answer_or_one_clear_error(source, target):
     said: list[str] = []
