@@ -152,8 +152,8 @@ def audit(
         choice(name, NAMED, "view")
     ours = study_in(study, None, weights, **data)
     problem = ours.problem.with_views({name: NAMED[name]() for name in views.split(",")})
-    settings = (ours.recipe, ours.design or "balanced", ours.transfer, study, ours.seed, ours.fraction, ours.unit)
-    viewed = dtl.Study(problem, *settings, weights).run(ours.results.sizes["model"], device)
+    settings = (ours.recipe, ours.design or "balanced", ours.transfer, study, ours.seed, ours.fraction)
+    viewed = dtl.Study(problem, *settings, ours.groups or ours.unit, weights).run(ours.results.sizes["model"], device)
     found = dtl.audit(viewed, seeds, device=device)
     print(found)
     if out and out.endswith(".html"):

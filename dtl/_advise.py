@@ -1,6 +1,7 @@
 """A decision at the end: which source classes to drop, if any, and what that gains on new images."""
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,7 @@ def advise(study: Study, seeds: int = 20, *, fdr: float = 0.05, level: float = 0
     check_number(seeds, 3, 10**6, "seeds, three or more to choose by the others,")
     check_between(fdr, "fdr")
     check_between(level, "level")
+    signature(retrain).bind(study, {}, seeds, **options)  # TypeError for an unknown one, where nothing is tried, too
     overall = check_kind(study, "dtl.Study", "study").influence(by="all")
     found = false_discovery_control(overall.p_values("less")[:, 0]) < fdr
     worst = [int(c) for c in np.argsort(overall.values[:, 0], kind="stable") if found[c]][: study.n_units - 2]

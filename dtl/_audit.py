@@ -127,7 +127,9 @@ def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: f
     if (found := looked.found).empty:
         return looked
     sources = pd.concat([_bringers(study, results, view, level) for view in found["view"].unique()], ignore_index=True)
-    fixes = _repairs(study, found.iloc[0], sources, seeds, transfer=regime, **options)
+    brought = sources["source"][sources["view"] == found["view"][0]]
+    without = np.flatnonzero(np.isin(results["source"].values, brought)).tolist()
+    fixes = _repairs(study, found.iloc[0], without, seeds, transfer=regime, **options)
     return replace(looked, sources=sources, repairs=fixes)
 
 
@@ -135,15 +137,13 @@ def _bringers(study: Study, results: xr.Dataset, view: str, level: float) -> pd.
     """Source classes with an established influence on the share of predictions that a view changes."""
     moved = shift(results, view, "changed", split="validation").values
     influence = estimate_influence(study.masks, moved[:, None])
-    found = pd.DataFrame({"view": view, "source": study.problem.source.classes, "influence": influence.values[:, 0]})
+    found = pd.DataFrame({"view": view, "source": results["source"].values, "influence": influence.values[:, 0]})
     found = found.assign(stderr=influence.stderr[:, 0], q=false_discovery_control(influence.p_values("greater")[:, 0]))
     return found.loc[found.q < level].sort_values("influence", ascending=False)
 
 
-def _repairs(study: Study, cell: Any, sources: pd.DataFrame, seeds: int, **options: Any) -> pd.DataFrame:
+def _repairs(study: Study, cell: Any, without: list[int], seeds: int, **options: Any) -> pd.DataFrame:
     """What every repair leaves of one cell, the cheapest first: sources trained, then images changed, then steps."""
-    brought = sources[sources["view"] == cell["view"]]["source"]
-    without = [study.problem.source.classes.index(name) for name in brought]
     arms = repairs(study, study.problem.views[cell["view"]], without)
     measure = partial(shift, view=cell["view"], measure=cell["measure"], toward=cell["class"] or None)
     after = bias_transfer(study, arms, measure, seeds, **options).sel(arm=list(arms))

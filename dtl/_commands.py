@@ -195,6 +195,7 @@ def study_in(
     if not (facts["origin"] or problem or source):
         raise InputError(f"{location} does not say how to load its problem: add --problem NAME or --source, --target")
     known = {name: facts["settings"][name] for name in ("design", "transfer", "seed", "fraction", "unit")}
+    known["unit"] = facts["settings"].get("groups", known["unit"])
     known |= {"recipe": Recipe(**facts["settings"]["recipe"]), "store": store or location, "weights": weights}
     return Study(problem_of(problem or facts["origin"], options, source, target), **known)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from jinja2 import Environment, PackageLoader
 from scipy.stats import false_discovery_control
 
@@ -27,7 +28,7 @@ FDR, WANTED = 0.05, 0.8  # false discoveries among what is called established; r
 
 
 def report(
-    results: Study | Results | str | Path,
+    results: Study | Results | xr.Dataset | str | Path,
     out: str | Path,
     advice: Advice | None = None,
     scores: pd.DataFrame | None = None,
@@ -43,7 +44,7 @@ def report(
 
     Parameters
     ----------
-    results : a study, whose source images are then shown, or anything that `dtl.results.open` takes
+    results : a study, whose source images are then shown, its `results`, or anything that `dtl.results.open` takes
     out : NAME.html
     advice : of `dtl.advise`, to stand first; without it the page says how to get one
     scores : table of `dtl.scores.benchmark`, or the file of `python -m dtl scores` as pandas reads it, for a section
@@ -65,7 +66,8 @@ def report(
     check_kind(scores, "pandas.DataFrame", "scores", optional=True)
     check_kind(audit, "dtl.Audit", "audit", optional=True)
     study = results if isinstance(results, Study) else None
-    found = Results(results.results) if isinstance(results, Study) else results
+    found = results.results if isinstance(results, Study) else results
+    found = Results(found) if isinstance(found, xr.Dataset) else found
     found = found if isinstance(found, Results) else open_results(found)
     whole, classes = found.influence(by="all", **options), found.influence(by="class", **options)
     nothing = "Nothing was retrained, so nothing is advised: dtl.advise(study), or --seeds 20 here, tries removals."

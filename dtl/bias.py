@@ -176,7 +176,8 @@ def bias_transfer(
     judged = again.correct.isel(target=again["split"].values == "test").transpose(..., "target").compute()
     each = study.problem.accuracy(judged.values.reshape(-1, judged.sizes["target"]), judged["label"].values)
     accuracy = judged.isel(target=0, drop=True).astype(float).copy(data=each.reshape(judged.shape[:-1]))
-    found = xr.Dataset({"bias": measure(again).astype(float), "accuracy": accuracy}, attrs=again.attrs)
+    bias = check_kind(measure(again), "xarray.DataArray", "what measure makes of results, one number an arm and seed,")
+    found = xr.Dataset({"bias": bias.astype(float), "accuracy": accuracy}, attrs=again.attrs)
     for name in ("bias", "accuracy"):
         for part, other in ((name, 0.0), (f"{name}_change", found[name].isel(arm=0, drop=True))):
             numbers = compare(found[name], other).rename(difference="mean")
@@ -251,7 +252,7 @@ def repairs(
     Parameters
     ----------
     overlay : the change that moves the model
-    without, control : source classes to leave out, and as many others
+    without, control : numbers of source classes (groups, images) to leave out, and as many others
     agrees : (n,) bool, an attribute of the target's training images, for a target in which it is balanced
     share : of the target's training images that get the change, whatever their class
 
@@ -262,7 +263,7 @@ def repairs(
     check_kind(study, "dtl.Study", "study")
     check_number(seed, 0, 2**32, "seed")
     check_between(share, "share")
-    recipe, target, n_classes = study.recipe, study.problem.target_train, study.problem.source.n_classes
+    recipe, target = study.recipe, study.problem.target_train
     order = np.random.default_rng(seed).permutation(len(target))
     by_class = [order[target.labels.numpy()[order] == k] for k in range(target.n_classes)]
     half = np.sort(np.concatenate([rows[: -(-len(rows) // 2)] for rows in by_class]))
@@ -283,9 +284,9 @@ def repairs(
     arms |= {name: Arm(problem=replace(study.problem, target_train=images)) for name, images in targets.items()}
     for name, classes in (("without the carriers", without), ("without others (control)", control)):
         for number in several(classes, f"classes of the arm {name!r}"):
-            check_number(number, 0, n_classes - 1, f"each class of the arm {name!r}")
+            check_number(number, 0, study.n_units - 1, f"each class of the arm {name!r}")
         if len(classes):
-            arms[name] = Arm(masks=~np.isin(np.arange(n_classes), list(classes)))
+            arms[name] = Arm(masks=~np.isin(np.arange(study.n_units), list(classes)))
     return arms
 
 

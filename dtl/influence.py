@@ -129,6 +129,7 @@ class Influence:
         known = np.isfinite(total)
         if not total[known].any():
             return "Nothing can be said of the errors: train more models."
+        own = np.minimum(own, total - images)  # an estimate, which can exceed the whole that it is a part of
         share, alone = (float(part[known].sum() / total[known].sum()) for part in (images, own))
         twice = f"twice the models would lower them by {1 - math.sqrt((1 + share) / 2):.0%}"
         if not images.any():

@@ -86,6 +86,8 @@ def subpopulations(
     included, outputs = floats(masks, "masks").astype(bool), floats(outputs, "outputs")
     choice(side, SIDES, "side")
     check_number(seed, 0, 2**32 - 1, "seed")
+    if included.ndim != 2 or outputs.ndim != 2:
+        raise InputError(f"masks must be (models, classes), outputs (models, examples), not {np.shape(outputs)}")
     n = outputs.shape[1]
     if n < 3:
         raise InputError(f"{n} examples are too few to group: give three or more")

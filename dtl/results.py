@@ -110,7 +110,7 @@ class Results:
         Parameters
         ----------
         method : default is "difference", or "ols" for a balanced design in which a difference holds other effects: of
-            sizes, where they differ, or of other units, where two models a unit or more end inside a block
+            sizes, where they differ, or of other units, where more than two models a unit end inside a block
         output, transfer, split : as in `outputs`
         by : None for a column per target example, "class" for one per target class, "all" for one of the whole target,
             or an int array with the group of each example
@@ -129,7 +129,7 @@ class Results:
             choice(by, ("class", "all"), "grouping by")
             groups, said, part = labels, by, "common" if by == "all" else part
         if method is None:
-            mixed = np.ptp(masks.sum(axis=1)) > 0 if is_balanced(masks) else len(masks) >= 2 * masks.shape[1]
+            mixed = np.ptp(masks.sum(axis=1)) > 0 if is_balanced(masks) else len(masks) > 2 * masks.shape[1]
             method = "ols" if settings["design"] == "balanced" and mixed else "difference"
         design = settings["design"] if settings["design"] in DESIGNS else None
         found = estimate_influence(masks, outputs, method, design, groups, part, target)
@@ -213,7 +213,7 @@ def open(where: str | Path, folder: str | Path | None = None) -> Results:
     >>> dtl.results.open("imagenet20-cifar10")["removal"].test.dims
     ('order', 'count', 'seed')
     """
-    if folder is None and str(where).endswith(".nc"):
+    if folder is None and str(where).endswith(".nc") and Path(where).exists():
         data = xr.load_dataset(where, engine="h5netcdf")
         return Results(data.assign_attrs({k: decoded(v) for k, v in data.attrs.items() if k != "problem"}))
     place = FOLDER if folder is None else path_of(folder, "folder")

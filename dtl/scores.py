@@ -205,8 +205,8 @@ def benchmark(
     truth = truth or ("full" if "full" in study.transfer else study.transfer[0])
     choice(truth, study.transfer, "truth")
     scores = _known(scores, split)
-    if study.unit != "class":
-        raise InputError("a benchmark needs a study of classes: a subset of examples leaves no head of a class out")
+    if study.groups or study.unit != "class":
+        raise InputError("a benchmark needs a study whose units are classes, not groups of them or examples")
     if replicate is not None and not np.array_equal(getattr(replicate, "masks", ()), study.masks):
         raise InputError("replicate must hold the same subsets: make it with design=study.masks and another seed")
     problem, masks, numbers = study.problem, study.masks, study.results["model"].values

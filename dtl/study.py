@@ -245,9 +245,10 @@ class Study:
         for number, mask in enumerate(masks):
             classes = mask.sum() if self.unit == "class" else np.count_nonzero(np.bincount(labels[mask], minlength=1))
             if classes < 2:
+                how = 'larger subsets, such as design="random" with fraction=2/3' if n_classes > 2 else "more classes"
                 raise InputError(
-                    f"subset {number} has fewer than two of the {n_classes} classes, which a source model needs: use "
-                    'larger subsets, such as design="random" with fraction=2/3'
+                    f"subset {number} has fewer than two of the {n_classes} classes, which a source model needs: "
+                    f"use {how}"
                 )
         return masks
 

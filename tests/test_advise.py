@@ -118,6 +118,11 @@ def test_advice_on_a_study(problem, recipe, tmp_path):
     assert one.candidates and str(one) == str(two) and set(one.classes) <= set(one.candidates)
 
 
+def test_an_unknown_option_is_one_where_nothing_is_tried_too():
+    with pytest.raises(TypeError, match="devic"):
+        dtl.advise(World(0, np.zeros(K)).study, devic="cpu")
+
+
 @pytest.mark.parametrize("options", [dict(seeds=2), dict(fdr=0), dict(level=1.0)])
 def test_bad_arguments_get_one_clear_error(options):
     with pytest.raises(InputError, match=next(iter(options))):

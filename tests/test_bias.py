@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from scipy.stats import ttest_1samp
 
 import dtl
 import dtl.engine.workers
-from dtl import bias
+from dtl import _audit, bias
 from dtl._checks import InputError
 from dtl.datasets import faces, overlays
 
@@ -351,6 +351,32 @@ def test_an_audit_finds_what_is_there_and_nothing_else(problem, recipe, monkeypa
     assert fixed.leaves["without the carriers"] == pytest.approx(0, abs=0.02)
     text = str(found)
     assert "6 cells were looked at" in text and "star" in text and "without the carriers" in text
+
+
+@pytest.mark.parametrize("unit", ["group", "example"])
+def test_an_audit_names_the_units_of_its_study(problem, recipe, monkeypatch, unit):
+    """Groups of classes, or single images, brought what is found, and the repair without them leaves them out."""
+    groups = {name: name[0] for name in problem.source.classes}
+    names: Any = sorted({*groups.values()}) if unit == "group" else list(range(len(problem.source)))
+    options: Any = {"unit": groups} if unit == "group" else {"unit": "example", "design": "paired"}
+    study = dtl.Study(problem.with_views({"square": overlays.Square()}), recipe, **options)
+    asked: list[Any] = []
+    monkeypatch.setattr(_audit, "false_discovery_control", np.zeros_like)  # whatever is looked at is established
+    bring = _audit._bringers
+    monkeypatch.setattr(
+        _audit, "_bringers", lambda *args: bring(*args)[lambda found: found.source.isin([names[1], names[3]])]
+    )
+    monkeypatch.setattr(_audit, "bias_transfer", lambda study, arms, *rest, **named: asked.append(arms) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        dtl.audit(study.run(4, "cpu", progress=False), seeds=2, progress=False)
+    assert np.flatnonzero(~asked[0]["without the carriers"].masks).tolist() == [1, 3]
+
+
+def test_a_measure_that_is_no_number_an_arm_and_seed(problem, recipe):
+    with pytest.raises(
+        InputError, match="what measure makes of results, one number an arm and seed, must be an xarray"
+    ):
+        dtl.bias_transfer(dtl.Study(problem, recipe), {"a": problem}, cast(Any, lambda results: 1.0), 2, progress=False)
 
 
 @pytest.mark.parametrize("effect", [0.0, 0.01])

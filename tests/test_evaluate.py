@@ -90,6 +90,12 @@ def test_rows_that_are_not_those_of_their_models():
         evaluate(effects, results.isel(model=slice(20)))
 
 
+def test_models_that_are_too_few_to_leave_some_out_are_counted():
+    results, effects = measured(m=42)
+    with pytest.raises(InputError, match="42 models are too few to leave out one in 20 of them .*: train more"):
+        evaluate(effects, results)
+
+
 def _astray(results):
     """Rows of the subsets in another order than their models, as when a store was sorted by hand."""
     settings = results.attrs["settings"] | {"seed": 0, "fraction": 0.5}

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import math
+import re
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -677,6 +678,15 @@ def test_an_influence_knows_its_problem(problem):
         dataclasses.replace(_of(problem, "class", 4, data={}), values=np.zeros((23, 4))).check(problem)
     with pytest.raises(InputError, match="influence is of 24 images but the source of .* has 480"):
         _of(problem, "class", 4, unit="example").check(problem)
+
+
+def test_advice_promises_no_more_than_twice_the_images_can_do():
+    """Seeds at which the estimate of what is each image's own exceeds the whole of which it is a part."""
+    for seed in range(20):
+        outputs = np.random.default_rng(seed).normal(size=(8, 6))
+        found = estimate_influence(subset_masks(6, 8, seed=seed), outputs, groups=np.zeros(6, int))
+        percents = [int(number) for number in re.findall(r"by (\d+)%", found.advice)]
+        assert len(percents) == 2 and max(percents) <= 29, found.advice
 
 
 def test_a_table_has_a_row_for_each_target_and_source():

@@ -318,6 +318,17 @@ def test_resume_needs_the_store_alone(reference, tmp_path, monkeypatch):
     assert "12 models done" in call("resume", folder), "nothing is missing"
 
 
+def test_a_study_of_groups_goes_on(problem, recipe, tmp_path):
+    groups = {name: f"group {i % 6}" for i, name in enumerate(problem.source.classes)}
+    dtl.Study(problem, recipe, unit=groups, store=tmp_path / "a").run(4, progress=False)
+    assert "12 models done" in call("resume", tmp_path / "a", "--models", 12)
+    same(tmp_path / "a", dtl.Study(problem, recipe, unit=groups).run(12, progress=False))
+    assert "12 models done" in call("merge", tmp_path / "b", tmp_path / "a")
+    assert "group 0" in call("influence", tmp_path / "b")
+    assert "negative" in call("remove", tmp_path / "b", "--counts", 1, "--seeds", 2, "--orders", "negative")
+    assert "2 models each" in call("audit", tmp_path / "b", "--views", "square", "--seeds", 2)
+
+
 def test_resume_says_what_it_lacks(problem, recipe, tmp_path):
     folder = tmp_path / "toy"
     dtl.Study(dataclasses.replace(problem, name="mine"), recipe, store=folder).run(4, progress=False)

@@ -138,6 +138,11 @@ def test_an_audit_is_a_section(results: dtl.results.Results, page: Path, tmp_pat
     assert "In none does the transferred model" in text and "| --- |" not in str(none)
 
 
+def test_results_are_taken_as_a_study_gives_them(results: dtl.results.Results, tmp_path: Path) -> None:
+    one, two = (dtl.report(of, tmp_path / f"{type(of).__name__}.html") for of in (results, results.data))
+    assert pd.read_csv(tmp_path / f"{one.stem}-whole.csv").equals(pd.read_csv(tmp_path / f"{two.stem}-whole.csv"))
+
+
 @pytest.mark.parametrize(("out", "says"), [("found.pdf", "html"), ("nowhere/found.html", "nowhere")])
 def test_bad_places_are_refused_before_anything_is_read(out: str, says: str, tmp_path: Path) -> None:
     with pytest.raises((InputError, FileNotFoundError), match=says):

@@ -79,6 +79,8 @@ def test_unknown_results(tmp_path: Path, parts: dict[str, xr.Dataset]) -> None:
     write(tmp_path, parts)
     with pytest.raises(FileNotFoundError, match="no results 'yours' in .*: give a store, a .nc file, or one of mine"):
         results.open("yours", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no results 'yours.nc' in .*: give a store, a .nc file, or one of"):
+        results.open("yours.nc")
 
 
 def test_one_noun_for_a_store_and_a_file(problem, recipe, tmp_path: Path) -> None:

@@ -470,6 +470,31 @@ def test_a_home_folder_is_that_of_the_user(problem, recipe, tmp_path, monkeypatc
     assert open_results("~/kept/s").data.sizes["model"] == 4
 
 
+def test_a_relative_folder_stays_the_one_it_was(problem, recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = run(problem, recipe, 4, store="kept/s")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert "4 models done" in repr(study) and study.run(8, progress=False).results.sizes["model"] == 8
+    assert not any((tmp_path / "elsewhere").iterdir()) and open_results(tmp_path / "kept/s").data.sizes["model"] == 8
+
+
+@pytest.mark.parametrize("n", [12, 13, 14, 16])
+def test_the_default_estimator_never_refuses(uneven, recipe, n):
+    """Six classes: twice as many models, a pair cut apart, a whole block, more."""
+    found = dtl.Study(uneven, recipe).run(n, progress=False).influence(by="all")
+    assert found.n_models == n // 2 * 2 and np.isfinite(found.values).all()
+
+
+def test_two_classes_have_no_subsets(problem, recipe):
+    two = problem.source.subset(problem.source.labels.numpy() < 2)
+    source = dtl.ImageDataset(two.images, two.labels, two.classes[:2])
+    with pytest.raises(
+        ValueError, match="fewer than two of the 2 classes, which a source model needs: use more classes"
+    ):
+        dtl.Study(dataclasses.replace(problem, source=source), recipe, design="random", fraction=2 / 3)
+
+
 @pytest.mark.parametrize(
     ("place", "message"),
     [

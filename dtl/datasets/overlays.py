@@ -262,7 +262,7 @@ def plant(
     rng, labels = np.random.default_rng(seed), dataset.labels.numpy()
     which = np.zeros(len(labels), dtype=bool)
     for number in numbers:
-        check_number(number, 0, dataset.n_classes - 1, "each class to plant into, a name of the dataset or")
+        check_number(number, 0, dataset.n_classes - 1, "each class to plant into, if no name of the dataset,")
         members = np.flatnonzero(labels == number)
         which[rng.permutation(members)[: round(rate * len(members))]] = True
     return changed(dataset, [overlay], np.where(which, 0, -1)), which

@@ -83,7 +83,7 @@ class Store:
 
     def __init__(self, location: str | Path | ZarrStore | None, settings: dict[str, object]) -> None:
         if isinstance(location, str | Path):
-            location = Durable(local_folder(location))
+            location = Durable(local_folder(location).absolute())  # the same one after a change of folder
         self.zarr: ZarrStore = MemoryStore() if location is None else location
         self.settings = settings
         self.folder: Path | None = None  # where other processes find it, unless it is in memory or of another kind
