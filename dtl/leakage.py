@@ -53,13 +53,11 @@ def leaked(
     >>> dtl.leaked(found, problem.source.subset(range(6)))[["source", "target"]].values[0].tolist()
     [4, 3]
     """
-    check_kind(influence, "dtl.Influence", "influence")
-    check_kind(source, "dtl.ImageDataset", "source")
     check_between(near, "near")
+    table = _strongest(influence, source, "target", "greater")
     z = influence.z
     if z.shape[1] < 2:
         raise InputError("leaks need the influence on single target examples: estimate it with study.influence()")
-    table = _strongest(influence, source, "target", z.argmax(axis=1), "greater")
     top = np.partition(z, -2, axis=1)
     table["lead"] = top[:, -1] - top[:, -2]
     if similarity is not None:
@@ -90,26 +88,23 @@ def misleading(influence: Influence, source: ImageDataset) -> pd.DataFrame:
     >>> dtl.misleading(found, problem.source.subset(range(3)))[["source", "z"]].values[0].tolist()
     [1.0, -5.0]
     """
+    table = _strongest(influence, source, "column", "less")
+    table.insert(1, "label", np.array(source.classes)[source.labels.numpy()])
+    return table.assign(z=influence.z.min(axis=1)).sort_values("z", kind="stable", ignore_index=True)
+
+
+def _strongest(influence: Influence, source: ImageDataset, name: str, alternative: str) -> pd.DataFrame:
+    """Influence of each source example in its strongest column, at a false discovery rate that pays for the choice."""
     check_kind(influence, "dtl.Influence", "influence")
     check_kind(source, "dtl.ImageDataset", "source")
-    z = influence.z
-    table = _strongest(influence, source, "column", z.argmin(axis=1), "less")
-    table.insert(1, "label", np.array(source.classes)[source.labels.numpy()])
-    return table.assign(z=z.min(axis=1)).sort_values("z", kind="stable", ignore_index=True)
-
-
-def _strongest(
-    influence: Influence, source: ImageDataset, name: str, columns: np.ndarray, alternative: str
-) -> pd.DataFrame:
-    """Influence of each source example in its strongest column, at a false discovery rate that pays for the choice."""
-    n_rows, n = influence.values.shape
+    z, (n_rows, n) = influence.z, influence.values.shape
     if n_rows != len(source):
         raise InputError(
             f"the influence is of {n_rows} units but the source has {len(source)} examples: leaks and misleading "
             'examples need a study of examples, dtl.Study(problem, unit="example")'
         )
-    at = np.arange(n_rows), columns
-    table = {"source": at[0], name: columns, "influence": influence.values[at], "stderr": influence.stderr[at]}
+    at = np.arange(n_rows), z.argmax(axis=1) if alternative == "greater" else z.argmin(axis=1)
+    table = {"source": at[0], name: at[1], "influence": influence.values[at], "stderr": influence.stderr[at]}
     return pd.DataFrame(table | {"q": false_discovery_control(np.minimum(1, n * influence.p_values(alternative)[at]))})
 
 
