@@ -87,13 +87,12 @@ def removal_curve(
             arms[f"{order} {count}"] = Arm(masks=masks, steps=steps)
     again = retrain(study, arms, seeds, seed=seed, **options)
     accuracy, curve = accuracy or study.problem.accuracy, {}
+    arm = np.zeros((len(orders), len(counts)), dtype=int)  # all orders begin with the full source
+    arm[:, 1:] = np.arange(1, len(arms)).reshape(-1, len(orders)).T
     for split in ("validation", "test"):
         judged = again.correct.isel(target=again.split == split)
         found = np.asarray(accuracy(judged.values.reshape(-1, judged.sizes["target"]), judged.label.values))
-        found = found.reshape(-1, seeds)
-        each = found[1:].reshape(len(counts) - 1, len(orders), seeds).swapaxes(0, 1)
-        full = np.broadcast_to(found[0], (len(orders), 1, seeds))
-        curve[split] = ("order", "count", "seed"), np.concatenate([full, each], 1)
+        curve[split] = ("order", "count", "seed"), found.reshape(-1, seeds)[arm]
     return xr.Dataset(
         curve,
         coords={"order": orders, "count": counts, "seed": np.arange(seeds)},
