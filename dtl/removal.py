@@ -241,14 +241,9 @@ def newcombe(shares: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.
     >>> round(float(low), 3), round(float(high), 3)
     (0.051, 0.336)
     """
-    (p, low, high), (p0, low0, high0) = (
-        _three(of, name) for of, name in ((shares, "shares"), (reference, "reference"))
-    )
+    ends = {"shares": floats(shares, "shares"), "reference": floats(reference, "reference")}
+    for what, of in ends.items():
+        if of.shape[:1] != (3,):
+            raise InputError(f"{what} must be proportion, low and high along the first dimension, not {of.shape}")
+    (p, low, high), (p0, low0, high0) = ends.values()
     return p - p0 - np.hypot(p - low, high0 - p0), p - p0 + np.hypot(high - p, p0 - low0)
-
-
-def _three(ends: np.ndarray, what: str) -> np.ndarray:
-    ends = floats(ends, what)
-    if ends.shape[:1] != (3,):
-        raise InputError(f"{what} must be proportion, low and high along the first dimension, not {ends.shape}")
-    return ends
