@@ -223,10 +223,9 @@ def flip_rate(
     low, high = (count.copy(data=ends) for ends in interval.T.reshape(2, *count.shape))
     share = count / seeds
     shares = np.stack([share, low, high])
-    changes = (count.copy(data=ends) for ends in newcombe(shares, shares[:, :, :1]))
-    names = "count", "share", "low", "high", "change", "change_low", "change_high"
-    values = count, share, low, high, share - share.isel(arm=0, drop=True), *changes
-    found = xr.Dataset(dict(zip(names, values, strict=True)))
+    change_low, change_high = (count.copy(data=ends) for ends in newcombe(shares, shares[:, :, :1]))
+    found = xr.Dataset({"count": count, "share": share, "low": low, "high": high})
+    found = found.assign(change=share - share.isel(arm=0, drop=True), change_low=change_low, change_high=change_high)
     true = ("example", np.array(labels)[predicted.label.values])
     attrs = {"problem": study.problem.name, "split": split, "seeds": seeds, "transfer": study.transfer[0]}
     return found.assign_coords(example=examples, arm=list(arms), label=labels, true=true).assign_attrs(attrs)
