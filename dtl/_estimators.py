@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # which loads its parts when they are first used
 
 from dtl._checks import InputError, choice, listed
 from dtl.design import DESIGNS, block_length, is_balanced
@@ -194,9 +195,7 @@ class _Regression:
         x = _signs(z) if self.paired else z
         sizes = x.sum(axis=1, keepdims=True)
         nuisance = sizes if self.paired else np.hstack([np.ones_like(sizes), sizes])
-        from scipy.linalg import orth  # here, because it takes longer to import than all the rest
-
-        self.basis = orth(nuisance)  # one column less where all sizes agree
+        self.basis = scipy.linalg.orth(nuisance)  # one column less where all sizes agree
         self.x = self._without_nuisance(x - x.mean(axis=1, keepdims=True))
         self.n_rows, self.n_classes = x.shape
         eigenvalues, vectors = np.linalg.eigh(self.x.T @ self.x)

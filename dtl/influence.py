@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy  # which loads its parts when they are first used
 from numpy.typing import ArrayLike
 
 from dtl._checks import InputError, check_between, check_kind, choice
@@ -98,9 +99,7 @@ class Influence:
         """
         far = {"two-sided": np.abs(self.z), "greater": self.z, "less": -self.z}
         choice(alternative, far, "alternative")
-        from scipy.stats import t as student  # here, because it takes longer to import than all the rest
-
-        return student.sf(far[alternative], self.dof) * (2 if alternative == "two-sided" else 1)
+        return scipy.stats.t.sf(far[alternative], self.dof) * (2 if alternative == "two-sided" else 1)
 
     def interval(self, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
         """Lower and upper ends of Student's intervals, (K, n) each.
@@ -110,9 +109,7 @@ class Influence:
         True
         """
         check_between(level, "level")
-        from scipy.stats import t as student
-
-        half = student.isf((1 - level) / 2, self.dof) * self.stderr
+        half = scipy.stats.t.isf((1 - level) / 2, self.dof) * self.stderr
         return self.values - half, self.values + half
 
     @property
