@@ -10,7 +10,7 @@ import xarray as xr
 from scipy.stats import false_discovery_control
 from scipy.stats import t as student
 
-from dtl._checks import InputError, check_between, check_kind, check_number, choice
+from dtl._checks import InputError, check_between, check_kind, choice
 from dtl._retrain import retrain
 from dtl.bias import bias_transfer, compare, cost, repairs, shift
 from dtl.influence import estimate_influence
@@ -102,7 +102,6 @@ def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: f
     """
     if not check_kind(study, "dtl.Study", "study").problem.views:
         raise InputError("an audit needs views, the changes to look at: give a study of problem.with_views({...})")
-    check_number(seeds, 2, 10**6, "seeds, two or more for a standard error,")
     check_between(level, "level")
     regime = study.transfer[0] if transfer is None else transfer
     choice(regime, study.transfer, "transfer")
@@ -116,7 +115,7 @@ def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: f
             row = {"view": view, "measure": measure, "class": toward or ""}
             row |= {"transferred": float(ours.mean()), "scratch": float(scratch.mean())}
             rows.append(row | {"difference": float(pair.difference), "stderr": float(pair.stderr)})
-            own.append(float(ours.std("seed", ddof=1)) / seeds**0.5)
+            own.append(float(compare(ours).stderr))
     cells = pd.DataFrame(rows)
     errors = cells.stderr.where(cells.stderr > 0, np.inf)  # predictions that never change say nothing of luck
     # both are needed: a model that is moved less than one from scratch need not be moved at all
