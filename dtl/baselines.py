@@ -105,9 +105,7 @@ def class_sums(by_example: np.ndarray, source: ImageDataset) -> np.ndarray:
 
 
 def _nets(problem: TransferProblem, nets: Nets | None, recipe: Recipe | None) -> Nets:
-    """The nets, or one that is trained."""
     check_kind(problem, "dtl.TransferProblem", "problem")
-    check_kind(recipe, "dtl.Recipe", "recipe", optional=True)
     return check_kind(nets, "dtl.models.Nets", "nets", optional=True) or full_source_nets(problem, recipe)
 
 
