@@ -305,12 +305,8 @@ def reliability_curve(table: pd.DataFrame, threshold: float = 0.8, ax: Axes | No
     if dashes:
         sns.move_legend(ax, **_ABOVE, ncols=2, handlelength=3)
     elif hue:
-        labels = []
-        for kind, colour in colours.items():
-            of = table[table[hue] == kind]
-            end = of.loc[of["models"] == of["models"].max(), "reliability"].to_numpy().mean()
-            labels.append((float(end), kind, colour))
-        draw.name_lines(ax, labels)
+        ends: Any = table.pivot_table("reliability", "models", hue, observed=True).ffill().iloc[-1]
+        draw.name_lines(ax, [(float(ends[kind]), kind, colour) for kind, colour in colours.items()])
     return ax
 
 
