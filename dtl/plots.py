@@ -365,12 +365,11 @@ def masks(masks: np.ndarray, names: Sequence[str] | None = None, ax: Axes | None
     if len(labels) != n_units:
         raise InputError(f"there are {len(labels)} names for {n_units} source classes: give one for each.")
     ax = draw.new_axes(ax, height=min(1.2 + 0.2 * n_units, 12))
+    step = 10 if n_models > 20 else 5 if n_models > 10 else 1
     sns.heatmap(
-        masks.T, cmap=ListedColormap([FAINT, INK]), yticklabels=labels,
+        masks.T, cmap=ListedColormap([FAINT, INK]), xticklabels=step, yticklabels=labels,
         vmin=0, vmax=1, cbar=False, linewidths=0.8 if n_models <= 100 else 0, linecolor="white", rasterized=True, ax=ax,
     )  # fmt: skip
-    step = 10 if n_models > 20 else 5 if n_models > 10 else 1
-    ax.set_xticks(np.arange(0, n_models, step) + 0.5, [str(j) for j in range(0, n_models, step)], rotation=0)
     ax.tick_params(length=0, rotation=0)
     ax.set(xlabel="model", ylabel="source class")
     handles = [Patch(color=INK, label="trained with the class"), Patch(color=FAINT, label="trained without")]
