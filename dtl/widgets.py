@@ -186,18 +186,11 @@ def projection_picker(influence: Influence, problem: TransferProblem, k: int = 8
     influence.check(problem, by="image")
     check_number(k, 1, 10, "k, the examples per side,")
     sources, target = problem.source.classes, problem.parts[f"target_{influence.split or 'validation'}"]
-
-    def chosen(c: int) -> tuple[np.ndarray, list[str]]:
-        index = np.concatenate([project(influence, c, k, most) for most in ("helped", "hurt")])
-        return index, [f"{value:+.1f}".replace("-", "−") for value in influence.values[c, index]]
-
-    def figure(c: int) -> Figure:
-        index, numbers = chosen(c)
-        return cast(Figure, plots.images(target, index.tolist(), numbers, columns=k).figure)
-
-    alts, captions = [], []
+    chosen, alts, captions = [], [], []
     for c, name in enumerate(shown(sources, 60)):
-        index, numbers = chosen(c)
+        index = np.concatenate([project(influence, c, k, most) for most in ("helped", "hurt")])
+        numbers = [f"{value:+.1f}".replace("-", "−") for value in influence.values[c, index]]
+        chosen.append((index.tolist(), numbers))
         kinds = (target.classes[int(label)] for label in np.asarray(target.labels)[index])
         seen = [f"{kind} {number}" for kind, number in zip(kinds, numbers, strict=True)]
         helped, hurt = ", ".join(seen[:k]), ", ".join(seen[k:])
@@ -208,6 +201,10 @@ def projection_picker(influence: Influence, problem: TransferProblem, k: int = 8
             f"standard error of {np.median(influence.stderr[c]):.1f}. Of {len(target.labels)} pictures "
             f"{found} differ from zero at a false discovery rate of 5%."
         ))  # fmt: skip
+
+    def figure(c: int) -> Figure:
+        return cast(Figure, plots.images(target, *chosen[c], columns=k).figure)
+
     return picker(sources, figure, alts, "source class", captions)
 
 
