@@ -30,7 +30,6 @@ __all__ = [
 ]  # fmt: skip
 
 MEASURES = ("drop", "changed", "toward", "probability", "logit")
-Measure = Callable[[xr.Dataset], xr.DataArray]  # results (..., target) -> a number for each model
 
 
 def shift(
@@ -146,7 +145,7 @@ def compare(values: xr.DataArray, other: xr.DataArray | float = 0.0) -> xr.Datas
 def bias_transfer(
     study: Study,
     arms: Mapping[str, Arm | TransferProblem | np.ndarray],
-    measure: Measure,
+    measure: Callable[[xr.Dataset], xr.DataArray],
     seeds: int = 10,
     **options: Any,
 ) -> xr.Dataset:

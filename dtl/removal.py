@@ -19,7 +19,6 @@ from dtl.influence import Influence
 from dtl.study import Study
 
 ORDERS = ("negative", "positive", "random")
-Accuracy = Callable[[np.ndarray, np.ndarray], ArrayLike]  # correct (models, n), labels (n,) -> (models,)
 
 
 def removal_curve(
@@ -30,7 +29,7 @@ def removal_curve(
     seeds: int = 10,
     *,
     given: Mapping[str, Sequence[int]] | None = None,
-    accuracy: Accuracy | None = None,
+    accuracy: Callable[[np.ndarray, np.ndarray], ArrayLike] | None = None,
     steps: int | str | None = None,
     seed: int | None = None,
     **options: Any,
