@@ -126,7 +126,6 @@ def pictures(dataset: Pictures, index: Sequence[int]) -> np.ndarray:
 
 
 def first_of(dataset: Pictures, label: int, n: int) -> np.ndarray:
-    """The first n images of a class."""
     return pictures(dataset, np.flatnonzero(np.asarray(dataset.labels) == label)[:n].tolist())
 
 

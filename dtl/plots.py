@@ -111,7 +111,6 @@ def strongest(influence: Influence, target: int | str | None = None, k: int = 5)
 
 
 def _column(influence: Influence, target: int | str) -> int:
-    """Of a target given by number or by name."""
     names = influence.names[1]
     if not isinstance(target, str):
         check_number(target, 0, len(names) - 1, "target, a column of the influence,")
