@@ -22,15 +22,13 @@ from numpy.typing import ArrayLike
 
 from dtl._checks import InputError, check_between, check_kind, choice
 from dtl._estimators import SOLVERS, checked, from_first, plain, precision, refuse_twins, reliability_of, resolve_errors
-from dtl._images import PARTS, contrasts, group_means, image_variances
+from dtl._images import _TILE, PARTS, contrasts, group_means, image_variances
 from dtl.design import block_length, checked_design
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dtl.data import TransferProblem
-
-_TILE = 2**22  # numbers of the outputs worked on at once
 
 
 @dataclass(frozen=True, eq=False)
