@@ -34,7 +34,9 @@ def read_file(path: Path) -> list[str]:
         if not isinstance(found, dict):
             raise InputError(f"settings must be names with values, such as 'seed: 0', not {found!r}")
         named = {name: absolute(name, value) for name, value in found.items()}
-        return [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in named.items()]
+        flags = {k: f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in named.items()}
+        switches = {k: f"--{k.replace('_', '-')}" for k, v in named.items() if v is True}
+        return [flag for k, flag in (flags | switches).items() if named[k] is not False]
     except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     except (TypeError, ValueError, OSError) as error:

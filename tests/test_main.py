@@ -318,6 +318,11 @@ def test_resume_needs_the_store_alone(reference, tmp_path, monkeypatch):
     assert "12 models done" in call("resume", folder), "nothing is missing"
 
 
+def test_switches_may_stand_in_a_file(tmp_path):
+    assert "12 models to train" in call("run", saved(tmp_path, dry_run=True, repair=True))
+    assert "4 models done" in call("run", saved(tmp_path, dry_run=False, repair=True, models=4))
+
+
 def test_a_study_of_groups_goes_on(problem, recipe, tmp_path):
     groups = {name: f"group {i % 6}" for i, name in enumerate(problem.source.classes)}
     dtl.Study(problem, recipe, unit=groups, store=tmp_path / "a").run(4, progress=False)
