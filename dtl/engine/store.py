@@ -154,15 +154,15 @@ class Store:
                 root.attrs.put(begun)
             root = self.open("r+")
             known = _facts(root)
-            if known["runs"] and not _columns(root):
+            if known["runs"] and "digest" not in _known(root):
                 del like["digest"]  # a store of dtl 0.1 goes on without
-            for name, v in like.items():
-                array = _room(root, name, v, batch, columns)
-                if name in data and "transfer" not in v.dims:
-                    array[: len(v)] = v.values
+            arrays = {name: _room(root, name, v, batch, columns) for name, v in like.items()}
+            for name, v in data.items():
+                if "transfer" not in v.dims:
+                    arrays[name][: len(v)] = v.values
             constants = {name: v.values[None] for name, v in data.items() if "model" not in v.dims}
             known["constants"] = {name: _digests(name, [0], values).tolist() for name, values in constants.items()}
-            known["arrays"] = {name: _described(array_of(root, name)) for name in like}
+            known["arrays"] = {name: _described(array) for name, array in arrays.items()}
             root.attrs.put(_with_seal(known | {"runs": [*known["runs"], run]}))
         return root
 
@@ -177,9 +177,10 @@ class Store:
                 array = array_of(root, name)
                 array.oindex[:, rows] = values.astype(array.dtype)
                 kept |= {f"{name}/{t}": of.astype(array.dtype) for t, of in enumerate(values)}
-            if columns := _columns(root):
-                found = np.stack([_digests(name, rows, kept[name]) for name in columns], axis=1)
-                array_of(root, "digest").oindex[rows] = found
+            if "digest" in _known(root):
+                digest: Any = array_of(root, "digest")
+                columns = [_digests(name, rows, kept[name]) for name in digest.attrs["columns"]]
+                digest.oindex[rows] = np.stack(columns, axis=1)
             array_of(root, "done").oindex[rows] = True
 
     @_uninterrupted
@@ -303,13 +304,17 @@ def marks_of(root: zarr.Group, patient: bool = True) -> Marks:
 
     Elsewhere than in a folder, where a look for each file is slow, their digests miss it when it is read.
     """
-    done, *rest = (_whole(root, name) for name in MARKS if name in ("done", *_known(root)))
-    digests = dict(zip(_columns(root), rest[0].T, strict=True)) if rest else {}
-    saved = digests["seed"][: len(done)] > 0 if rest else np.zeros_like(done)
+    arrays: dict[str, Any] = {name: array_of(root, name) for name in _known(root)}
+    known = [name for name in MARKS if name in arrays]
+    try:
+        done, *digest = (np.asarray(arrays[name][...]) for name in known)
+    except ValueError:  # `read` names the chunk; not as tasks, by which a Dask worker would begin the next batch
+        done, *digest = (read(root, name).compute(scheduler="synchronous").values for name in known)
+    digests = dict(zip(arrays["digest"].attrs["columns"], digest[0].T, strict=True)) if digest else {}
+    saved = digests["seed"][: len(done)] > 0 if digest else np.zeros_like(done)
     saved = done | np.pad(saved, (0, len(done) - len(saved)))  # or killed before they were marked
     lost, folder = [], root.store.root if isinstance(root.store, LocalStore) else None
-    for name in _known(root):
-        array = array_of(root, name)
+    for name, array in arrays.items():
         if "model" not in _dims(array):  # which a run writes
             lost += [chunk for chunk, _ in _chunks(array) if folder and not os.path.exists(f"{folder}/{chunk}")]
             continue
@@ -326,14 +331,6 @@ def marks_of(root: zarr.Group, patient: bool = True) -> Marks:
     if lost:
         logger.warning("%s lacks %s: run again, which trains the models of these files", root.store, ", ".join(lost))
     return Marks(done, lost, digests)
-
-
-def _whole(root: zarr.Group, name: str) -> np.ndarray:
-    """All values of an array, at once; if they cannot be read, InputError names the chunk."""
-    try:
-        return np.asarray(array_of(root, name)[...])
-    except ValueError:  # not as tasks, which inside a Dask worker would let the next batch begin
-        return read(root, name).compute(scheduler="synchronous").values
 
 
 def array_of(root: zarr.Group, name: str) -> zarr.Array:
@@ -403,12 +400,6 @@ def _facts(root: zarr.Group) -> dict[str, Any]:
 def _known(root: zarr.Group) -> dict[str, str | None]:
     """The arrays of a group with their descriptions, which a store of dtl 0.1 does not keep."""
     return _facts(root).get("arrays") or dict.fromkeys(("done", *ARRAYS))
-
-
-def _columns(root: zarr.Group) -> list[str]:
-    """Which digests a group keeps of each model; none in a store of dtl 0.1."""
-    columns: Any = array_of(root, "digest").attrs["columns"] if "digest" in _known(root) else []
-    return columns
 
 
 def _open(store: ZarrStore, mode: Literal["r", "r+"] = "r") -> zarr.Group:
