@@ -163,26 +163,23 @@ _DEVICE: str | None = None  # of this process, where several share the GPUs
 
 @contextmanager
 def _pool(device: str, client: "Client | None", workers: int | None) -> Iterator[Executor]:
-    """What runs the batches."""
+    before = torch.get_num_threads()
     if client is not None:
-        with client.get_executor(retries=RETRIES, pure=False) as pool:
-            yield pool
+        executor: Any = client.get_executor(retries=RETRIES, pure=False)
     elif workers is not None:
-        with _Processes(workers, device) as pool:
-            yield pool
+        executor = _Processes(workers, device)
     elif device != "cpu":
-        with _Threads(1) as pool:
-            yield pool
+        executor = _Threads(1)
     else:
         # One torch thread for each worker: several times as fast on small nets, and sums always in the same order,
         # which decides a result: training amplifies a last-bit difference to margins that differ by whole units.
-        before = torch.get_num_threads()
         torch.set_num_threads(1)
-        try:
-            with _Threads(joblib.cpu_count()) as pool:
-                yield pool
-        finally:
-            torch.set_num_threads(before)
+        executor = _Threads(joblib.cpu_count())
+    try:
+        with executor as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
 
 def work(
