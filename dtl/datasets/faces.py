@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from dtl._checks import InputError, path_of
 from dtl.data import ImageDataset
-from dtl.datasets.folders import square
+from dtl.datasets.folders import open_rgb, square
 
 YOUNG = ("0-2", "3-9", "10-19", "20-29")  # bins of FairFace below thirty, as Salman et al. 2022 split it
 
@@ -56,15 +55,11 @@ def read_faces(
 
     Raises
     ------
-    InputError : an unknown attribute, or one with one value
-    FileNotFoundError : an image of the table is not there
+    InputError : an unknown attribute, or one with one value, or an image that is not there or cannot be read
     """
     for name in (label, attribute):
         if name not in table or table.loc[:, name].nunique() < 2:
             raise InputError(f"{name!r} must be an attribute with two values, one of {', '.join(table)}")
-    images = []
-    for name in table.index:
-        with Image.open(Path(folder, str(name))) as image:
-            images.append(square(image.convert("RGB"), size))
+    images = [square(open_rgb(Path(folder, str(name))), size) for name in table.index]
     labels = torch.from_numpy(table[label].to_numpy(dtype=np.int64))
     return ImageDataset(torch.stack(images), labels, (f"not {label}", label)), table[attribute].to_numpy()
