@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import wraps
 from math import isfinite
@@ -146,23 +146,19 @@ def listed(flags: np.ndarray, most: int = 5) -> str:
     return some(np.flatnonzero(flags).tolist(), most)
 
 
-def in_plain_words(what: str) -> Callable[[type[T]], type[T]]:
-    """For a pydantic dataclass: what it refuses is an InputError that names `what`, such as "recipe setting"."""
+def in_plain_words(of: type[T]) -> type[T]:
+    """For a pydantic dataclass, such as `Recipe`: what it refuses is an InputError that names the recipe setting."""
+    validate: Any = of.__init__
 
-    def decorate(of: type[T]) -> type[T]:
-        validate: Any = of.__init__
+    @wraps(validate)
+    def __init__(self: T, *args: Any, **settings: Any) -> None:
+        try:
+            validate(self, *args, **settings)
+        except ValueError as errors:  # pydantic's own error, whose import is slow
+            raise InputError(_sentence(errors, f"{of.__name__.lower()} setting", list(of.__annotations__))) from None
 
-        @wraps(validate)
-        def __init__(self: T, *args: Any, **settings: Any) -> None:
-            try:
-                validate(self, *args, **settings)
-            except ValueError as errors:  # pydantic's own error, whose import is slow
-                raise InputError(_sentence(errors, what, list(of.__annotations__))) from None
-
-        of.__init__ = __init__
-        return of
-
-    return decorate
+    of.__init__ = __init__
+    return of
 
 
 def _sentence(errors: Any, what: str, known: list[str]) -> str:

@@ -20,7 +20,7 @@ class _Own(tuple[int, ...]):
     """Widths that a net has where none are given; another net, made by `dataclasses.replace`, has its own instead."""
 
 
-@in_plain_words("recipe setting")
+@in_plain_words
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Recipe:
     """Settings of source training and of transfer; written beside every result.
