@@ -166,7 +166,7 @@ def split_folders(folder: Path) -> dict[str, Path]:
     classes, others = {path.name for path in folders_in(found["train"][0])}, [p for p in inside if p not in named]
     for other in others:
         alike = classes & {path.name for path in folders_in(other)}
-        if not alike and any(readable(name) for _, names in walk(other) for name in names):
+        if not alike and any(readable(name) for _, names in walk(other, {}, Counter()) for name in names):
             raise InputError(
                 f"is {found['train'][0]} a split or a class? Beside it {other.name} holds images too: give the folder "
                 "of the training images alone, or rename one of the two"
@@ -255,9 +255,7 @@ class Listing(NamedTuple):
         return Listing([self.paths[i] for i in index], self.labels[index], self.classes)
 
 
-def walk(
-    top: Path, seen: dict[str, str] | None = None, passed: Counter[str] | None = None
-) -> Iterator[tuple[str, list[str]]]:
+def walk(top: Path, seen: dict[str, str], passed: Counter[str]) -> Iterator[tuple[str, list[str]]]:
     """Each folder in a tree, and the files in it; hidden ones are counted in `passed`.
 
     InputError for a folder that cannot be read, or is reached twice because of a link.
@@ -266,7 +264,6 @@ def walk(
     def stop(error: OSError) -> None:
         raise InputError(f"cannot read the folder {error.filename} ({error.strerror}): see to its permissions")
 
-    seen, passed = {} if seen is None else seen, Counter() if passed is None else passed
     for place, inside, files in os.walk(top, onerror=stop, followlinks=True):
         real = os.path.realpath(place)
         if real in seen:
