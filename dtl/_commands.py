@@ -5,7 +5,6 @@ import shlex
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
 from dask.utils import format_bytes, format_time
 
 from dtl import doctor as health
@@ -14,6 +13,7 @@ from dtl.data import TransferProblem
 from dtl.datasets.registry import reopen
 from dtl.design import DESIGNS
 from dtl.engine.store import array_of, local_folder, marks_of, open_store
+from dtl.engine.views import done_in
 from dtl.study import Study
 from dtl.training import Recipe, resolve_device
 
@@ -156,8 +156,7 @@ def train(
     """
     device = device if scheduler else str(resolve_device(device))
     if dry_run:
-        done = marks_of(study.store.open()).done[start:models] if study.store.ready else ()
-        missing = models - start - int(np.sum(done))
+        missing = int((~done_in(study.stores, max(models, 0)))[start:].sum())
         if missing < 1:
             print("No model is missing.")
             return
