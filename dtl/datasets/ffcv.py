@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import redirect_stderr
 from dataclasses import dataclass
@@ -108,13 +108,14 @@ def write(
     if max_side is not None and max_side < 1:
         raise InputError(f"max_side must be at least 1 pixel, not {max_side}")
     writer, fields = ffcv("writer"), ffcv("fields")
-    read, n, classes = _samples(data)
-    if n == 0:
+    given, classes = _samples(data)
+    if len(given) == 0:
         raise InputError("there are no images to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     image = fields.RGBImageField("raw" if quality is None else "jpg", max_side, jpeg_quality=quality or 90)
-    samples = _Samples(read, n, max_side, path.parent, SimpleQueue(), torch.zeros(n, dtype=torch.bool).share_memory_())
+    plain = torch.zeros(len(given), dtype=torch.bool).share_memory_()
+    samples = _Samples(given, max_side, path.parent, SimpleQueue(), plain)
     try:
         with redirect_stderr(io.StringIO() if hidden(show_progress) else sys.stderr):  # where FFCV draws its bar
             writer.DatasetWriter(
@@ -122,9 +123,9 @@ def write(
             ).from_indexed_dataset(samples)
         if not samples.failed.empty():
             raise InputError(samples.failed.get())
-        if plain := samples.plain.nonzero()[:, 0].tolist():
-            names = some([shown(read(i)[0]) if isinstance(data, str | Path) else i for i in plain])
-            logger.warning("%s: %d images show nothing but one colour: %s", shown(path), len(plain), names)
+        if numbers := plain.nonzero()[:, 0].tolist():
+            names = some([shown(given[i][0]) if isinstance(data, str | Path) else i for i in numbers])
+            logger.warning("%s: %d images show nothing but one colour: %s", shown(path), len(numbers), names)
         path.with_suffix(".json").write_text(json.dumps({"classes": classes}, ensure_ascii=False), encoding="utf8")
         unfinished.replace(path)
     finally:
@@ -132,33 +133,32 @@ def write(
     return path
 
 
-def _samples(data: Any) -> tuple[Callable[[int], tuple[Any, int]], int, tuple[str, ...]]:
-    """How to read sample i, the number of samples, and the class names."""
+def _samples(data: Any) -> tuple[Any, tuple[str, ...]]:
+    """The samples, (image or file, label) each, and the class names."""
     if isinstance(data, ImageDataset):
         pixels = data.images.permute(0, 2, 3, 1).numpy()
-        return [*zip(pixels, data.labels.tolist(), strict=True)].__getitem__, len(data), data.classes
+        return [*zip(pixels, data.labels.tolist(), strict=True)], data.classes
     if isinstance(data, str | Path):
         files = list_tree(Path(data))
-        return [*zip(files.paths, files.labels, strict=True)].__getitem__, len(files.paths), files.classes
+        return [*zip(files.paths, files.labels, strict=True)], files.classes
     classes = getattr(data, "classes", None) or getattr(data, "categories", None)
     if classes is None:
         raise TypeError(f"cannot write {type(data).__name__}: give an ImageDataset, a folder or a dataset with classes")
-    return data.__getitem__, len(data), tuple(str(name) for name in classes)
+    return data, tuple(str(name) for name in classes)
 
 
 @dataclass
 class _Samples:
     """What FFCV's writer reads. It would wait forever for a worker that failed, so errors are passed on in a queue."""
 
-    read: Callable[[int], tuple[Any, int]]
-    n: int
+    given: Any
     max_side: int | None
     folder: Path
     failed: Any
     plain: torch.Tensor  # which images show nothing
 
     def __len__(self) -> int:
-        return self.n
+        return len(self.given)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         try:
@@ -171,7 +171,7 @@ class _Samples:
     def _checked(self, i: int) -> tuple[np.ndarray, int]:
         if shutil.disk_usage(self.folder).free < RESERVE:
             raise OSError(f"the disk of {self.folder} is full: free space, or give quality or max_side")
-        image, label = self.read(int(i))
+        image, label = self.given[int(i)]
         if isinstance(image, Path | Image.Image):
             name, image = image, open_rgb(image) if isinstance(image, Path) else to_rgb(image)
             if image.info.get("bits", 16) < 16:  # what is white in all of them is not known here
