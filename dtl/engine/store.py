@@ -187,9 +187,8 @@ class Store:
     def record(self, root: zarr.Group, device: str) -> None:
         """Add a device to the record of the latest run."""
         *before, latest = _facts(root)["runs"]
-        known = [name for name in latest["device"].split(", ") if name]
-        if device not in known:
-            latest["device"] = ", ".join([*known, device])
+        if device not in latest["device"].split(", "):
+            latest["device"] = ", ".join(filter(None, [latest["device"], device]))
             with self.writing("the record of the run"):
                 root.attrs.put(_with_seal(_facts(root) | {"runs": [*before, latest]}))
 
