@@ -322,14 +322,13 @@ class Beton(ImageDataset):
         index = np.asarray(index)
         stored = self.indices[index]
         boxes = self.boxes(index) if boxes is None else boxes
-        flips = np.zeros(len(index), dtype=bool) if flips is None else flips
         height, width = (resolution, resolution) if resolution else self.size
         found = np.empty((len(index), height, width, 3), dtype=np.uint8)
 
         def decode(part: np.ndarray) -> None:
             for i in part:
                 self._file.decode(int(stored[i]), boxes[i], found[i])
-                if flips[i]:
+                if flips is not None and flips[i]:
                     found[i] = found[i, :, ::-1].copy()
 
         workers = joblib.cpu_count()
