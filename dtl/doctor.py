@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,8 +26,7 @@ from dtl.training import resolve_device
 ENOUGH_DISK = 5e9  # bytes
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the report; `remedy` says what to do where something is wrong."""
 
     topic: str
