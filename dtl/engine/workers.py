@@ -82,7 +82,7 @@ def train(
     stores : that of the study under "", and those of views (`dtl.engine.views`)
     workers : processes of this machine that share its GPUs, or its cores; None for a thread a core, or one for a GPU
     """
-    jobs: set[Future] = set()
+    jobs: dict[Future, np.ndarray] = {}
     here: Any = ()
     folder = stores[""].folder
     with _pool(run.device, client, workers) as pool, TemporaryDirectory() as shared:
@@ -93,9 +93,9 @@ def train(
             run = replace(run, origin=origin, store=folder, views=problem.views)
         try:
             for rows in batches:
-                jobs.add(pool.submit(work, run, rows, np.packbits(masks[rows], axis=1), seeds[rows], *here))
+                jobs[pool.submit(work, run, rows, np.packbits(masks[rows], axis=1), seeds[rows], *here)] = rows
             for job in as_completed(jobs):
-                jobs.remove(job)  # so that nobody keeps its outputs
+                del jobs[job]  # so that nobody keeps its outputs
                 yield job.result()
         except (KeyboardInterrupt, GeneratorExit):
             logger.warning("stopping: models that are saved are safe, batches that have begun are lost")
@@ -227,8 +227,11 @@ def train_batch(
     """
     if device == "cpu":
         torch.set_num_threads(1)  # for a worker elsewhere; here the caller has done it and restores it
+    n_targets = len(problem.target_validation) + len(problem.target_test)
+    widths = dict.fromkeys(Outputs._fields, n_targets)
     views = [PLAIN, *problem.views] if problem.views else []
-    found: dict[str, np.ndarray] = {}
+    widths |= {f"logits/{view}": n_targets * problem.target_train.n_classes for view in views}
+    found = {name: np.empty((len(regimes), len(masks), n), dtype=np.float32) for name, n in widths.items()}
     plans = [schedule(int(n), recipe) for n in images_of(masks, problem.source, unit).sum(1)]
     for plan in sorted(set(plans)):
         together = np.flatnonzero([p == plan for p in plans])
@@ -244,8 +247,7 @@ def train_batch(
             for view in views:
                 values[f"logits/{view}"] = torch.cat([said[split] for split in splits_of(view)], 1).flatten(1)
             for name, of in values.items():
-                room = np.empty((len(regimes), len(masks), of.shape[1]), dtype=np.float32)
-                found.setdefault(name, room)[number, together] = of.float().cpu().numpy()
+                found[name][number, together] = of.float().cpu().numpy()
         for of in found.values():
             of[:, together[diverged]] = np.nan
     return found
