@@ -214,6 +214,9 @@ def test_benchmark_of_a_study(kept, problem, recipe):
 def test_benchmark_refuses_what_it_cannot_compare(kept, problem, recipe):
     with pytest.raises(InputError, match="not kept"):
         scores.benchmark(dtl.Study(problem, recipe).run(12, progress=False), ["NCE"], truth="fixed")
+    groups = {name: name[0] for name in problem.source.classes}
+    with pytest.raises(InputError, match="a benchmark needs a study whose units are classes, not groups"):
+        scores.benchmark(dtl.Study(problem, recipe, unit=groups), ["NCE"], truth="fixed")
     for options, message in (
         (dict(truth="fixed+bn"), "truth"),
         (dict(scores=["XYZ"]), "score"),
