@@ -14,6 +14,7 @@ from dtl._checks import InputError
 from dtl.engine.store import local_folder
 
 FOLDERS = ("store", "weights", "source", "target", "root", "source_dir", "target_dir", "cache", "path")  # in a file
+SWITCHES = ("repair", "dry_run")  # true or false in a file, there or not as flags
 
 
 def read_file(path: Path) -> list[str]:
@@ -34,9 +35,9 @@ def read_file(path: Path) -> list[str]:
         if not isinstance(found, dict):
             raise InputError(f"settings must be names with values, such as 'seed: 0', not {found!r}")
         named = {name: absolute(name, value) for name, value in found.items()}
-        flags = {k: f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in named.items()}
-        switches = {k: f"--{k.replace('_', '-')}" for k, v in named.items() if v is True}
-        return [flag for k, flag in (flags | switches).items() if named[k] is not False]
+        on = [f"--{name.replace('_', '-')}" for name in SWITCHES if named.get(name) is True]
+        given = {k: v for k, v in named.items() if not (k in SWITCHES and isinstance(v, bool))}
+        return [*(f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in given.items()), *on]
     except (YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"{path} is no YAML file: {' '.join(str(error).split())}") from error
     except (TypeError, ValueError, OSError) as error:

@@ -87,7 +87,8 @@ def subpopulations(
     choice(side, SIDES, "side")
     check_number(seed, 0, 2**32 - 1, "seed")
     if included.ndim != 2 or outputs.ndim != 2:
-        raise InputError(f"masks must be (models, classes), outputs (models, examples), not {np.shape(outputs)}")
+        shapes = f"{included.shape} and {outputs.shape}"
+        raise InputError(f"masks must be (models, classes) and outputs (models, examples), not {shapes}")
     n = outputs.shape[1]
     if n < 3:
         raise InputError(f"{n} examples are too few to group: give three or more")

@@ -319,6 +319,7 @@ def test_resume_needs_the_store_alone(reference, tmp_path, monkeypatch):
 
 
 def test_switches_may_stand_in_a_file(tmp_path):
+    assert "--seed" in call("run", saved(tmp_path, seed=False), code=2), "which is none"
     assert "12 models to train" in call("run", saved(tmp_path, dry_run=True, repair=True))
     assert "4 models done" in call("run", saved(tmp_path, dry_run=False, repair=True, models=4))
 

@@ -92,7 +92,7 @@ def test_names_come_from_other_models_than_groups():
         ({"n_groups": 60}, "n_groups, below"),
         ({"outputs": np.zeros((240, 60))}, "0 source classes are clearly helpful"),
         ({"masks": dtl.subset_masks(20, 2), "outputs": np.ones((2, 60))}, "2 models are too few to halve"),
-        ({"outputs": np.zeros(240)}, r"outputs \(models, examples\), not \(240,\)"),
+        ({"outputs": np.zeros(240)}, r"not \(240, 20\) and \(240,\)"),
     ],
 )
 def test_bad_groupings(change, message):

@@ -305,9 +305,10 @@ def test_an_error_in_a_worker_keeps_what_was_saved(problem, recipe, reference, t
 
 def test_an_interrupt_stops_training_and_can_be_resumed(problem, recipe, training, monkeypatch):
     """The first batch that is saved interrupts; those in flight would never end, and are stopped all the same."""
-    first = threading.Lock()
+    first, began = threading.Lock(), []
 
     def train_batch(*args):
+        began.append(threading.current_thread())
         while not first.acquire(blocking=False):
             time.sleep(0.001)
         return training.original(*args)
@@ -325,7 +326,7 @@ def test_an_interrupt_stops_training_and_can_be_resumed(problem, recipe, trainin
             study.run(40, progress=False)
         # the traceback is alive, as it is in a notebook: workers have stopped all the same
         assert stopped.tb is not None and len(training.sizes) <= 4
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("dtl")]
+        assert began and not [thread for thread in began if thread.is_alive()]
         assert torch.get_num_threads() == torch_threads
     training.replace(training.original)
     assert study.results.sizes["model"] == 0

@@ -111,7 +111,7 @@ class _Threads(ThreadPoolExecutor):
     """Threads that can be stopped in the middle of a batch."""
 
     def __init__(self, n: int) -> None:
-        super().__init__(n, "dtl")
+        super().__init__(n)
         self.busy: set[int] = set()
         self.stopped = False
 

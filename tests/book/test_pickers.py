@@ -120,10 +120,11 @@ def pressed(page: Page, picker: int, keys: list[str]) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", PICKER_PAGES)
 def test_the_widget_takes_the_place_of_the_fallback_and_can_be_read(visit, name: str) -> None:
-    page = visit(name).page
+    page = visit(name, "dark").page
+    assert page.locator("html").get_attribute("data-theme") == "dark"
     page.add_style_tag(content="* { transition: none !important; }")  # no colour half-way
     assert page.locator(".widget-fallback:visible").count() == 0
-    for theme in ("light", "dark"):
+    for theme in ("dark", "light"):
         page.emulate_media(color_scheme=theme)
         expect(page.locator("html")).to_have_attribute("data-theme", theme)
         for text in page.locator(".widget-subarea :is(select, .widget-label)").all():
