@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
 import pytest
 from built import SITE, missing
-from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
+from playwright.sync_api import Page, Request, sync_playwright
 
 ARGUMENTS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync""".split()
@@ -32,20 +32,38 @@ READY = """async () => {
 Theme = Literal["light", "dark"]
 
 
-class Visit:
-    """A page that is open, and what has gone wrong since; `settled` once all that it asked for has come."""
+class Window:
+    """A window that goes from page to page, and what has gone wrong on the last one.
 
-    def __init__(self, context: BrowserContext, address: str, name: str) -> None:
-        self.page: Page = context.new_page()
+    `settled` once all that a page has asked for has come. As in a reader's window, what has been compiled of a script
+    stays compiled.
+    """
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page, self.address = page, address
         self.problems: list[str] = []
-        self.address = address
         self.awaited: set[Request] = set()
-        self.page.on("request", self.asked)
-        self.page.on("requestfinished", lambda request: self.awaited.discard(request))
-        self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        self.page.on("console", lambda m: self.problems.append(f"console: {m.text}") if m.type == "error" else None)
-        self.page.on("requestfailed", self.failed)
-        self.page.goto(address + name)
+        self.session = page.context.new_cdp_session(page)
+        page.on("request", self.asked)
+        page.on("requestfinished", lambda request: self.awaited.discard(request))
+        page.on("requestfailed", self.failed)
+        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        page.on("console", lambda m: self.problems.append(f"console: {m.text}") if m.type == "error" else None)
+
+    def visit(self, name: str, theme: Theme = "light", scripts: bool = True) -> Self:
+        self.page.emulate_media(color_scheme=theme)
+        self.page.set_viewport_size({"width": 1280, "height": 900})
+        self.session.send("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+        self.page.goto(self.address + name)
+        if scripts:
+            self.page.wait_for_function(ARRIVED)
+            self.page.evaluate(READY)
+        return self
+
+    def leave(self) -> None:
+        self.page.goto("about:blank")
+        self.awaited.clear()
+        self.problems.clear()
 
     def asked(self, request: Request) -> None:
         self.awaited.add(request)
@@ -63,30 +81,21 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def contexts(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
-    """A window for each kind of visitor, whose pages share what they have loaded."""
-
-    @functools.cache
-    def opened(theme: Theme, **options: Any) -> BrowserContext:
-        return browser.new_context(color_scheme=theme, viewport={"width": 1280, "height": 900}, **options)
-
-    yield opened
+def window(address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Window]:
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        missing("Chromium was not found: install it or set CHROMIUM to its path.")
+    profile = tmp_path_factory.mktemp("profile")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch_persistent_context(profile, executable_path=chromium, args=ARGUMENTS)
+        yield Window(browser.pages[0], address)
+        browser.close()
 
 
 @pytest.fixture
-def visit(contexts: Callable[..., BrowserContext], address: str) -> Iterator[Callable[..., Visit]]:
-    visits: list[Visit] = []
-
-    def open_page(name: str, theme: Theme = "light", **options: Any) -> Visit:
-        visits.append(Visit(contexts(theme, **options), address, name))
-        if options.get("java_script_enabled", True):
-            visits[-1].page.wait_for_function(ARRIVED)
-            visits[-1].page.evaluate(READY)
-        return visits[-1]
-
-    yield open_page
-    for opened in visits:
-        opened.page.close()
+def visit(window: Window) -> Iterator[Callable[..., Window]]:
+    yield window.visit
+    window.leave()
 
 
 @pytest.fixture(scope="session")
@@ -118,14 +127,3 @@ def address(site: Path) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}/{site.name}/"
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def browser(site: Path) -> Iterator[Browser]:
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if not chromium:
-        missing("Chromium was not found: install it or set CHROMIUM to its path.")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield browser
-        browser.close()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from built import SITE, built_pages, missing
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 from pypdf import PdfReader
 
 import dtl
@@ -16,9 +16,11 @@ pytestmark = pytest.mark.book
 
 AXE = Path(__file__).parents[2] / "book/_vendor/axe/axe.min.js"
 PAGES = built_pages()
-# Listings of source code come from one template and have the same colours: these are judged on the longest listing.
+# Listings of source code come from one template and have the same colours: the longest one is judged as other pages
+# are, the others where CI is set, but for their colours.
 LISTINGS = [name for name in PAGES if name.startswith("_modules/dtl/")]
 LONGEST = max(LISTINGS, key=lambda name: (SITE / name).stat().st_size, default="")
+ALIKE = {name for name in LISTINGS if name != LONGEST}
 
 
 # What a theme changes: colours, and which of the pictures made for it are seen. All other rules judge the same page.
@@ -33,14 +35,14 @@ def violations(page: Page, **options: object) -> list[str]:
     return [f"{rule['id']}: {[node['html'][:120] for node in rule['nodes']]}" for rule in found]
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [pytest.param(p, marks=[pytest.mark.slow] * (p in ALIKE)) for p in PAGES])
 def test_page_is_whole_accessible_and_fits_a_phone(visit, name: str) -> None:
     if not AXE.is_file():
         missing("axe-core is not in book/_vendor: run `make book` first.")
     opened = visit(name)
     opened.page.add_script_tag(path=AXE)
     opened.page.add_style_tag(content="* { transition: none !important; }")  # axe must not see a colour half-way
-    coloured = name == LONGEST or name not in LISTINGS
+    coloured = name not in ALIKE
     assert not violations(opened.page, rules={"color-contrast": {"enabled": coloured}}), f"{name}, light"
     if coloured:
         opened.page.evaluate("document.documentElement.setAttribute('data-theme', 'dark')")
@@ -51,7 +53,7 @@ def test_page_is_whole_accessible_and_fits_a_phone(visit, name: str) -> None:
     assert not opened.settled(), f"{name}: {opened.problems}"
 
 
-def test_the_book_is_printed_with_what_is_folded(browser: Browser, site: Path, tmp_path: Path) -> None:
+def test_the_book_is_printed_with_what_is_folded(site: Path, tmp_path: Path) -> None:
     script, to = site.parents[1] / "book/pdf.py", tmp_path / "book.pdf"
     subprocess.run([sys.executable, script, "chapters/01-question", "book/timings", f"--to={to}"], check=True)
     book = PdfReader(to)
@@ -63,13 +65,13 @@ def test_the_book_is_printed_with_what_is_folded(browser: Browser, site: Path, t
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_report_is_accessible_and_fits_a_phone(browser: Browser, tmp_path: Path, scheme: Any) -> None:
+def test_report_is_accessible_and_fits_a_phone(visit, tmp_path: Path, scheme: Any) -> None:
     if not AXE.is_file():
         missing("axe-core is not in book/_vendor: run `make book` first.")
     report = dtl.report(dtl.results.open("imagenet20-cifar10").part("balanced"), tmp_path / "found.html")
-    page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page = visit("index.html", scheme).page
+    page.set_viewport_size({"width": 390, "height": 800})
     page.goto(report.as_uri())
     page.add_script_tag(path=AXE)
     assert not violations(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.close()

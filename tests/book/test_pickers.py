@@ -133,7 +133,7 @@ def test_the_widget_takes_the_place_of_the_fallback_and_can_be_read(visit, name:
 
 @pytest.mark.parametrize("name", PICKER_PAGES)
 def test_first_answer_is_there_without_javascript(visit, name: str) -> None:
-    page = visit(name, java_script_enabled=False).page
+    page = visit(name, scripts=False).page
     image = page.locator(".widget-fallback img").first
     assert image.is_visible()
     assert re.search(r"\w{3}", str(image.get_attribute("alt")))
