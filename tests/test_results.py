@@ -12,8 +12,9 @@ import dtl
 from dtl import results
 from dtl._checks import InputError
 
-SHIPPED = sorted(path.parent.name for path in results.FOLDER.glob("*/manifest.json"))
-STUDIES = [name for name in SHIPPED if {"balanced", "random"} <= set(results.open(name).parts)]
+RUNS = {path.parent.name: set(json.loads(path.read_text())["runs"]) for path in results.FOLDER.glob("*/manifest.json")}
+SHIPPED = sorted(RUNS)
+STUDIES = [name for name in SHIPPED if {"balanced", "random"} <= RUNS[name]]
 RUN = {
     "command": "python run.py a", "commit": "abc1234", "date": "2026-01-02T03:04:05+00:00",
     "hardware": "2 cores, Abacus", "versions": {"torch": "2.11.0"}, "seconds": 90,
