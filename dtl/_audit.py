@@ -86,7 +86,8 @@ def audit(study: Study, seeds: int = 8, *, transfer: str | None = None, level: f
     Parameters
     ----------
     study : of a problem with views, run: its models, on subsets, say which source classes bring what is found
-    seeds : models of the whole source, and from scratch, on which the comparison stands
+    seeds : models of the whole source, and from scratch, on which the comparison stands; errors count them, and the
+        models of the study, for these images
     transfer : regime; default the study's first
     level : false discovery rate
     options : as in `dtl.retrain`

@@ -126,6 +126,8 @@ def _by_group(outputs: xr.DataArray, groups: np.ndarray) -> xr.DataArray:
 def compare(values: xr.DataArray, other: xr.DataArray | float = 0.0) -> xr.Dataset:
     """Mean `difference` of two measures, paired by seed, with `stderr` and a 95% interval, `low` to `high` (Student).
 
+    The errors count seeds, for these images: with few images, or groups of few, others may differ by more.
+
     >>> few = xr.DataArray([0.1, 0.2, 0.3], dims="seed")
     >>> dtl.bias.compare(few, few - 0.1).difference.round(3).item()
     0.1
@@ -160,7 +162,8 @@ def bias_transfer(
     -------
     Dataset: `bias` and `accuracy` (arm, seed), and for both `<name>_mean`, `<name>_stderr`, `<name>_low`, `<name>_high`
     (arm), and the same of the difference to the first arm, paired by seed, `<name>_change_mean` and so on; with
-    `transfer` first if several were given
+    `transfer` first if several were given. All errors count seeds, for these images, as in `compare`; pairing removes
+    luck only between arms of different problems, since others have models of their own (`dtl.retrain`)
 
     >>> arms = {"full": problem, "without": np.arange(problem.source.n_classes) > 3}
     >>> def measure(results):

@@ -297,7 +297,7 @@ def _learn(source: Side, x: np.ndarray, y: np.ndarray, share: np.ndarray, steps:
     means = np.stack([known.logits[known.labels == j].mean(0) for j in range(share.shape[1])])
     start = Ridge(len(x)).fit(scaler.transform(x), (share @ means)[y])
     inputs = torch.from_numpy(np.c_[scaler.transform(x), np.ones(len(x))])
-    weight = torch.tensor(np.c_[start.coef_, start.intercept_].T, requires_grad=True)
+    weight = torch.tensor(np.c_[np.atleast_2d(start.coef_), start.intercept_].T, requires_grad=True)
     support, logits, adam = torch.tensor(share > 0)[y], torch.tensor(known.logits), torch.optim.Adam([weight], lr=0.003)
     n = t = mass = torch.empty(0)  # filled in the first step
     for step in range(steps):

@@ -202,6 +202,14 @@ def test_released_lipschitz_constant_is_of_the_wrong_space():
     assert (ours.rhs, ours.measured) == pytest.approx(VECTORS["correct"], abs=1e-6)
 
 
+@pytest.mark.parametrize("learn", ["none", "map", "joint"])
+def test_all_target_classes_may_be_made_from_one(learn):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 3)), np.arange(40) % 2
+    found = task_transfer_bound(x, y, (np.eye(3, 2), np.zeros(2)), x, y, learn=learn, steps=20, assignment=[1, 1])
+    assert found.assignment.tolist() == [1, 1] and found.measured <= found.rhs
+
+
 def test_a_large_weight_of_labels_lets_the_seed_choose_the_assignment():
     """Source and target have the same classes: with weight 1 every seed finds that, with the published 1e6 not."""
     rng = np.random.default_rng(0)

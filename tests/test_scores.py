@@ -181,6 +181,30 @@ def test_cross_fitting_never_looks_at_the_model_or_its_complement():
     assert np.abs(scores.cross_fitted(masks, spoilt)[20] - scores.cross_fitted(masks, clean)[20]) > 0.1
 
 
+def test_models_of_one_balanced_block_say_nothing_of_each_other():
+    masks = dtl.subset_masks(24, 92)
+    with pytest.raises(InputError, match="less than two balanced blocks: give 92 or more, not 46"):
+        scores.cross_fitted(masks[:46], masks[:46] @ np.arange(24.0))
+    truth = masks @ np.arange(24.0)
+    assert np.corrcoef(scores.cross_fitted(masks, truth), truth)[0, 1] > 0.99
+    paired = dtl.subset_masks(24, 46, "paired")
+    assert np.corrcoef(scores.cross_fitted(paired, paired @ np.arange(24.0)), paired @ np.arange(24.0))[0, 1] > 0.3
+
+
+def test_a_benchmark_of_few_models_leaves_influence_out(kept, caplog):
+    found = scores.benchmark(kept, ["NCE"], device="cpu")
+    assert "influence is not compared: that takes two balanced blocks, 92 models, not 12" in caplog.text
+    assert np.isnan(found.r.sel(predictor="influence")) and np.isnan(found.behind).all()
+    assert np.isfinite(found.r.sel(predictor="NCE"))
+
+
+def test_scores_that_cannot_judge_so_many_features_are_named(problem, tmp_path, caplog):
+    wide = dtl.Recipe(epochs=1, widths=(8, 40), models_at_once=4, finetune_epochs=2)
+    study = dtl.Study(problem, wide, weights=tmp_path).run(4, "cpu", progress=False)
+    scores.benchmark(study, ["H-score", "shrunk H-score"], device="cpu")
+    assert "H-score say little of 40 features of no more than 40 images" in caplog.text and "shrunk" not in caplog.text
+
+
 @pytest.fixture(scope="module")
 def kept(problem, recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")

@@ -311,6 +311,7 @@ def test_a_replayed_step_equals_the_loop(problem, recipe, replayed, monkeypatch)
     assert _step._replay.cache_info().misses == 3  # another length and rate are no other step
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower")  # on Python 3.13.0
 def test_a_step_can_be_compiled_whole(problem, replayed, monkeypatch):
     """The graph that a GPU would compile, traced here and run by torch."""
     compiled, original = [], torch.compile
