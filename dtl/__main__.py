@@ -120,7 +120,7 @@ def remove(
     cells = accuracy.mean(axis=1).map("{:.3f}".format) + accuracy.sem(axis=1).map(" +- {:.3f}".format)
     print(f"test accuracy, {curve.attrs['transfer']} transfer, mean +- standard error of {seeds} retrainings")
     print(cells.unstack("count").loc[names].to_string())
-    print("\nnumber chosen on validation, its gain on test")
+    print("\nnumber chosen on validation; gain on test, of each seed at the number that the others choose")
     for order in names:
         best = dtl.removal.select(curve, order)
         print(f"{order:<8} {best.count:>4}  {best.gain:+.3f} +- {best.stderr:.3f}")

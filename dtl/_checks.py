@@ -99,7 +99,7 @@ def hinted(value: Any, hint: Any, what: str) -> Any:
     elif Sequence in [get_origin(kind) for kind in kinds]:
         several(value, what)
     elif isinstance(kinds[0], type) and hint is not str:
-        check_kind(value, f"{kinds[0].__module__}.{kinds[0].__name__}", what)
+        check_kind(value, f"{kinds[0].__module__}.{kinds[0].__name__}".removeprefix("builtins."), what)
     return value
 
 

@@ -85,7 +85,8 @@ def resume(
         problem: as in run, and needed only where the store cannot say how to load it; so are options, source, target
     """
     root = open_store(store)
-    models = models or (array_of(root, "done").shape[0] if root.attrs["runs"] else None)
+    if models is None and root.attrs["runs"]:
+        models = array_of(root, "done").shape[0]
     if models is None:
         raise InputError("give the number of models: --models N")
     train(study_in(store, store, weights, problem, options, source, target), models, **how)

@@ -62,6 +62,8 @@ def named_by(influence: Influence, images: Pictures | None) -> Influence:
     check_images(images, "images")
     if len(images.classes) != len(influence.values) or influence.sources not in ((), tuple(images.classes)):
         theirs, its = (", ".join(shown(names)[:3]) for names in (images.classes, influence.names[0]))
+        if influence.unit in ("group", "example"):
+            raise InputError(f"units are {influence.unit}s, for which there is no picture of a class: leave images out")
         raise InputError(f"the images are of {theirs} ..., the influence is of {its} ...: give images of its source")
     return replace(influence, sources=tuple(images.classes))
 

@@ -100,7 +100,7 @@ def evaluate(
     Parameters
     ----------
     values : (K, n), what each source class does to each target image (target class with by="class"); larger helps more
-    results : models on subsets; as `dtl.results.open` gives, or `study.results`
+    results : models on subsets, as `dtl.results.open` gives, or `study.results`; others than those of the values
 
     Raises
     ------
@@ -120,7 +120,11 @@ def evaluate(
     masks, y = study.data["mask"].sel(model=chosen["model"]).values, chosen.values.astype(np.float64)
     if by == "class":
         y = group_means(y, chosen["label"].values)
-    tau = floats(getattr(values, "values", values), "values")
+    tau, data = floats(getattr(values, "values", values), "values"), study.data.attrs["settings"].get("data", {})
+    if isinstance(values, Influence) and values.data:
+        if values.data.get(f"target_{values.split}") != data.get(f"target_{split}"):
+            what = f"the {values.split} images of problem {values.problem}"
+            raise InputError(f"the influence is of {what}: give results of these, and split={values.split!r}")
     if tau.shape != (masks.shape[1], y.shape[1]) or not np.isfinite(tau).all():
         raise InputError(f"values must be finite, (sources, targets) {(masks.shape[1], y.shape[1])}, not {tau.shape}")
     pair = np.arange(len(masks)) // 2
@@ -138,6 +142,8 @@ def evaluate(
     if ceilings[0] <= 2 * errors[0]:
         raise InputError("the outputs do not follow the subsets: train more models; is row i of both that of model i?")
     ceiling, share, half = float(ceilings[0]), float(shares[0]), student.isf((1 - level) / 2, n - 1) * errors[1]
+    if share - half > 1:
+        logger.warning("the share is above 1, that of exact influences: are the values made from these very models?")
     return Evaluation(share * ceiling, ceiling, share, float(share - half), float(share + half))
 
 

@@ -60,7 +60,7 @@ def report(
     'report.html'
     """
     check_file(out, ".html")
-    out = Path(out)
+    out = Path(out).expanduser()
     check_number(top, 1, 1000, "top, the classes on each side,")
     check_kind(advice, "dtl.Advice", "advice", optional=True)
     check_kind(scores, "pandas.DataFrame", "scores", optional=True)
@@ -148,7 +148,10 @@ def _origin(found: Results, whole: Influence) -> list[str]:
 
 def _compared(scores: pd.DataFrame) -> dict[str, Any]:
     """What the page says of scores: the models judged, and a row for each predictor."""
-    numbers = scores[["r", "low", "high", "behind", "behind_low", "behind_high"]].map("{:+.2f}".format)
+    names = ["r", "low", "high", "behind", "behind_low", "behind_high"]
+    if not {*names, "predictor", "kind"} <= {*scores}:
+        raise InputError(f"scores must be the table that the command scores writes, with {', '.join(names)}")
+    numbers = scores[names].map("{:+.2f}".format)
     rows = pd.concat([scores["predictor"], numbers.replace("+nan", ""), scores["kind"]], axis=1)
     return scores.iloc[0].to_dict() | {"rows": rows.to_numpy().tolist()}
 

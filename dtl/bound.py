@@ -227,8 +227,10 @@ def task_transfer_bound(
     z, _ = checked(source, source_labels, "source")
     x, _ = checked(target, labels, "target")
     of_source, y = np.asarray(source_labels), np.asarray(labels)
-    weight, bias = (floats(part, "head") for part in several(head, "head"))
-    if weight.ndim != 2 or bias.shape != weight.shape[1:] or not np.isfinite(weight).all():
+    if len(several(head, "head")) != 2:
+        raise InputError(f"head must be two arrays, weight (d, K) and bias (K,), not {len(head)}")
+    weight, bias = (floats(part, "head") for part in head)
+    if weight.ndim != 2 or bias.shape != weight.shape[1:] or not np.isfinite([*weight, bias]).all():
         raise InputError(f"head must be finite, (d, K) and (K,), not {weight.shape} and {bias.shape}")
     takes, counts = f"the head takes {len(weight)} features", np.bincount(y)
     if z.shape[1] != len(weight) or of_source.max() >= len(bias):
@@ -284,7 +286,7 @@ def _joint(assignment: np.ndarray, classes: np.ndarray, n_source: int, of_source
     shares = assignment[:, None] == np.arange(n_source) if assignment.ndim == 1 else assignment
     absent = np.setdiff1d(np.arange(n_source), of_source)
     fits = shares.shape == (len(classes), n_source) and not shares[:, absent].any()
-    if not fits or (shares < 0).any() or not shares.sum(1).all():
+    if not fits or not (shares >= 0).all() or not shares.sum(1).all():
         shape = f"({len(classes)},) source classes, or ({len(classes)}, {n_source}) shares that are not negative"
         raise InputError(f"assignment must be {shape}, and use no source class without images")
     return classes[:, None] * shares / shares.sum(1, keepdims=True)

@@ -278,10 +278,11 @@ class TransferProblem:
             raise InputError(f"views must be a mapping of names to functions of images, not {views!r}")
         for name, change in views.items():
             if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+-]*", name) or name == PLAIN:
-                raise InputError(f"a view needs a name of letters, digits, space and . + -, not {PLAIN!r}: {name!r}")
+                raise InputError(f"a view's name is of letters, digits, space and . + -, and not {PLAIN!r}: {name!r}")
             few = self.target_test.images[:4]
             found, again = change(few.clone()), change(few.clone())
-            if found.dtype != few.dtype or found.shape != few.shape or not torch.equal(found, again):
+            same = isinstance(found, torch.Tensor) and (found.dtype, found.shape) == (few.dtype, few.shape)
+            if not same or not torch.equal(found, again):
                 raise InputError(f"view {name!r} must give the same uint8 images {tuple(few.shape)} whenever asked")
         problem = replace(self, views={**self.views, **views})
         object.__setattr__(problem, "origin", self.origin)

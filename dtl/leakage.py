@@ -103,6 +103,8 @@ def _strongest(influence: Influence, source: ImageDataset, name: str, alternativ
             f"the influence is of {n_rows} units but the source has {len(source)} examples: leaks and misleading "
             'examples need a study of examples, dtl.Study(problem, unit="example")'
         )
+    if influence.data.get("source", source.fingerprint) != source.fingerprint:
+        raise InputError(f"the influence is of problem {influence.problem}, whose source has other images: give those")
     at = np.arange(n_rows), z.argmax(axis=1) if alternative == "greater" else z.argmin(axis=1)
     table = {"source": at[0], name: at[1], "influence": influence.values[at], "stderr": influence.stderr[at]}
     return pd.DataFrame(table | {"q": false_discovery_control(np.minimum(1, n * influence.p_values(alternative)[at]))})

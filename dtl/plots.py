@@ -122,6 +122,10 @@ def _column(influence: Influence, target: int | str) -> int:
     return found[0]
 
 
+def _on(influence: Influence) -> str:
+    return f"influence on the {'share right' if influence.output == 'correct' else influence.output or 'output'}"
+
+
 @draw.names_given
 def influence_bars(
     influence: Influence,
@@ -154,7 +158,7 @@ def influence_bars(
     ax.set_ylim(rows + 0.1, -0.6)
     ax.set_yticks(y, [verbatim(names[i]) for i in table.source])
     draw.finish(ax, rows=True)
-    label = "influence on the margin\n(with the class − without)"
+    label = f"{_on(influence)}\n(with the class − without)"
     grey = f"\n{_GREY if told.all() else 'too few models for 95% intervals'}"
     ax.set_xlabel(label + (grey if (table.verdict == "unclear").any() else ""))
     for text, x, side, colour in (("◂ hurts", 0, "left", HURTS), ("helps ▸", 1, "right", HELPS)):
@@ -185,7 +189,7 @@ def influence_heatmap(influence: Influence, ax: Axes | None = None) -> Axes:
     sns.heatmap(
         table, mask=unclear, vmin=-largest, vmax=largest, cmap=_DIVERGING, xticklabels=True,
         linewidths=0.6 if len(rows) <= 60 else 0, linecolor="white",
-        cbar_kws={"label": "influence on the margin", "shrink": 0.7, "aspect": 24}, ax=ax,
+        cbar_kws={"label": _on(influence), "shrink": 0.7, "aspect": 24}, ax=ax,
     )  # fmt: skip
     bar = ax.collections[0].colorbar
     if bar is not None:
@@ -323,7 +327,8 @@ def flip_bars(flips: xr.Dataset, example: int, without: str | None = None, ax: A
     >>> flips = xr.Dataset({"share": share, "low": share / 2, "high": (share + 1) / 2}, coords, {"seeds": 20})
     >>> ax = dtl.plots.flip_bars(flips, 17)
     """
-    check_kind(flips, "xarray.Dataset", "flips")
+    if "arm" not in check_kind(flips, "xarray.Dataset", "flips").dims:
+        raise InputError("flips must be what dtl.flip_rate returns")
     full, *left_out = flips.arm.values.tolist()
     without = left_out[0] if without is None else without
     choice(example, flips.example.values.tolist(), "example")

@@ -69,6 +69,9 @@ def removal_curve(
     check_number(0 if seed is None else seed, 0, 2**32, "seed")
     if accuracy is not None and not callable(accuracy):
         raise InputError(f"accuracy must be a function of correct and labels, not {accuracy!r}")
+    labels = study.problem.target_validation.labels.numpy()
+    if accuracy is not None and np.shape(accuracy(np.ones((2, len(labels)), dtype=bool), labels)) != (2,):
+        raise InputError("accuracy must give one number for each row of correct, (models,)")
     counts, n_source = np.atleast_1d(np.array(counts, dtype=object)).tolist(), study.n_units
     _check(study, influence, counts, orders, given)
     counts = sorted({0, *counts})
@@ -133,7 +136,8 @@ class Selection:
     Attributes
     ----------
     count : classes removed; 0 when removing none is best on validation
-    gain, stderr : test accuracy minus that of the full source, mean and standard error over seeds
+    gain, stderr : test accuracy minus that of the full source, mean and standard error over seeds, each at the count
+        that the other seeds choose, which need not be `count`
     """
 
     order: str
@@ -150,7 +154,8 @@ def select(curve: xr.Dataset, order: str = "negative") -> Selection:
     >>> dtl.removal.select(curve).n_seeds
     2
     """
-    check_kind(curve, "xarray.Dataset", "curve")
+    if "order" not in check_kind(curve, "xarray.Dataset", "curve").dims:
+        raise InputError("curve must be what dtl.removal_curve returns")
     if order not in curve.order.values:
         raise InputError(f"the curve has no order {order!r}: it has {', '.join(curve.order.values)}")
     arm = curve.sel(order=order)

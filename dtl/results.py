@@ -127,12 +127,18 @@ class Results:
         groups, said = by, "image" if by is None else "group"
         if isinstance(by, str):
             choice(by, ("class", "all"), "grouping by")
-            groups, said, part = labels, by, "common" if by == "all" else part
-        if method is None:
-            mixed = np.ptp(masks.sum(axis=1)) > 0 if is_balanced(masks) else len(masks) > 2 * masks.shape[1]
-            method = "ols" if settings["design"] == "balanced" and mixed else "difference"
+            if by == "all" and part == "specific":
+                raise InputError("the whole target has no specific part: ask for it by='class'")
+            groups, said, part = labels, by, "common" if (by, part) == ("all", "whole") else part
+        mixed = np.ptp(masks.sum(axis=1)) > 0 if is_balanced(masks) else len(masks) > 2 * masks.shape[1]
         design = settings["design"] if settings["design"] in DESIGNS else None
-        found = estimate_influence(masks, outputs, method, design, groups, part, target)
+        own = method or ("ols" if design == "balanced" and mixed else "difference")
+        try:
+            found = estimate_influence(masks, outputs, own, design, groups, part, target)
+        except InputError:
+            if method or own == "difference":
+                raise
+            found = estimate_influence(masks, outputs, "difference", design, groups, part, target)  # too few for OLS
         few = FEW if groups is None or target == "these" else np.bincount(groups).min()
         if few < FEW:
             logger.warning("%d %s images are few for a target: the errors are as uncertain as that", few, split)
@@ -214,7 +220,10 @@ def open(where: str | Path, folder: str | Path | None = None) -> Results:
     ('order', 'count', 'seed')
     """
     if folder is None and str(where).endswith(".nc") and Path(where).exists():
-        data = xr.load_dataset(where, engine="h5netcdf")
+        try:
+            data = xr.load_dataset(where, engine="h5netcdf")
+        except (OSError, ValueError) as error:
+            raise InputError(f"{where} is no NetCDF file that can be read ({error}): get it again") from error
         return Results(data.assign_attrs({k: decoded(v) for k, v in data.attrs.items() if k != "problem"}))
     place = FOLDER if folder is None else path_of(folder, "folder")
     names = sorted(entry.parent.name for entry in place.glob("*/manifest.json"))

@@ -7,6 +7,7 @@ InputError for arrays that do not fit or are not finite, for one class, and for 
 """
 
 import logging
+import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -94,10 +95,22 @@ def _judged(
         view = View(x[i], p[i], y, source[i][seen], of_source[few][seen])
         for k, name in enumerate(scores):
             start = time.perf_counter()
-            values[i, k] = SCORES[name](view)
+            values[i, k] = _value(name, view)
             seconds[i, k] = time.perf_counter() - start
     values[:, -1] = transfer(nets, problem, seeds, recipe, "fixed")["validation"].correct.float().mean(1).cpu()
     return values, seconds
+
+
+def _value(name: str, view: View) -> float:
+    """A score; InputError that names it where it has no value."""
+    try:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value, why = SCORES[name](view), "no number comes out"
+    except (InputError, np.linalg.LinAlgError) as error:
+        value, why = np.nan, str(error)
+    if not np.isfinite(value):
+        raise InputError(f"{name} cannot judge these {len(view.labels)} target images ({why}): leave it out of scores=")
+    return value
 
 
 def _known(scores: Sequence[str], split: str) -> tuple[str, ...]:
@@ -262,10 +275,17 @@ def pretrained(model: str, file: str | Path) -> Nets:
     5
     """
     check_model(model)
-    state, nets = torch.load(path_of(file, "file"), map_location="cpu", weights_only=True), Nets(model, 2)
+    try:
+        state = torch.load(path_of(file, "file"), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise InputError(f"{file} is no file of weights that torch reads safely: download it again") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise InputError(f"{file} holds no weights, which are tensors by name")
+    nets = Nets(model, 2)
     known = nets.backbone.state_dict().keys()
     head = [value for key, value in state.items() if key not in known and "aux" not in key.lower()]
-    if known - state.keys() or len(head) != 2 or tuple(head[0].shape) != (len(head[1]), nets.n_features):
+    shapes = [(*value.shape,) for value in head]
+    if known - state.keys() or len(head) != 2 or shapes[0] != (*shapes[1], nets.n_features):
         raise InputError(f"{file} holds no weights of torchvision's {model}: give the file that belongs to it")
     nets.backbone.load_state_dict({key: state[key] for key in known})
     nets.weight = torch.nn.Parameter(head[0].T[None].clone())

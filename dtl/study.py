@@ -20,7 +20,7 @@ from zarr.abc.store import Store as ZarrStore
 from dtl._checks import Diverged, InputError, check_kind, check_number, choice, several, whole
 from dtl._estimators import plain
 from dtl.data import TransferProblem
-from dtl.design import groups_of, subset_masks
+from dtl.design import block_length, groups_of, subset_masks
 from dtl.engine.files import influence_to_zarr
 from dtl.engine.progress import progress as progress_line
 from dtl.engine.store import FORMAT, OUTPUTS, SPLITS, Store, local_folder, marks_of, read
@@ -103,7 +103,8 @@ class Study:
         check_size(self.recipe, *problem.source.size)
         self.design = design if isinstance(design, str) else None
         self.given = None if isinstance(design, str) else np.array(plain(design, "given subsets"), order="C")  # a copy
-        self._subsets(2 if self.given is None else None)  # raises now what it would raise later
+        block = block_length(self.n_units) if self.design == "balanced" and self.n_units < 1000 else 2
+        self._subsets(block if self.given is None else None)  # raises now what it would raise later
         fragile = [part for part in ("source", "target_train") if problem.parts[part].still]
         if self.recipe.augment and fragile:
             raise InputError(

@@ -232,9 +232,12 @@ BAD = {
     "width of the target": (dict(target=[[0.0, 1.0]] * 3), "another encoder"),
     "source labels": (dict(source_labels=[0, 1, 0, 3]), "labels up to 3"),
     "head": (dict(head=([[1.0, np.inf]], [0.0, 0.0])), "finite"),
+    "a bias that is no number": (dict(head=([[1.0, 2.0]], [0.0, np.nan])), "finite"),
+    "no pair": (dict(head=[[1.0, 2.0]]), "two arrays"),
     "head's shape": (dict(head=([[1.0, 2.0]], [0.0])), r"\(d, K\)"),
     "learn": (dict(learn="all"), "learn"),
     "an unknown class": (dict(assignment=[0, 2]), "no source class without images"),
+    "a share that is no number": (dict(assignment=[[1.0, np.nan], [0.0, 1.0]]), "not negative"),
     "a negative share": (dict(assignment=[[1.0, -1.0], [0.0, 1.0]]), "not negative"),
     "one image to learn from": (dict(learn="map"), "two images of every class for a map"),
 }

@@ -1,9 +1,12 @@
 """Scores of attributions against exact influences, noise, the study's own, and rows that went astray."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import xarray as xr
 
+import dtl
 from dtl._checks import InputError
 from dtl._evaluate import evaluate
 from dtl.design import subset_masks
@@ -101,3 +104,15 @@ def _astray(results):
     settings = results.attrs["settings"] | {"seed": 0, "fraction": 0.5}
     turned = results["mask"].copy(data=np.roll(results["mask"].values, 2, axis=0))
     return results.assign(mask=turned).assign_attrs(settings=settings)
+
+
+def test_influences_of_other_images_are_refused_and_those_of_the_same_models_noticed(problem, recipe, caplog):
+    study = dtl.Study(problem, recipe, "random", unit=["a", "b", "c", "d"] * 6).run(16, "cpu", progress=False)
+    own = study.influence()
+    with pytest.raises(InputError, match="of the validation images of problem testbed-0: give results of these"):
+        dtl.evaluate(own, study.results, split="test")
+    strange = dataclasses.replace(own, data={**own.data, "target_validation": "0"})
+    with pytest.raises(InputError, match="the influence is of the validation images"):
+        dtl.evaluate(strange, study.results)
+    assert dtl.evaluate(own, study.results).low > 1
+    assert "are the values made from these very models?" in caplog.text

@@ -215,3 +215,16 @@ def test_groups_are_chains_or_pairs(caplog):
     assert pairs[0] != pairs[2] and pairs[1] in (pairs[0], pairs[2]) and len(set(pairs)) == 3
     with pytest.raises(InputError, match="unknown linked 'rings'"):
         near_duplicates(source, linked="rings")
+
+
+def test_examples_of_another_source_are_refused(problem):
+    other = dtl.load("testbed", seed=3, per_class=20, train=5, validation=5, test=5)
+    values = np.random.default_rng(0).normal(size=(len(problem.source), 2))
+    data = {"source": problem.source.fingerprint}
+    found = dtl.Influence(
+        values, np.ones_like(values), np.ones(2), "difference", "paired", 9, problem="mine", data=data
+    )
+    for function in (dtl.leaked, dtl.misleading):
+        assert len(function(found, problem.source)) == len(problem.source)
+        with pytest.raises(InputError, match="of problem mine, whose source has other images"):
+            function(found, other.source)

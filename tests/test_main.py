@@ -340,6 +340,7 @@ def test_resume_says_what_it_lacks(problem, recipe, tmp_path):
     dtl.Study(dataclasses.replace(problem, name="mine"), recipe, store=folder).run(4, progress=False)
     assert "does not say how to load its problem: add --problem NAME" in call("resume", folder, code=2)
     assert "data.source is" in call("resume", folder, "--problem", "testbed", code=2)
+    assert "n_models" in call("resume", folder, *BY_FLAGS, "--models", 0, code=2)
     assert "6 models done" in call("resume", folder, *BY_FLAGS, "--models", 6)
 
 

@@ -617,3 +617,24 @@ print(picker.children[0].options, [name for name in sys.modules if name.split(".
 def test_figures_and_pickers_need_no_torch():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True)
     assert done.stdout == "(('0', 0),) []\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("margin", "margin"), ("correct", "share right"), ("probability", "probability"), ("", "output")],
+)
+def test_figures_say_which_output_they_show(output, said):
+    few = np.random.default_rng(0).normal(size=(3, 2))
+    found = Influence(few, np.ones((3, 2)), np.ones(2), "difference", "paired", 9, output=output)
+    assert f"influence on the {said}" in plots.influence_bars(found, target=0).get_xlabel()
+    bar = plots.influence_heatmap(found).collections[0].colorbar
+    assert bar is not None and bar.ax.get_ylabel() == f"influence on the {said}"
+
+
+def test_pictures_of_groups_and_tables_of_others_are_refused(problem):
+    few, names = np.random.default_rng(0).normal(size=(3, 1)), ("a", "b", "c")
+    groups = Influence(few, np.ones((3, 1)), np.ones(1), "difference", "paired", 9, sources=names, unit="group")
+    with pytest.raises(InputError, match="units are groups, for which there is no picture of a class"):
+        plots.influence_bars(groups, images=problem.source)
+    with pytest.raises(InputError, match=r"what dtl\.flip_rate returns"):
+        plots.flip_bars(xr.Dataset({"n": 1}), 0)

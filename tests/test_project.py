@@ -161,6 +161,18 @@ def test_reference_page_holds_every_module() -> None:
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
+def test_a_chapter_asks_three_questions_and_explains_every_answer(chapter: Path) -> None:
+    text = chapter.read_text(encoding="utf8").partition("## Quick questions")[2].partition("## Check yourself")[0]
+    questions = re.split(r"^\*\*\d\. ", text, flags=re.MULTILINE)[1:]
+    assert len(questions) == 3
+    for question in questions:
+        answers = re.findall(r"^:::\{dropdown\} ([A-Z])\. .+\n(.+)", question, flags=re.MULTILINE)
+        assert "".join(letter for letter, _ in answers) in ("ABC", "ABCD")
+        assert sum(why.startswith("**Right.**") for _, why in answers) == 1
+        assert all(why.startswith(("**Right.**", "Not quite", "No:")) for _, why in answers)
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
 def test_names_used_by_chapters_exist(chapter: Path) -> None:
     for cell in code_cells(chapter):
         source = "\n".join(line for line in cell.source.split("\n") if not line.startswith(("%", "!")))

@@ -11,6 +11,7 @@ import zarr
 from scipy.stats import binomtest, norm
 
 import dtl
+from dtl._checks import InputError
 from dtl.engine import workers
 from dtl.influence import Influence
 from dtl.removal import newcombe, removal_curve, select
@@ -98,7 +99,7 @@ def test_accuracy_is_that_of_the_problem_or_ones_own(study, no_training):
         return correct[:, labels == 2].mean(1)
 
     own = removal_curve(new, influence_of(MEAN), [4], ["negative"], 2, accuracy=of_class_two, progress=False)
-    assert (own.test == 1).all() and seen[1] == ((4, 40), labels.tolist())
+    assert (own.test == 1).all() and seen[-1] == ((4, 40), labels.tolist())
 
 
 def test_orders_of_ones_own_as_a_mapping_or_as_before(study, no_training, tmp_path):
@@ -373,3 +374,16 @@ def test_what_does_not_fit_the_study_is_refused_before_training(study, no_traini
         removal_curve(study, influence_of(MEAN), "2", progress=False)  # pyright: ignore
     assert no_training == []
     assert removal_curve(study, influence_of(MEAN), 2, ["negative"], 2, progress=False).sizes["count"] == 2  # pyright: ignore
+
+
+def test_an_accuracy_of_another_shape_is_refused_before_training(problem, recipe, training):
+    training.forbid()
+    study = dtl.Study(problem, recipe)
+    found = dtl.Influence(np.arange(24.0)[:, None], np.ones((24, 1)), np.ones(1), "difference", "paired", 9)
+    with pytest.raises(InputError, match="accuracy must give one number for each row of correct"):
+        dtl.removal_curve(study, found, [3], seeds=2, accuracy=lambda correct, labels: correct.mean())
+
+
+def test_what_is_no_curve_is_refused():
+    with pytest.raises(InputError, match="curve must be what dtl.removal_curve returns"):
+        dtl.removal.select(xr.Dataset({"n": 1}))

@@ -147,3 +147,9 @@ def test_results_are_taken_as_a_study_gives_them(results: dtl.results.Results, t
 def test_bad_places_are_refused_before_anything_is_read(out: str, says: str, tmp_path: Path) -> None:
     with pytest.raises((InputError, FileNotFoundError), match=says):
         dtl.report(tmp_path / "no-study", tmp_path / out)
+
+
+def test_a_table_that_is_none_of_scores_is_refused(tmp_path):
+    balanced = dtl.results.open("imagenet20-cifar10").part("balanced")
+    with pytest.raises(InputError, match="the table that the command scores writes"):
+        dtl.report(balanced, tmp_path / "found.html", scores=pd.DataFrame({"a": [1]}))

@@ -173,3 +173,9 @@ def test_blocks_that_are_cut_are_read_by_least_squares() -> None:
         assert off[m][1] <= np.abs(difference.values[:, 0] - centred * 20 / 19).max() + 1e-9
     assert [method for method, _ in off.values()] == ["difference", "ols", "difference"]
     assert off[50][1] < 0.4
+
+
+def test_a_file_that_is_no_netcdf_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.nc").write_text("no")
+    with pytest.raises(InputError, match=r"bad.nc is no NetCDF file that can be read"):
+        results.open(tmp_path / "bad.nc")

@@ -1,5 +1,6 @@
 """Transferability scores against published vectors and identities, and their benchmark on planted data."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -281,3 +282,28 @@ def test_pretrained_weights_of_torchvision(tmp_path):
         torch.testing.assert_close(found(x)[0], net(x), atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="no weights of torchvision's resnet34"):
         scores.pretrained("resnet34", tmp_path / "weights.pth")
+
+
+def test_a_score_that_cannot_judge_is_named(problem, recipe, tmp_path):
+    few = problem.target_validation.subset(
+        [int((problem.target_validation.labels == k).nonzero()[0]) for k in range(4)]
+    )
+    one_each = dataclasses.replace(problem, target_validation=few)
+    study = dtl.Study(one_each, recipe, weights=tmp_path).run(4, "cpu", progress=False)
+    for name in ("PARC", "LDA", "probe"):
+        with pytest.raises(InputError, match=f"{name} cannot judge these 4 target images .*: leave it out of scores="):
+            scores.benchmark(study, [name], device="cpu")
+
+
+def test_files_without_weights_are_refused(tmp_path):
+    file = tmp_path / "weights.pth"
+    file.write_text("nothing")
+    with pytest.raises(InputError, match="no file of weights that torch reads safely"):
+        scores.pretrained("resnet18", file)
+    for content, message in (
+        ([1], "holds no weights, which are tensors"),
+        ({"a": torch.zeros(3)}, "no weights of torch"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(InputError, match=message):
+            scores.pretrained("resnet18", file)

@@ -23,6 +23,8 @@ import zarr
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 import dtl
+from dtl._checks import InputError
+from dtl.data import ImageDataset, TransferProblem
 from dtl.engine import workers
 from dtl.engine.store import Store
 from dtl.results import open as open_results
@@ -792,3 +794,31 @@ def test_files_beside_a_store_without_models_are_kept(problem, recipe, tmp_path,
     second = dtl.Study(problem, recipe, store=tmp_path / "s", seed=5).run(2, progress=False)
     assert (tmp_path / "s/notes.txt").read_text() == "mine" and len(second.masks) == 2
     np.testing.assert_array_equal(second.masks, dtl.subset_masks(24, 2, seed=5))
+
+
+def test_a_design_without_two_classes_in_each_subset_is_refused_at_once(problem, recipe):
+    few = problem.source.labels < 5
+    source = ImageDataset(problem.source.images[few], problem.source.labels[few], problem.source.classes[:5])
+    parts = problem.target_train, problem.target_validation, problem.target_test
+    with pytest.raises(InputError, match='fewer than two of the 5 classes.*design="random"'):
+        dtl.Study(TransferProblem("five", source, *parts), recipe)
+
+
+@pytest.mark.parametrize("models", [20, 21])
+def test_too_few_subsets_for_least_squares_are_read_as_differences(problem, recipe, models):
+    nine = problem.source.labels < 9
+    source = ImageDataset(problem.source.images[nine], problem.source.labels[nine], problem.source.classes[:9])
+    parts = problem.target_train, problem.target_validation, problem.target_test
+    study = dtl.Study(TransferProblem("nine", source, *parts), recipe).run(models, "cpu", progress=False)
+    assert study.influence(by="all").method == "difference"
+    with pytest.raises(InputError, match="too few distinct subsets"):
+        study.influence("ols", by="all")
+
+
+def test_the_whole_target_has_no_specific_part(problem, recipe):
+    study = dtl.Study(problem, recipe).run(4, "cpu", progress=False)
+    with pytest.raises(InputError, match="the whole target has no specific part"):
+        study.influence(by="all", part="specific")
+    with pytest.raises(InputError, match="unknown part 'x'"):
+        study.influence(by="all", part="x")
+    assert study.influence(by="all").part == study.influence(by="all", part="common").part == "common"

@@ -7,7 +7,7 @@ import mimetypes
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,8 +182,8 @@ def group_names(dataset: ImageDataset, groups: Groups, root: Path) -> Sequence[o
     """The group of each image, by the path of its file relative to `root`."""
     paths = [Path(os.path.relpath(path, root)) for path in dataset.paths or ()]
     if callable(groups):
-        return [groups(path) for path in paths]
-    if isinstance(groups, Mapping):
+        found = [groups(path) for path in paths]
+    elif isinstance(groups, Mapping):
         found = [groups.get(path.as_posix(), groups.get(path.name)) for path in paths]
     else:
         try:
@@ -191,6 +191,8 @@ def group_names(dataset: ImageDataset, groups: Groups, root: Path) -> Sequence[o
             found = [hit and hit[min(1, hit.re.groups)] for hit in hits]
         except (re.error, TypeError) as error:
             raise InputError(f"groups must be a regular expression, a mapping or a function ({error})") from None
+    if not all(isinstance(group, Hashable) for group in found):
+        raise InputError("groups must name each group by text, a number or another value that can be a key")
     lost = [path.as_posix() for path, group in zip(paths, found, strict=True) if group is None]
     if lost:
         raise InputError(f"groups names no group for {some(lost)}")

@@ -27,14 +27,14 @@ def check_file(out: str | Path | None, *endings: str) -> None:
         raise InputError(f"{out!r} is no file: give one")
     if not str(out).endswith(endings):
         raise InputError(f"cannot write {Path(out).name}: end it with {' or '.join(endings)}")
-    if not Path(out).parent.is_dir():
-        raise InputError(f"{Path(out).parent} is no folder: make it, or write elsewhere")
+    if not (parent := Path(out).expanduser().parent).is_dir():
+        raise InputError(f"{parent} is no folder: make it, or write elsewhere")
 
 
 def write(out: str | Path, data: pd.DataFrame | xr.Dataset) -> Path:
     """A table as CSV, results as NetCDF or zipped Zarr by the file's ending; nothing is left if it fails half-way."""
     check_file(out, *((".csv",) if isinstance(data, pd.DataFrame) else (".nc", ".zarr.zip")))
-    out = Path(out)
+    out = Path(out).expanduser()
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         partial = Path(folder, out.name)
         if isinstance(data, pd.DataFrame):

@@ -115,18 +115,6 @@ def test_pages_ran_on_the_wheel_where_ci_is_set(page: Path) -> None:
         assert nbformat.read(pages.kept(page), as_version=4).metadata["dtl"]["from_wheel"]
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.stem)
-def test_a_chapter_asks_three_questions_and_explains_every_answer(chapter: Path) -> None:
-    text = chapter.read_text(encoding="utf8").partition("## Quick questions")[2].partition("## Check yourself")[0]
-    questions = re.split(r"^\*\*\d\. ", text, flags=re.MULTILINE)[1:]
-    assert len(questions) == 3
-    for question in questions:
-        answers = re.findall(r"^:::\{dropdown\} ([A-Z])\. .+\n(.+)", question, flags=re.MULTILINE)
-        assert "".join(letter for letter, _ in answers) in ("ABC", "ABCD")
-        assert sum(why.startswith("**Right.**") for _, why in answers) == 1
-        assert all(why.startswith(("**Right.**", "Not quite", "No:")) for _, why in answers)
-
-
 def test_examples_in_docstrings_are_not_read_as_parameters() -> None:
     fields = soup(SITE / "book/dtl.html").select("dl.field-list")
     assert fields

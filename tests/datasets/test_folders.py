@@ -456,6 +456,9 @@ def test_groups_that_do_not_work(tmp_path, good, read, caplog):
             read(good, root, groups=groups)
     for k, split in enumerate(("train", "val", "test")):
         tree(tmp_path / "given" / split, seed=k)
+    for function, message in ((lambda path: None, "groups names no group for"), (lambda path: [1], "can be a key")):
+        with pytest.raises(ValueError, match=message):
+            read(good, root, groups=function)
     read(good, tmp_path / "given", groups=lambda path: path.name if path.parts[0] != "val" else "x")
     assert any("groups in two splits of" in line and "0.png, 1.png" in line for line in warnings_in(caplog))
 
