@@ -143,9 +143,8 @@ def agreement(
     -------
     Dataset (predictor): Pearson `r`, weighted Kendall `tau`, `low` and `high` of the 95% interval of r; with `against`,
     `behind` = r of `against` minus r, and `behind_low`, `behind_high`, which hold 95% for all predictors together
-    (Bonferroni). NaN for a predictor that does not vary. With few models the intervals are too short: simulated, those
-    of r hold 85% of the time for 4 models, 90% for 8, 93% for 24 and 94% for 138; those of `behind` 88 to 90% for 12
-    and 24, 94% or more from 46 on.
+    (Bonferroni). NaN for a predictor that does not vary. With few models intervals are too short: simulated, those of r
+    hold 85% of the time for 4 models, 90% for 8 and 93% for 24; those of `behind` 88% for 24, 94% or more from 46 on.
 
     >>> found = dtl.scores.agreement({"a": [1, 2, 3, 5], "b": [1, 3, 2, 1]}, [1, 2, 3, 4])
     >>> found.r.sel(predictor="a").item().__round__(2)
