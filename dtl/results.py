@@ -130,10 +130,10 @@ class Results:
             if by == "all" and part == "specific":
                 raise InputError("the whole target has no specific part: ask for it by='class'")
             groups, said, part = labels, by, "common" if (by, part) == ("all", "whole") else part
-        design, own = settings["design"] if settings["design"] in DESIGNS else None, method
-        if method is None:
+        design, own = settings["design"] if settings["design"] in DESIGNS else None, method or "difference"
+        if method is None and design == "balanced":
             mixed = np.ptp(masks.sum(axis=1)) > 0 if is_balanced(masks) else len(masks) > 2 * masks.shape[1]
-            own = "ols" if design == "balanced" and mixed else "difference"
+            own = "ols" if mixed else own
         try:
             found = estimate_influence(masks, outputs, own, design, groups, part, target)
         except InputError:
