@@ -278,7 +278,7 @@ class TransferProblem:
             raise InputError(f"views must be a mapping of names to functions of images, not {views!r}")
         for name, change in views.items():
             if not isinstance(name, str) or not re.fullmatch(r"\w[\w .+-]*", name) or name == PLAIN:
-                raise InputError(f"a view's name is of letters, digits, space and . + -, and not {PLAIN!r}: {name!r}")
+                raise InputError(f"a view needs a name, not {PLAIN!r}, of letters, digits, space and . + -: {name!r}")
             few = self.target_test.images[:4]
             found, again = change(few.clone()), change(few.clone())
             same = isinstance(found, torch.Tensor) and (found.dtype, found.shape) == (few.dtype, few.shape)
