@@ -24,7 +24,6 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 import dtl
 from dtl._checks import InputError
-from dtl.data import ImageDataset, TransferProblem
 from dtl.engine import workers
 from dtl.engine.store import Store
 from dtl.results import open as open_results
@@ -490,13 +489,16 @@ def test_the_default_estimator_never_refuses(uneven, recipe, n):
     assert found.n_models == n // 2 * 2 and np.isfinite(found.values).all()
 
 
+def with_few_classes(problem, n):
+    few = problem.source.subset(problem.source.labels.numpy() < n)
+    return dataclasses.replace(problem, source=dtl.ImageDataset(few.images, few.labels, few.classes[:n]))
+
+
 def test_two_classes_have_no_subsets(problem, recipe):
-    two = problem.source.subset(problem.source.labels.numpy() < 2)
-    source = dtl.ImageDataset(two.images, two.labels, two.classes[:2])
     with pytest.raises(
         ValueError, match="fewer than two of the 2 classes, which a source model needs: use more classes"
     ):
-        dtl.Study(dataclasses.replace(problem, source=source), recipe, design="random", fraction=2 / 3)
+        dtl.Study(with_few_classes(problem, 2), recipe, design="random", fraction=2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -797,19 +799,13 @@ def test_files_beside_a_store_without_models_are_kept(problem, recipe, tmp_path,
 
 
 def test_a_design_without_two_classes_in_each_subset_is_refused_at_once(problem, recipe):
-    few = problem.source.labels < 5
-    source = ImageDataset(problem.source.images[few], problem.source.labels[few], problem.source.classes[:5])
-    parts = problem.target_train, problem.target_validation, problem.target_test
     with pytest.raises(InputError, match='fewer than two of the 5 classes.*design="random"'):
-        dtl.Study(TransferProblem("five", source, *parts), recipe)
+        dtl.Study(with_few_classes(problem, 5), recipe)
 
 
 @pytest.mark.parametrize("models", [20, 21])
 def test_too_few_subsets_for_least_squares_are_read_as_differences(problem, recipe, models):
-    nine = problem.source.labels < 9
-    source = ImageDataset(problem.source.images[nine], problem.source.labels[nine], problem.source.classes[:9])
-    parts = problem.target_train, problem.target_validation, problem.target_test
-    study = dtl.Study(TransferProblem("nine", source, *parts), recipe).run(models, "cpu", progress=False)
+    study = dtl.Study(with_few_classes(problem, 9), recipe).run(models, "cpu", progress=False)
     assert study.influence(by="all").method == "difference"
     with pytest.raises(InputError, match="too few distinct subsets"):
         study.influence("ols", by="all")
